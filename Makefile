@@ -1,0 +1,75 @@
+# Everything runs from a virtual environment beside this file; nothing is installed elsewhere.
+#
+#   make run                      the burst scenario on an embedded Ray of three target raylets
+#   make run SCENARIO=x ARGS=..   another scenario (catalogue name, file, replay:RUN), more options
+#   make test                     the whole suite; PYTEST_ARGS="tests/unit -k lease" for a part of it
+#   make check                    what a commit must pass: lint, format, types
+#   make soak                     the long forms of the tests
+#   make simulate SEEDS=2000      the control plane on virtual time, with this many seeds
+#   make bench                    speed and memory, with peers where there are some
+#   make constraints              resolve all dependencies afresh and pin what was found
+#   make clean                    remove what these targets made, except results in runs/
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SCENARIO ?= burst
+ARGS ?=
+PYTEST_ARGS ?=
+SEEDS ?= 200
+
+# Files whose change asks for a new installation.
+PINS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := run
+.PHONY: run test check soak simulate bench constraints clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	$(BIN)/stress-cluster run "$(SCENARIO)" --nodes 3 $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -rs $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -rs --soak -m soak --timeout 0 $(PYTEST_ARGS)
+
+simulate: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -rs tests/simulation --seeds "$(SEEDS)" --timeout 0 $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-test
+	@set -e; for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS); done
+
+# The stamps are written last, so an interrupted installation is repeated.
+$(VENV)/.installed: $(PINS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(PINS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "'$(PYTHON)' is missing or older than 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "'$(PYTHON)' comes without its venv module (on Debian: the package python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+constraints:
+	rm -rf build/pins
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip install --quiet --editable '.[test]'
+	grep "^#" constraints.txt > build/pins/constraints.txt
+	build/pins/bin/python -m pip freeze --exclude-editable >> build/pins/constraints.txt
+	mv build/pins/constraints.txt constraints.txt
+	rm -rf build/pins
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find actors scenarios cluster tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

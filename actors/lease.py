@@ -1,0 +1,134 @@
+"""A load's side of the control page: may I load now, how strongly, and what I say of myself. Holds no authority.
+
+A look is one read of the lease word and one of the stop word. An expired lease is terminal, also when the page says
+otherwise later; the load then leaves through `expire`, which runs no clean-up that could wait.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final
+
+from . import control
+from .clock import Clock
+from .control import ControlPage, StatsPage
+from .lifecycle import EXIT_LEASE
+
+# Words of a load's stats slot beyond those that `control` names.
+BASELINE: Final = 9  # anonymous bytes before the ramp
+NOTES: Final = 10  # bits of Note
+NOTE_NICE_REFUSED: Final = 1  # the load runs at a lower priority than asked: raising it is not permitted
+NOTE_NO_POPULATE: Final = 2  # memory is touched page by page: the kernel cannot populate it
+NOTE_NO_RECORDING: Final = 4  # the agent's segment could not be opened: the load records nothing
+
+
+class Order(IntEnum):
+    """What the control page says."""
+
+    GO = 0
+    WAIT = 1  # no lease was given yet
+    DRAIN = 2
+    DEAD = 3
+
+
+class LeaseWatch:
+    """One load's view of its slot. Thread safe: every figure is one aligned word."""
+
+    def __init__(
+        self,
+        control_page: ControlPage,
+        stats_page: StatsPage,
+        slot: int,
+        generation: int,
+        clock: Clock,
+        *,
+        leave: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.control = control_page
+        self.stats = stats_page
+        self.slot = slot
+        self.generation = generation
+        self.clock = clock
+        self._leave = leave
+        self._words = control_page.as_words()
+        self._lease_at = control.word_index(slot, control.LEASE)
+        self._stop_at = control.word_index(slot, control.STOP)
+        self._ceiling_at = control.word_index(slot, control.CEILING)
+        self._stop_drain = generation << control.GENERATION_SHIFT | control.STOP_DRAIN
+        self._stop_kill = generation << control.GENERATION_SHIFT | control.STOP_KILL
+        self._seen_live = False
+        self._expired = False
+        self._notes = 0
+
+    def look(self) -> Order:
+        """Return what to do now; DEAD stays DEAD."""
+        if self._expired:
+            return Order.DEAD
+        order = self._judge(self.clock.boot_ns())
+        self._expired = order is Order.DEAD
+        return order
+
+    def _judge(self, now_ns: int) -> Order:
+        generation, deadline_ns = control.unpack_lease(self._words[self._lease_at])
+        stop = self._words[self._stop_at]
+        if generation != self.generation or stop == self._stop_kill:
+            return Order.DEAD
+        if now_ns >= deadline_ns and (self._seen_live or deadline_ns):
+            return Order.DEAD
+        if stop == self._stop_drain:
+            return Order.DRAIN
+        if not deadline_ns:
+            return Order.WAIT
+        self._seen_live = True
+        return Order.GO
+
+    def may_go_on(self) -> bool:
+        """Tell whether to load on; leaves the process at once when the lease is over."""
+        order = self.look()
+        if order is Order.DEAD:
+            self.expire()
+        return order is Order.GO
+
+    def expire(self) -> None:
+        """End this process now: no handler, no flush, no wait."""
+        self._leave(EXIT_LEASE)
+
+    def ceiling(self) -> float:
+        """Return the throttle, 0..1; a word that is no number in that range counts as 0."""
+        (value,) = struct.unpack("=d", struct.pack("=Q", self._words[self._ceiling_at]))
+        return float(value) if 0.0 <= value <= 1.0 else 0.0
+
+    def start_ns(self) -> int:
+        """Return when load begins, 0 while that is not decided."""
+        return self.control.start_ns(self.slot)
+
+    def state(self, state: int) -> None:
+        """Publish a state of `control.LOAD_*`."""
+        self.stats.put(self.slot, control.STATE, state)
+
+    def first_slice(self) -> None:
+        """Publish that load began, once."""
+        if not self.stats.word(self.slot, control.FIRST_SLICE):
+            self.stats.put(self.slot, control.FIRST_SLICE, self.clock.boot_ns())
+            self.state(control.LOAD_RUNNING)
+
+    def baseline(self, held_bytes: int) -> None:
+        """Publish the anonymous bytes held before the ramp."""
+        self.stats.put(self.slot, BASELINE, held_bytes)
+
+    def note(self, bit: int) -> None:
+        """Publish one of the `NOTE_*` facts."""
+        self._notes |= bit
+        self.stats.put(self.slot, NOTES, self._notes)
+
+    def report(self, *, asked: float, own: float, cpu_ns: int, operations: int) -> None:
+        """Publish figures: asked (after the ceiling) and own measure in the operation's unit, CPU time, work units."""
+        put = self.stats.put
+        self.stats.put_float(self.slot, control.ASKED, asked)
+        self.stats.put_float(self.slot, control.OWN, own)
+        put(self.slot, control.CPU, cpu_ns)
+        put(self.slot, control.OPERATIONS, operations)
+        put(self.slot, control.BEAT, self.clock.boot_ns())

@@ -1,0 +1,202 @@
+"""MemoryPressure: holds touched anonymous memory, up and down with its shape, at almost no CPU.
+
+Whole segments of 16 MiB are mapped, populated and unmapped one at a time, with a look at the lease between; the last one
+is populated only in its first part, in steps of 64 KiB and without huge pages, so that no more is held than asked.
+What is never done: memory shared with other processes, which would outlive a kill or count elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from .clock import SECOND_NS, process_cpu_ns
+from .lease import NOTE_NO_POPULATE, LeaseWatch
+from .messages import Capacity, Operation
+from .simulator import AVAILABLE, Capability, SimulatorRecord, absolute
+
+if TYPE_CHECKING:
+    from .capability import NodeFacts
+
+MIB: Final = 1 << 20
+SEGMENT_BYTES: Final = 16 * MIB
+GRAIN_BYTES: Final = 64 << 10
+LOOK_S: Final = 0.05
+MADV_POPULATE_WRITE: Final = 23  # linux/mman.h, since 5.14; not in Python's mmap module
+_PAGE_BYTES: Final = mmap.PAGESIZE
+
+
+class Segment:
+    """One private anonymous mapping, populated from its start up to `used_bytes`."""
+
+    def __init__(self, size_bytes: int, *, whole: bool) -> None:
+        self._map = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.used_bytes = 0
+        self.populates = True
+        if not whole and hasattr(mmap, "MADV_NOHUGEPAGE"):
+            _advise(self._map, mmap.MADV_NOHUGEPAGE)
+
+    def resize(self, used_bytes: int) -> None:
+        """Populate or give back memory so that the first `used_bytes` are held; raises `OSError` (ENOMEM)."""
+        if used_bytes > self.used_bytes:
+            self._populate(self.used_bytes, used_bytes - self.used_bytes)
+        elif used_bytes < self.used_bytes:
+            self._map.madvise(mmap.MADV_DONTNEED, used_bytes, self.used_bytes - used_bytes)
+        self.used_bytes = used_bytes
+
+    def _populate(self, start: int, length: int) -> None:
+        try:
+            self._map.madvise(MADV_POPULATE_WRITE, start, length)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self.populates = False  # an older kernel: touch one byte in each page
+            with memoryview(self._map) as view:
+                view[start : start + length : _PAGE_BYTES] = b"\x01" * -(-length // _PAGE_BYTES)
+
+    def close(self) -> None:
+        """Unmap it."""
+        self._map.close()
+
+
+def _advise(mapping: mmap.mmap, advice: int) -> None:
+    try:
+        mapping.madvise(advice)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: this kernel has no huge pages at all
+            raise
+
+
+class Reservoir:
+    """The segments held. `step_towards` moves by at most one segment, so that the caller can look at its lease between."""
+
+    def __init__(self) -> None:
+        self._full: list[Segment] = []
+        self._tail: Segment | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes are populated."""
+        return len(self._full) * SEGMENT_BYTES + (self._tail.used_bytes if self._tail else 0)
+
+    @property
+    def populates(self) -> bool:
+        """Whether the kernel populated what is held in one call each."""
+        return all(segment.populates for segment in (*self._full, *([self._tail] if self._tail else [])))
+
+    def step_towards(self, target_bytes: float) -> bool:
+        """Move one step towards the target, rounded down to 64 KiB; return whether it is reached. Raises `OSError`."""
+        target = int(target_bytes) // GRAIN_BYTES * GRAIN_BYTES
+        missing = target - self.held_bytes
+        if missing >= SEGMENT_BYTES and not self._tail:
+            self._add_whole()
+        elif missing > 0:
+            self._grow_tail(missing)
+        elif missing < 0:
+            self._shrink(-missing)
+        return self.held_bytes == target
+
+    def _add_whole(self) -> None:
+        segment = Segment(SEGMENT_BYTES, whole=True)
+        segment.resize(SEGMENT_BYTES)
+        self._full.append(segment)
+
+    def _grow_tail(self, missing: int) -> None:
+        self._tail = self._tail or Segment(SEGMENT_BYTES, whole=False)
+        self._tail.resize(min(SEGMENT_BYTES, self._tail.used_bytes + missing))
+        if self._tail.used_bytes == SEGMENT_BYTES:
+            self._full.append(self._tail)
+            self._tail = None
+
+    def _shrink(self, surplus: int) -> None:
+        if self._tail is None:
+            self._tail = self._full.pop()
+        if surplus < self._tail.used_bytes:
+            self._tail.resize(self._tail.used_bytes - surplus)
+            return
+        self._tail.close()
+        self._tail = None
+
+    def release(self) -> None:
+        """Give everything back."""
+        for segment in (*self._full, *([self._tail] if self._tail else [])):
+            segment.close()
+        self._full, self._tail = [], None
+
+
+def own_anonymous_bytes() -> int:
+    """Return this process's anonymous resident bytes."""
+    rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return next((int(row[1]) * 1024 for row in rows if row[0] == "RssAnon:"), 0)
+
+
+class MemoryPressure:
+    """Runs in a load process: `warm_up`, then `run`."""
+
+    def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:  # noqa: ARG002
+        """Make it; it records nothing in a segment, so that its own memory stays as it is before the ramp."""
+        RECORD.resolve_options(operation.options)
+        self._operation = operation
+        self._watch = watch
+        self._shape = absolute(operation, capacity)
+        self._unit_bytes = float(capacity.memory_bytes) if operation.unit == "fraction" else 1.0
+        self._reservoir = Reservoir()
+
+    def warm_up(self) -> None:
+        """Take the code path once with one grain, so that the ramp brings nothing but its own pages."""
+        self._reservoir.step_towards(GRAIN_BYTES)
+        if not self._reservoir.populates:
+            self._watch.note(NOTE_NO_POPULATE)
+        self._reservoir.release()
+        self._watch.baseline(own_anonymous_bytes())
+        self.idle()
+
+    def idle(self) -> None:
+        """Publish a sign of life."""
+        self._watch.report(asked=0.0, own=0.0, cpu_ns=process_cpu_ns(), operations=0)
+
+    def run(self, start_ns: int) -> None:
+        """Follow the shape until the operation's end or a stop, then release; leaves the process when the lease ends."""
+        end_ns = start_ns + round(self._operation.duration_s * SECOND_NS)
+        clock, steps = self._watch.clock, 0
+        self._watch.first_slice()
+        while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on():
+            asked = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
+            reached = self._reservoir.step_towards(asked)
+            steps += 1
+            if reached:
+                self._publish(asked, steps)
+                clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
+            elif steps % 8 == 0:
+                self._publish(asked, steps)
+        self._reservoir.release()
+
+    def _publish(self, asked_bytes: float, steps: int) -> None:
+        unit = self._unit_bytes
+        self._watch.report(asked=asked_bytes / unit, own=self._reservoir.held_bytes / unit, cpu_ns=process_cpu_ns(), operations=steps)
+
+
+def _supported(facts: NodeFacts) -> Capability:
+    if not facts.populates_memory:
+        return Capability(
+            "fallback", "the kernel has no MADV_POPULATE_WRITE (before 5.14): pages are touched one by one, the ramp takes more CPU"
+        )
+    if facts.swap_bytes > 0:
+        return Capability("fallback", "this host has swap: memory that was swapped out no longer counts as held")
+    return AVAILABLE
+
+
+RECORD: Final = SimulatorRecord(
+    name="MemoryPressure",
+    summary="Holds touched anonymous memory and follows its shape up and down.",
+    units=("fraction", "bytes"),
+    resource="memory_bytes",
+    measure="anonymous resident bytes of the load process less their value before the ramp",
+    tolerance=0.02,
+    look_ms=50,
+    options=(),
+    supported=_supported,
+    entry="memory:MemoryPressure",
+)

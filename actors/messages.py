@@ -1,0 +1,140 @@
+"""Records that cross processes: plain, frozen, versioned, without behaviour. Standard library only.
+
+`SCHEMA_VERSION` rises when a field changes its meaning or goes; adding one with a default does not raise it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """What a plan may know about a node: its name and what selectors ask for."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    address: str = ""
+    is_head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One simulator on one node for one span of the timeline.
+
+    `shape` is a shape's spec with values in `unit` ("fraction" of the node's capacity, or "bytes").
+    `start_s` counts from the start barrier.
+    """
+
+    id: str
+    kind: str
+    node: str
+    start_s: float
+    duration_s: float
+    unit: str
+    shape: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    phase: str = ""
+    seed: int = 0
+    tolerance: float | None = None  # of the dose, set by the scenario; None: the simulator's own
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What an operation may take at its peak, or what a budget allows."""
+
+    cpu_cores: float = 0.0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+
+    def plus(self, other: Amounts) -> Amounts:
+        """Return the sum."""
+        return Amounts(self.cpu_cores + other.cpu_cores, self.memory_bytes + other.memory_bytes, self.disk_bytes + other.disk_bytes)
+
+    def minus(self, other: Amounts) -> Amounts:
+        """Return the difference; may be negative, which a ledger's invariants refuse."""
+        return Amounts(self.cpu_cores - other.cpu_cores, self.memory_bytes - other.memory_bytes, self.disk_bytes - other.disk_bytes)
+
+    def within(self, limit: Amounts) -> bool:
+        """Tell whether each amount is at most the limit's (with a rounding margin for cores)."""
+        return self.cpu_cores <= limit.cpu_cores + 1e-9 and self.memory_bytes <= limit.memory_bytes and self.disk_bytes <= limit.disk_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """A node's share of its machine: container limits are the denominators, divided by the raylets that share it."""
+
+    cpu_cores: float
+    memory_bytes: int
+    disk_bytes: int
+    sharers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTicket:
+    """A slot of the control page, given to one operation."""
+
+    slot: int
+    generation: int
+    segment_path: str = ""  # where the load records metrics: /proc/<agent pid>/fd/<n>
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorStatus:
+    """What a simulator says of itself; its dose is measured elsewhere."""
+
+    operation: str
+    phase: str
+    reason: str = ""
+    pids: tuple[int, ...] = ()
+    exit_code: int | None = None
+    first_slice_ns: int = 0
+    records: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostSnapshot:
+    """A node's host at one instant; limits of the container are the denominators."""
+
+    node: str
+    boot_ns: int
+    cpu_cores: float
+    cpu_busy_fraction: float
+    memory_limit_bytes: int
+    memory_available_bytes: int
+    disk_total_bytes: int
+    disk_free_bytes: int
+    descriptors_used: int
+    descriptors_limit: int
+    load_average_1m: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """The emergency halt: the higher generation wins."""
+
+    generation: int = 0
+    on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a run's story."""
+
+    kind: str
+    message: str
+    severity: str = "info"  # info, warning, error
+    node: str = ""
+    worker: str = ""
+    phase: str = ""
+    wall_ns: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """Return a record as JSON-ready data with its schema version."""
+    return {"schema": SCHEMA_VERSION, **asdict(record)}

@@ -1,0 +1,125 @@
+"""The catalogue: every metric there is, with kind, unit, help, labels and level. A name that is not here cannot be recorded.
+
+Names are dotted and carry no unit; the unit is a column of its own and a suffix of the Prometheus family. Most metrics
+have one unit. The two doses have one of two, by the operation they belong to, so each unit is a family of its own:
+`dose.requested` gives `stress_cluster_dose_requested_ratio` and `stress_cluster_dose_requested_bytes`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from actors.errors import InputError
+
+PREFIX: Final = "stress_cluster"
+RESERVED_LABELS: Final = ("run", "node", "worker", "phase", "le")
+DOSE_UNITS: Final = {"fraction": "ratio", "bytes": "bytes"}  # Operation.unit -> unit of its dose
+
+
+class Kind(StrEnum):
+    """How values of a series combine."""
+
+    COUNTER = "counter"  # increases; add up
+    GAUGE = "gauge"  # states; the last one counts
+    HISTOGRAM = "histogram"  # distributions; merge
+
+
+class Level(StrEnum):
+    """Which metrics a run records: `core` always, `detail` when asked for."""
+
+    CORE = "core"
+    DETAIL = "detail"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One entry of the catalogue. `other_units` are units that a series may have instead of `unit`."""
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    level: Level = Level.CORE
+    other_units: tuple[str, ...] = ()
+
+    def family(self, unit: str = "") -> str:
+        """Return the name of the Prometheus family for a unit (default: the metric's own)."""
+        parts = [PREFIX, *self.name.split(".")]
+        suffix = unit or self.unit
+        if suffix:
+            parts.append(suffix)
+        if self.kind is Kind.COUNTER:
+            parts.append("total")
+        return "_".join(parts)
+
+    def checked_unit(self, unit: str) -> str:
+        """Return the unit of a series: the given one, or the metric's own for "". Raises `InputError` for another."""
+        if unit in ("", self.unit):
+            return self.unit
+        if unit not in self.other_units:
+            known = ", ".join((self.unit, *self.other_units))
+            raise InputError("invalid_value", f"metric {self.name!r} has no unit {unit!r}", f"known: {known}")
+        return unit
+
+    def checked_labels(self, labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
+        """Return labels as sorted pairs of text. Raises `InputError` for one that the metric does not declare."""
+        for name in labels:
+            if name not in self.labels:
+                raise InputError(
+                    "unknown_key", f"metric {self.name!r} has no label {name!r}", f"declared: {', '.join(self.labels) or 'none'}"
+                )
+        return tuple(sorted((name, str(value)) for name, value in labels.items()))
+
+
+C, G, H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+_TABLE: Final = (
+    # the dose: asked and achieved strength of each operation, measured from outside its processes
+    Metric("dose.requested", G, "ratio", "Strength asked of an operation after the ceiling.", other_units=("bytes",)),
+    Metric("dose.achieved", G, "ratio", "Strength achieved by an operation, measured from outside its processes.", other_units=("bytes",)),
+    Metric("dose.own", G, "ratio", "The part of dose.achieved that is our own load; differs from it in host-total mode only."),
+    # the host, with the container's limits as denominators
+    Metric("host.cpu.busy", G, "ratio", "Busy share of the node's CPU capacity."),
+    Metric("host.load.average", G, "", "Load average of the last minute.", level=Level.DETAIL),
+    Metric("host.memory.limit", G, "bytes", "Memory that this node may use: machine or container, the smaller."),
+    Metric("host.memory.used", G, "bytes", "Memory limit less what is available."),
+    Metric("host.memory.available", G, "bytes", "Memory that can be had without swapping."),
+    Metric("host.disk.size", G, "bytes", "Size of the file system that holds the state folder.", level=Level.DETAIL),
+    Metric("host.disk.free", G, "bytes", "Free space of the file system that holds the state folder."),
+    Metric("host.descriptors.used", G, "", "Open file descriptors on the machine."),
+    Metric("host.descriptors.limit", G, "", "File descriptors that the machine may open.", level=Level.DETAIL),
+    # what loads say of themselves
+    Metric("load.operations", C, "", "Units of work that a load finished."),
+    Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
+    # probes: response time counts from the intended start, service time from the real one
+    Metric("probe.response", H, "seconds", "Time from a probe's intended start to its answer.", ("probe",)),
+    Metric("probe.service", H, "seconds", "Time from a probe's real start to its answer.", ("probe",)),
+    Metric("probe.requests", C, "", "Probe calls that were due, sent or not.", ("probe",)),
+    Metric("probe.failures", C, "", "Probe calls without a right answer, by reason.", ("probe", "reason")),
+    # safety
+    Metric("safety.verdict", G, "", "Worst verdict of the node's policies: 0 ok, 1 hold, 2 shed, 3 abort."),
+    Metric("safety.ceiling", G, "ratio", "Ceiling that the node's policies put on every operation."),
+    # the harness itself
+    Metric("agent.lease.remaining", G, "seconds", "Time until the operation's lease ends."),
+    Metric("agent.tick.lag", H, "seconds", "How late a tick of the agent began."),
+    Metric("agent.outbox", G, "bytes", "Sealed windows on disk that wait for the aggregator.", level=Level.DETAIL),
+    Metric("metrics.dropped", C, "", "Samples that were not recorded, by reason.", ("reason",)),
+    Metric("metrics.unflushed", C, "", "Recorders that died before their last drain: up to 100 ms of samples each are unknown."),
+    Metric("start.skew", G, "seconds", "Latest less earliest first slice of load after the start barrier."),
+    Metric("halt.latency", G, "seconds", "From the decision to halt to the last load gone."),
+)
+
+CATALOGUE: Final[dict[str, Metric]] = {metric.name: metric for metric in _TABLE}
+
+
+def find(name: str) -> Metric:
+    """Return the catalogue entry. Raises `InputError` with the nearest known name."""
+    metric = CATALOGUE.get(name)
+    if metric is None:
+        close = difflib.get_close_matches(name, CATALOGUE, n=1)
+        raise InputError("unknown_name", f"unknown metric {name!r}", f"did you mean {close[0]!r}?" if close else "see `list metrics`")
+    return metric

@@ -1,0 +1,437 @@
+"""The node agent in one process: performs what `agent.Agent` decides, on threads that never wait for each other.
+
+    exchange   asks the orchestrator, hands the answer's leases to the guardian; does nothing else
+    control    at `sample_hz`: host snapshot, safety verdict, what the loads' stats say
+    metrics    once a window: doses measured from outside, window closed, outbox delivered
+    workers    slow effects: opening slots, starting simulators, closing slots
+
+A plain class: Ray is behind `AgentPort`. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.capability import judge as judge_capability
+from actors.capability import read_facts
+from actors.clock import SECOND_NS, Clock, SystemClock
+from actors.control import LOAD_FAILED, LOAD_NONE
+from actors.errors import StressError
+from actors.guardian import GuardianClient
+from actors.host import HostSampler
+from actors.limits import read_capacity
+from actors.messages import Amounts, Capacity, Operation, SlotTicket
+from actors.origin import code_id
+from actors.simulator import peak_amounts
+from actors.state import default_state_dir, open_state_dir
+
+from .agent import Agent, Do, OperationHere
+from .exchange import Reply, Report
+from .node_metrics import NodeMetrics
+from .safety.policies import Level, Verdict, busy_since, judge
+from .safety.profiles import limits_for
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What an agent is started with."""
+
+    node: str
+    cluster: str
+    epoch: int
+    profile: str = "balanced"
+    lease_s: float = 5.0
+    renew_s: float = 1.0
+    sample_hz: float = 10.0
+    stale_s: float = 2.0
+    window_s: float = 1.0
+    idle_exit_s: float = 60.0
+    stop_grace_s: float = 2.0
+    outbox_max_bytes: int = 256 << 20
+    watch: tuple[int, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+class SimulatorPort(Protocol):
+    """One simulator's actor."""
+
+    def prepare(self, timeout_s: float) -> tuple[int, ...]:
+        """Start its load and wait until it is compiled and waits for its start; return its processes. Raises `StressError`."""
+        ...
+
+    def poll(self) -> Mapping[str, Any] | None:
+        """Return its newest status without waiting: {"phase", "reason", "first_slice_ns"}; None before the first. Raises when it is dead."""
+        ...
+
+    def kill(self) -> None:
+        """End its process."""
+        ...
+
+
+class AgentPort(Protocol):
+    """What an agent needs of the cluster around it."""
+
+    def exchange(self, report: Report, timeout_s: float) -> Reply:
+        """Ask the orchestrator; raises `StressError` when no answer came."""
+        ...
+
+    def simulator(self, operation: Operation, capacity: Capacity, ticket: SlotTicket, state_dir: str) -> SimulatorPort:
+        """Create a simulator's actor on this node."""
+        ...
+
+    def push(self, run: str, node: str, incarnation: str, records: list[tuple[int, bytes]], timeout_s: float) -> int:
+        """Hand outbox records to the run's aggregator; returns the last sequence that it has made durable."""
+        ...
+
+    def exit(self) -> None:
+        """End this actor."""
+        ...
+
+
+class AgentShell:
+    """One node's agent. `poke` makes it ask at once; `describe` says what the node is."""
+
+    def __init__(self, config: AgentConfig, port: AgentPort, clock: Clock | None = None) -> None:
+        with contextlib.suppress(OSError):  # an agent should outlive the stress beside it; not every kernel lets it
+            Path("/proc/self/oom_score_adj").write_text("0")
+        self._config, self._port, self._clock = config, port, clock or SystemClock()
+        self.state_dir = open_state_dir(default_state_dir({**os.environ, **config.environ}, os.geteuid()))
+        self._lock = threading.RLock()
+        self._incarnation = self._clock.boot_ns()
+        self._guardian = GuardianClient.connect(
+            self.state_dir,
+            role="agent",
+            code_id=code_id(),
+            cluster=config.cluster,
+            node=config.node,
+            epoch=config.epoch,
+            incarnation=self._incarnation,
+            watch=[os.getpid(), *config.watch],
+        )
+        self._capacity = read_capacity(self.state_dir)
+        self._limits = limits_for(config.profile)
+        self._agent = Agent(
+            config.node, config.cluster, self._guardian.hello["guardian_id"], self._incarnation, config.epoch, self._capacity
+        )
+        self._sampler = HostSampler(config.node, self.state_dir)
+        self._metrics = NodeMetrics(config.node, self._incarnation, self.state_dir, self._guardian, self._clock, config.outbox_max_bytes)
+        self._simulators: dict[tuple[str, str], SimulatorPort] = {}
+        self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="worker")
+        self._asked = threading.Event()
+        self._ending = threading.Event()
+        self._snapshot_ns = self._idle_since_ns = self._clock.boot_ns()
+        self._busy_since_ns = 0
+        self._troubles: list[str] = []
+        self._adopt_leftovers()
+        self._threads = [
+            threading.Thread(target=self._loop, args=(name, body), name=name, daemon=True)
+            for name, body in (("exchange", self._exchange_once), ("control", self._control_once), ("metrics", self._metrics_once))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # ---- what others call
+
+    def hello(self) -> dict[str, Any]:
+        """Say who this is: code, machine, capacity, and what the node can do."""
+        return {
+            "code_id": code_id(),
+            "node": self._config.node,
+            "pid": os.getpid(),
+            "machine": self._guardian.hello["guardian_id"],
+            "guardian_pid": self._guardian.hello["pid"],
+            "state_dir": str(self.state_dir),
+            "capacity": self._capacity,
+            "incarnation": str(self._incarnation),
+            "halt": self._guardian.hello["halt"],
+            "report": self._node_report(),
+        }
+
+    def _node_report(self) -> dict[str, Any]:
+        facts = read_facts(self.state_dir)
+        can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge_capability(facts).items()}
+        return {**facts.to_json(), "simulators": can}
+
+    def poke(self) -> None:
+        """Ask the orchestrator now instead of at the next turn."""
+        self._asked.set()
+
+    def alive(self) -> None:
+        """Return only when this agent ends: whoever waits for the answer learns of its end at once."""
+        self._ending.wait()
+
+    def guardian_status(self) -> dict[str, Any]:
+        """Return the guardian's status."""
+        return self._guardian.call("status")
+
+    def leave(self) -> None:
+        """End: nothing is renewed any more, and the guardian ends what is left."""
+        self._ending.set()
+        self._asked.set()
+
+    # ---- loops
+
+    def _loop(self, name: str, body: Callable[[], float]) -> None:
+        """Run one loop's body until the end; a failure of one turn is an event, never the end of the loop."""
+        while not self._ending.is_set():
+            try:
+                pause_s = body()
+            except StressError as error:
+                self._trouble(name, f"{error.code}: {error}")
+                pause_s = 0.2
+            except Exception as error:
+                self._trouble(name, f"{type(error).__name__}: {error}")
+                pause_s = 0.2
+            if name == "exchange":
+                self._asked.wait(pause_s)
+                self._asked.clear()
+            else:
+                self._ending.wait(pause_s)
+        if name == "control":
+            self._port.exit()
+
+    def _trouble(self, where: str, message: str) -> None:
+        text = f"agent {self._config.node}, {where}: {message}"
+        if text not in self._troubles[-3:]:
+            self._troubles = [*self._troubles[-50:], text]
+            self._metrics.event("agent_trouble", text, severity="warning")
+
+    def _exchange_once(self) -> float:
+        with self._lock:
+            report = self._agent.report(self._clock.boot_ns())
+        reply = self._port.exchange(report, timeout_s=max(0.5, self._config.lease_s / 2))
+        with self._lock:
+            self._agent.on_reply(reply, report.t0_ns, self._clock.boot_ns())
+        self._perform()
+        return self._config.renew_s
+
+    def _control_once(self) -> float:
+        begun_ns = self._clock.boot_ns()
+        snapshot = self._sampler.snapshot()
+        self._busy_since_ns = busy_since(self._busy_since_ns, snapshot, self._limits)
+        verdict = judge(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
+        lag_s = (begun_ns - self._snapshot_ns) / SECOND_NS
+        self._snapshot_ns = begun_ns
+        if lag_s > self._config.stale_s and self._agent.live_slots():
+            verdict = Verdict(Level.ABORT, f"{self._config.node}: no host snapshot for {lag_s:.1f} s, at most {self._config.stale_s:.1f} s allowed")
+        with self._lock:
+            self._agent.on_snapshot(snapshot, verdict)
+            self._look_at_loads()
+            ceiling = self._agent.ceiling
+        self._metrics.on_snapshot(snapshot, int(verdict.level), ceiling, lag_s)
+        self._perform()
+        self._exit_when_idle(begun_ns)
+        spent_s = (self._clock.boot_ns() - begun_ns) / SECOND_NS
+        return max(0.0, 1.0 / self._config.sample_hz - spent_s)
+
+    def _metrics_once(self) -> float:
+        with self._lock:
+            live = {op.operation.id: (run, op) for run, op in self._agent.live_slots()}
+        for name, dose in self._metrics.measure().items():
+            if name in live:
+                live[name][1].requested, live[name][1].achieved = dose
+        self._metrics.close_windows()
+        self._deliver()
+        return self._metrics.until_next_window_s(self._config.window_s)
+
+    def _deliver(self) -> None:
+        for run in self._metrics.runs():
+            self._metrics.deliver(run, self._port.push)
+            if self._metrics.delivered(run):
+                with self._lock:
+                    self._agent.on_delivered(run)
+        self._perform()
+
+    def _exit_when_idle(self, now_ns: int) -> None:
+        with self._lock:
+            idle = self._agent.idle()
+            deposed = bool(self._agent.deposed) and not self._agent.live_slots()
+        if not idle and not deposed:
+            self._idle_since_ns = now_ns
+        if deposed or now_ns - self._idle_since_ns > self._config.idle_exit_s * SECOND_NS:
+            self._ending.set()
+
+    def _look_at_loads(self) -> None:
+        """Tell the agent what the pages and simulators show: first slices and ended loads."""
+        now_ns = self._clock.boot_ns()
+        for run, op in self._agent.live_slots():
+            key, name = (run.run, op.operation.id), op.operation.id
+            load = self._guardian.stats.read(op.slot)
+            ours = load.generation == op.generation
+            simulator = self._simulators.get(key)
+            status = self._poll(simulator)
+            first_ns = (load.first_slice_ns if ours else 0) or int(status.get("first_slice_ns", 0))
+            if first_ns and op.stage in {"armed", "running"}:
+                self._agent.on_first_slice(run.run, name, first_ns)
+            if op.stage in {"preparing", "ready", "armed", "running"} and simulator is not None:
+                ended = self._ended(op, load.state if ours else LOAD_NONE, status, now_ns)
+                if ended is not None:
+                    self._agent.on_load_ended(run.run, name, planned=ended[0], reason=ended[1])
+
+    @staticmethod
+    def _poll(simulator: SimulatorPort | None) -> Mapping[str, Any]:
+        try:
+            return (simulator.poll() if simulator else None) or {}
+        except StressError as error:
+            return {"phase": "dead", "reason": f"its simulator is dead: {error}"}
+
+    def _ended(self, op: OperationHere, state: int, status: Mapping[str, Any], now_ns: int) -> tuple[bool, str] | None:
+        """Return (as planned, reason) of a load that has ended, nothing while it lives."""
+        phase = status.get("phase", "")
+        if phase == "done":
+            return True, ""
+        if state == LOAD_FAILED or phase in {"failed", "dead", "expired"}:
+            return False, str(status.get("reason") or "its load process failed")
+        if op.stage in {"armed", "running"} and not self._guardian.control.live(op.slot, op.generation, now_ns):
+            return False, "its lease ended"
+        return None
+
+    # ---- effects
+
+    def _perform(self) -> None:
+        with self._lock:
+            effects, events = self._agent.drain()
+        for event in events:
+            self._metrics.add_event(event)
+        for effect in effects:
+            self._one(effect)
+
+    def _one(self, effect: Do) -> None:
+        data = effect.data
+        if effect.what == "grant":
+            self._guardian.call("grant", leases=data["leases"], timeout_s=1.0, **self._fence(data["epoch"]))
+        elif effect.what == "throttle":
+            self._guardian.call("throttle", ceilings=data["ceilings"])
+        elif effect.what == "write_start":
+            self._guardian.call("start", slot=data["slot"], generation=data["generation"], start_ns=data["start_ns"])
+            self._metrics.started(effect.operation, data["start_ns"])
+        elif effect.what == "halt":
+            self._guardian.call("halt" if data["on"] else "resume", generation=data["generation"])
+        elif effect.what == "exchange":
+            self._asked.set()
+        elif effect.what == "run_begins":
+            self._metrics.begin(effect.run)
+        elif effect.what == "seal":
+            self._workers.submit(self._guarded, self._seal, effect)
+        elif effect.what == "forget":
+            self._metrics.forget(effect.run)
+        elif effect.what in {"open_slot", "prepare", "close_slot"}:
+            body = {"open_slot": self._open_slot, "prepare": self._prepare, "close_slot": self._close_slot}[effect.what]
+            self._workers.submit(self._guarded, body, effect)
+        elif effect.what == "exchange_refused":
+            self._trouble("exchange", f"the orchestrator refused: {data['reason']}")
+        else:
+            raise AssertionError(f"no such effect: {effect.what}")
+
+    def _fence(self, epoch: int) -> dict[str, Any]:
+        return {"cluster": self._config.cluster, "node": self._config.node, "epoch": epoch, "incarnation": self._incarnation}
+
+    def _guarded(self, body: Callable[[Do], None], effect: Do) -> None:
+        try:
+            body(effect)
+        except Exception as error:
+            code = error.code if isinstance(error, StressError) else "internal"
+            self._trouble(effect.what, f"{effect.operation}: {type(error).__name__}: {error}")
+            with self._lock:
+                if effect.what == "open_slot":
+                    self._agent.on_refused(effect.run, effect.operation, code, str(error))
+                elif effect.what == "prepare":
+                    self._agent.on_load_ended(effect.run, effect.operation, planned=False, reason=str(error))
+        self._perform()
+
+    def _open_slot(self, effect: Do) -> None:
+        operation: Operation = effect.data["operation"]
+        capacity: Capacity = effect.data["capacity"] or self._capacity
+        limits: Amounts = effect.data["machine_limits"] or Amounts(self._capacity.cpu_cores, self._capacity.memory_bytes, self._capacity.disk_bytes)
+        amounts = peak_amounts(operation, capacity)
+        answer = self._guardian.call(
+            "open_slot",
+            run=effect.run,
+            operation=operation.id,
+            amounts=_amounts(amounts),
+            machine_limits=_amounts(limits),
+            release_s=release_s(amounts),
+            sharers=capacity.sharers,
+            **self._fence(self._agent.epoch),
+        )
+        with self._lock:
+            self._agent.on_opened(effect.run, operation.id, answer["slot"], answer["generation"])
+
+    def _prepare(self, effect: Do) -> None:
+        operation: Operation = effect.data["operation"]
+        capacity: Capacity = effect.data["capacity"] or self._capacity
+        slot, generation = effect.data["slot"], effect.data["generation"]
+        if effect.data["ceiling"] < 1.0:
+            self._guardian.call("throttle", ceilings=[[slot, generation, effect.data["ceiling"]]])
+        segment = self._metrics.open_segment(effect.run, operation)
+        ticket = SlotTicket(slot, generation, segment)
+        simulator = self._port.simulator(operation, capacity, ticket, str(self.state_dir))
+        self._simulators[effect.run, operation.id] = simulator
+        pids = simulator.prepare(timeout_s=60.0)
+        self._metrics.watch(effect.run, operation, capacity, slot, generation, pids)
+        with self._lock:
+            self._agent.on_prepared(effect.run, operation.id)
+
+    def _close_slot(self, effect: Do) -> None:
+        data = effect.data
+        try:
+            answer = self._guardian.call(
+                "close_slot", slot=data["slot"], generation=data["generation"], grace_s=data["grace_s"], timeout_s=60.0
+            )
+        except StressError as error:
+            if error.code != "stale_slot":
+                raise
+            answer = {"outcomes": [], "released_ns": self._clock.boot_ns()}  # emptied and given away already
+        self._metrics.unwatch(effect.run, effect.operation)
+        simulator = self._simulators.pop((effect.run, effect.operation), None)
+        if simulator is not None:
+            simulator.kill()
+        with self._lock:
+            self._agent.on_closed(effect.run, effect.operation, answer.get("stopped_ns") or answer["released_ns"], answer["outcomes"])
+
+    def _seal(self, effect: Do) -> None:
+        self._metrics.seal(effect.run)
+        self._deliver()
+
+    # ---- what an earlier agent left
+
+    def _adopt_leftovers(self) -> None:
+        """Take over runs whose slots or outboxes an earlier agent of this node left behind."""
+        left = {slot["run"] for slot in self._guardian.call("status")["slots"] if self._mine(slot)}
+        boxes = self._metrics.leftover_runs()
+        for run in sorted(left | boxes):
+            self._agent.adopt(run)
+            if run in left:
+                self._workers.submit(self._await_sweep, run)
+            else:
+                self._agent.on_swept(run)
+
+    def _mine(self, slot: Mapping[str, Any]) -> bool:
+        return slot.get("cluster") == self._config.cluster and slot.get("node") == self._config.node
+
+    def _await_sweep(self, run: str) -> None:
+        while not self._ending.is_set():
+            with contextlib.suppress(StressError):  # asked again at the next turn
+                if not any(slot["run"] == run and self._mine(slot) for slot in self._guardian.call("status")["slots"]):
+                    break
+            self._ending.wait(0.1)
+        with self._lock:
+            self._agent.on_swept(run)
+
+
+def release_s(amounts: Amounts) -> float:
+    """Return how long the kernel may take to free these bytes after a kill: 65 ms/GiB idle (measured), doubled for load beside it."""
+    return round(0.13 * amounts.memory_bytes / (1 << 30), 3)
+
+
+def _amounts(amounts: Amounts) -> dict[str, float]:
+    return {"cpu_cores": amounts.cpu_cores, "memory_bytes": amounts.memory_bytes, "disk_bytes": amounts.disk_bytes}
+
+

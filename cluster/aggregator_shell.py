@@ -1,0 +1,189 @@
+"""One run's aggregator in one process: takes windows, serves Prometheus, concludes the run, hands its files out.
+
+A plain class without Ray. Ray may run its constructor again after its process died: it then recovers from the run directory.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.clock import SECOND_NS, Clock, SystemClock
+from actors.errors import HarnessError
+from actors.origin import code_id
+from actors.state import default_state_dir, open_state_dir
+from scenarios.plan import Plan
+
+from .conclusion import Ending, conclude
+from .exporters.prometheus import MetricsServer
+from .metrics.aggregator import Aggregator
+from .metrics.store import read_json, write_json_atomic, write_whole
+from .metrics.stream import MetricStream
+from .outbox import Outbox
+
+LINGER_S = 120.0
+HEARTBEAT_S = 1.0
+
+
+class AggregatorShell:
+    """The aggregator of one run, writing under STATE on its own node."""
+
+    def __init__(self, run: str, on_end: Callable[[], None], clock: Clock | None = None) -> None:
+        self._run, self._clock, self._on_end = run, clock or SystemClock(), on_end
+        self.directory = open_state_dir(default_state_dir(os.environ, os.geteuid())) / "runs" / run
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._core = Aggregator(run, self.directory, self._clock)
+        self._server: MetricsServer | None = None
+        self._outcome: dict[str, Any] | None = None
+        self._touched_ns = self._clock.boot_ns()
+        self._ending = threading.Event()
+        self._manifest_lock = threading.Lock()
+        self._prometheus = read_json(self.directory / "manifest.json") or {}
+        self._serve(self._prometheus.get("prometheus"))
+        threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
+
+    def hello(self) -> dict[str, Any]:
+        """Say who this is and where it writes."""
+        return {"code_id": code_id(), "run": self._run, "directory": str(self.directory), "pid": os.getpid()}
+
+    def begin(self, manifest: Mapping[str, Any], plan: bytes, host: str, port: int | None) -> dict[str, Any]:
+        """Write the manifest of a running run and its plan; serve Prometheus when a port is given."""
+        write_whole(self.directory / "plan.json", lambda file: _write(file, plan))
+        self._serve({"host": host, "port": port} if port is not None else None)
+        endpoint = {"host": host, "port": self._server.port} if self._server else None
+        document = {**manifest, "status": "running", "exit_code": None, "prometheus": endpoint, "start": self._now()}
+        with self._manifest_lock:
+            write_json_atomic(self.directory / "manifest.json", {**document, "heartbeat": self._now()})
+        return {"prometheus": endpoint}
+
+    def push(self, node: str, incarnation: str, records: list[tuple[int, bytes]]) -> int:
+        """Take windows of one stream; return the last sequence number that is on disk."""
+        self._touched_ns = self._clock.boot_ns()
+        held = self._core.push(node, incarnation, records)
+        if self._outcome is not None:
+            self._core.finish()  # late data: a new segment and a new revision of the summary
+        return held
+
+    def expect(self, node: str, incarnation: str) -> None:
+        """Announce a stream."""
+        self._core.expect(node, incarnation)
+
+    def conclude(self, ending: Ending) -> dict[str, Any]:
+        """Judge the run, write its documents and files, and return the outcome."""
+        self._add_events(ending)
+        plan = Plan.from_json((self.directory / "plan.json").read_bytes())
+        concluded = conclude(ending, plan, self)
+        with self._manifest_lock:
+            manifest = read_json(self.directory / "manifest.json") or {}
+            manifest |= {"status": concluded.conclusion.status, "exit_code": concluded.conclusion.exit_code, "end": self._now()}
+            manifest.pop("heartbeat", None)
+            summary = self._core.finish(concluded.summary, manifest)
+            self._outcome = {
+                "status": concluded.conclusion.status,
+                "exit_code": concluded.conclusion.exit_code,
+                "message": concluded.findings[0].reason,
+                "summary": summary,
+            }
+        return self._outcome
+
+    def outcome(self) -> dict[str, Any] | None:
+        """Return the outcome once there is one."""
+        return self._outcome
+
+    def settle(self) -> dict[str, Any]:
+        """Write what has arrived since into Parquet, as recovery does, and bring the documents up to date."""
+        return self._core.finish()
+
+    def files(self) -> list[dict[str, Any]]:
+        """Return the run directory's files, for mirroring."""
+        self._touched_ns = self._clock.boot_ns()
+        return self._core.files()
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Return bytes of one of them."""
+        return self._core.read(name, offset, size)
+
+    def leave(self) -> None:
+        """End: the run directory is whole."""
+        self._ending.set()
+
+    # ---- what conclusion asks
+
+    def evaluate(
+        self,
+        metric: str,
+        stat: str,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        between: tuple[float, float] | None = None,
+    ) -> float | None:
+        """Return one figure over all matching windows."""
+        return self._core.evaluate(metric, stat, node, labels, between)
+
+    def windows(self, operation: str) -> list[tuple[float, float, float, float | None]]:
+        """Return (start UTC s, requested, achieved, own) of each window of an operation."""
+        own_table = self._core.query("dose.own", worker=operation)
+        starts = [time.timestamp() for time in own_table["time"].to_pylist()]
+        own = {round(start, 3): value for start, value in zip(starts, own_table["last"].to_pylist(), strict=True)}
+        doses = self._core.dose_windows().get(operation, [])
+        return [(dose.time_s, dose.requested, dose.achieved, own.get(round(dose.time_s, 3))) for dose in doses]
+
+    def outstanding(self) -> Sequence[Mapping[str, Any]]:
+        """Return the streams that have not arrived whole."""
+        return self._core.outstanding()
+
+    # ---- inside
+
+    def _add_events(self, ending: Ending) -> None:
+        """Append the control plane's story to the run's events, as a stream of its own that ends here."""
+        incarnation = f"orchestrator-{self._clock.boot_ns()}"
+        path = self.directory.parent.parent / "outbox" / self._run / f"orchestrator-{incarnation}.box"
+        box = Outbox(path, node="orchestrator", incarnation=incarnation, run=self._run)
+        stream = MetricStream("orchestrator", incarnation, self._run, box, self._clock)
+        for event in ending.events:
+            stream.event(event)
+        if ending.start_skew_ms is not None:
+            stream.observe("start.skew", ending.start_skew_ms / 1e3)
+        if ending.halt_latency_ms is not None:
+            stream.observe("halt.latency", ending.halt_latency_ms / 1e3)
+        stream.finish()
+        while records := stream.unacked():
+            stream.ack(self._core.push("orchestrator", incarnation, records))
+
+    def _serve(self, endpoint: Mapping[str, Any] | None) -> None:
+        if endpoint and self._server is None:
+            try:
+                self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock)
+            except OSError as error:
+                raise HarnessError("os", f"cannot serve metrics at {endpoint['host']}:{endpoint['port']}: {error}", "choose another port") from error
+
+    def _heartbeat(self) -> None:
+        """Keep the manifest's heartbeat fresh while the run lives; end when nobody needs this process any more."""
+        while not self._ending.wait(HEARTBEAT_S):
+            idle_s = (self._clock.boot_ns() - self._touched_ns) / SECOND_NS
+            if self._outcome is not None and idle_s > LINGER_S or idle_s > 10 * LINGER_S:
+                break
+            with self._manifest_lock:
+                manifest = read_json(self.directory / "manifest.json")
+                if manifest is not None and manifest.get("status") == "running":
+                    write_json_atomic(self.directory / "manifest.json", {**manifest, "heartbeat": self._now()})
+        if self._server is not None:
+            self._server.close()
+        self._core.close()
+        self._on_end()
+
+    def _now(self) -> str:
+        return datetime.datetime.fromtimestamp(self._clock.wall_ns() / SECOND_NS, datetime.UTC).isoformat()
+
+
+def _write(file: Any, data: bytes) -> None:
+    file.write(data)
+
+
+def offline(directory: Path, run: str) -> Aggregator:
+    """Open a run directory without a cluster, as recovery does."""
+    return Aggregator(run, directory, SystemClock())

@@ -1,0 +1,93 @@
+"""Read a run: its tables and documents, at any moment and after any crash, each window once.
+
+What a crash left in the log of a run that has ended is turned into Parquet first, if this process may write there; otherwise
+it is read where it lies.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from actors.errors import HarnessError, InputError
+from cluster.metrics.store import RunStore, log_files, read_json, read_run
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """A run. Tables have the contract's columns; documents that are not there yet are None."""
+
+    path: Path
+    metrics: pa.Table
+    events: pa.Table
+    summary: dict[str, Any] | None
+    manifest: dict[str, Any] | None
+    plan: dict[str, Any] | None
+
+    def metrics_frame(self) -> Any:
+        """Return the metrics as a pandas frame. Raises `InputError` where pandas is not installed."""
+        return _frame(self.metrics)
+
+    def events_frame(self) -> Any:
+        """Return the events as a pandas frame. Raises `InputError` where pandas is not installed."""
+        return _frame(self.events)
+
+
+def load(run: str | Path, out: str | Path = "runs") -> RunData:
+    """Read a run given as a run id, a run directory or `latest` (of `out`).
+
+    Raises `InputError` (`not_found`) when there is none, `HarnessError` (`busy`) when its files never stand still.
+    """
+    path = find_run(run, out)
+    documents = {name: read_json(path / f"{name}.json") for name in ("summary", "manifest", "plan")}
+    if (documents["manifest"] or {}).get("status", "running") != "running":
+        settle(path)
+    contents = read_run(path)
+    return RunData(path, contents.metrics, contents.events, documents["summary"], documents["manifest"], documents["plan"])
+
+
+def settle(path: Path) -> bool:
+    """Turn what a crash left in the log into Parquet; false when there is nothing, or it has a writer, or may not be written."""
+    left = log_files(path, "metrics") or log_files(path, "events")
+    if not left or sys.platform != "linux" or not os.access(path, os.W_OK):
+        return False
+    try:
+        store = RunStore(path)
+    except HarnessError:
+        return False  # its aggregator is at work and will do it
+    try:
+        store.settle()
+    except OSError:
+        return False  # the log still stands and is read where it lies
+    finally:
+        store.close()
+    return True
+
+
+def find_run(run: str | Path, out: str | Path = "runs") -> Path:
+    """Return the directory of a run id, a directory or `latest`. Raises `InputError` when there is none."""
+    if str(run) == "latest":
+        found = sorted(path for path in Path(out).glob("*-*-*") if _is_run(path))
+        if found:
+            return found[-1]
+        raise InputError("not_found", f"no run in {out}", "give a run directory, or the folder with --out")
+    for path in (Path(run), Path(out) / run):
+        if _is_run(path):
+            return path
+    raise InputError("not_found", f"{run} is neither a run directory nor a run of {out}", "see the folder's names, or use `latest`")
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).exists() for name in ("manifest.json", "metrics", "log"))
+
+
+def _frame(table: pa.Table) -> Any:
+    if importlib.util.find_spec("pandas") is None:
+        raise InputError("unknown_name", "pandas is not installed", "pip install pandas, or use the Arrow table")
+    return table.to_pandas(maps_as_pydicts="strict")

@@ -1,0 +1,190 @@
+"""`status`, `watch`, `stop`, `halt`, `resume`, `recover`: short questions and orders to what already runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from actors.clock import Clock, SystemClock
+
+from ..words import amount, sentence
+from . import options, ports
+from .output import emit, table
+from .render import event_line, make_renderer, summary_line
+
+WATCH_EVERY_S: Final = 1.0
+ENDED: Final = frozenset({"passed", "failed", "invalid", "error", "safety", "inconclusive", "refused", "timeout", "cancelled", "done"})
+
+Lines = Callable[[Mapping[str, Any]], list[str]]
+
+
+@contextlib.contextmanager
+def connection(address: str | None, config: Path | None) -> Iterator[ports.Connection]:
+    """Connect for the length of a command."""
+    link = ports.connect(address, options.resolve(config))
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def status(run: options.Run = None, address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
+    """Show what runs where: asked against achieved, node by node.
+
+    Examples:
+      stress-cluster status             every run of this cluster
+      stress-cluster status latest      the newest run
+    """
+    with connection(address, config) as link:
+        found = link.status(run)
+    emit(found, as_json, status_lines(found))
+    return 0
+
+
+def status_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return a status as lines."""
+    lines = [line for one in found.get("runs") or () for line in run_lines(one)] or ["nothing runs"]
+    if _halt_is_on(found):
+        lines.append("an emergency halt is in force: no run starts until `stress-cluster resume`")
+    return [*lines, *_left_lines(found)]
+
+
+def run_lines(one: Mapping[str, Any]) -> list[str]:
+    """Return one run of a status as lines."""
+    state = one.get("status") or one.get("phase") or ""
+    doses = [
+        ("  " + str(dose.get("operation", "")), _told(dose, "requested"), _told(dose, "achieved"))
+        for dose in one.get("operations") or ()
+        if isinstance(dose, Mapping)
+    ]
+    head = f"{one.get('run', '')}  {state}" + (f"  {summary_line({**one, 'operations': ()})}" if one.get("duration_s") else "")
+    return [head, *table(("  operation", "asked", "achieved"), doses)]
+
+
+def _told(dose: Mapping[str, Any], key: str) -> str:
+    return amount(float(dose[key]), str(dose.get("unit", ""))) if dose.get(key) is not None else "-"
+
+
+def _halt_is_on(found: Mapping[str, Any]) -> bool:
+    halt = found.get("halt")
+    return bool(halt.get("on")) if isinstance(halt, Mapping) else bool(halt)
+
+
+def _left_lines(found: Mapping[str, Any]) -> list[str]:
+    return [f"{name}: {sentence(one)}" for name in ("remaining", "unclean", "outstanding") for one in found.get(name) or ()]
+
+
+def watch(
+    run: Annotated[str, typer.Argument(help="A run id, or `latest`.")] = "latest",
+    address: options.Address = None,
+    config: options.Config = None,
+    as_json: options.Json = False,
+) -> int:
+    """Follow a run live until it ends. Ctrl-C ends the watching, never the run.
+
+    Example:
+      stress-cluster watch latest
+    """
+    with connection(address, config) as link:
+        last = follow_status(link, run, SystemClock())
+    emit(last, as_json, status_lines(last))
+    return 0
+
+
+def follow_status(link: ports.Connection, run: str, clock: Clock) -> dict[str, Any]:
+    """Ask for the run's status each second, draw it, and return the last answer once no such run goes on."""
+    seen: set[str] = set()
+    with make_renderer() as renderer:
+        while True:
+            found = link.status(run)
+            going = [one for one in found.get("runs") or () if str(one.get("status") or one.get("phase")) not in ENDED]
+            for one in going:
+                for event in one.get("events") or ():
+                    if event_line(event) not in seen:
+                        seen.add(event_line(event))
+                        renderer.show({"type": "event", **event})
+                renderer.show({"type": "progress", **one})
+            if not going:
+                return found
+            clock.sleep(WATCH_EVERY_S)
+
+
+def stop(run: options.Run = None, address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
+    """Stop a run gracefully and undo what it did; without RUN, every run of the cluster.
+
+    The run's own command ends with 130.
+
+    Examples:
+      stress-cluster stop
+      stress-cluster stop 20260101-120000-burst-1a2b --address auto
+    """
+    with connection(address, config) as link:
+        found = link.stop(run)
+    emit(found, as_json, _order_lines("stopped", found, "no run to stop"))
+    return _order_code(found)
+
+
+def halt(address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
+    """Emergency halt: kill all load of every run now, undo, and refuse new runs until `resume`.
+
+    The halt is kept on every node's disk. It works on this machine also when Ray does not answer.
+
+    Examples:
+      stress-cluster halt
+      stress-cluster halt --address auto     and on every node of the cluster
+    """
+    with connection(address, config) as link:
+        found = link.halt()
+    lines = [*_order_lines("halted", found, "no load was running"), "new runs are refused until `stress-cluster resume`"]
+    emit(found, as_json, lines)
+    return _order_code(found)
+
+
+def resume(address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
+    """Lift the emergency halt, so that runs may start again. Starts nothing by itself.
+
+    Example:
+      stress-cluster resume
+    """
+    with connection(address, config) as link:
+        found = link.resume()
+    emit(found, as_json, ["the halt is lifted; runs may start again", *_left_lines(found)])
+    return _order_code(found)
+
+
+def recover(address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
+    """Undo and deliver what a crash left, from the journals and outboxes. 3 if anything remains.
+
+    Examples:
+      stress-cluster recover                   this machine
+      stress-cluster recover --address auto    every node of the cluster
+    """
+    with connection(address, config) as link:
+        found = link.recover()
+    done = [f"{name}: {sentence(one)}" for name in ("recovered", "undone", "delivered") for one in found.get(name) or ()]
+    emit(found, as_json, [*done, *_left_lines(found)] or ["nothing was left behind"])
+    return _order_code(found)
+
+
+def _order_lines(verb: str, found: Mapping[str, Any], nothing: str) -> list[str]:
+    touched = found.get("runs") or found.get("killed") or ()
+    lines = [f"{verb} {_touched(one)}" for one in touched] or [nothing]
+    if isinstance(found.get("halt_latency_ms"), (int, float)):
+        lines.append(f"last load gone {found['halt_latency_ms']:.0f} ms after the decision")
+    return [*lines, *_left_lines(found)]
+
+
+def _touched(one: Any) -> str:
+    if not isinstance(one, Mapping):
+        return str(one)
+    name = str(one.get("run") or one.get("operation") or one.get("node") or "")
+    return f"{name}: {one['status']}" if one.get("status") else name
+
+
+def _order_code(found: Mapping[str, Any]) -> int:
+    """Return 3 when an order left something behind or did not reach a node, else 0."""
+    return 3 if any(found.get(name) for name in ("remaining", "unclean", "unreached")) else 0

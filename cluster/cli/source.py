@@ -1,0 +1,104 @@
+"""Finds the scenario that a command names, and the settings that go with it. Starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from actors.errors import InputError
+from scenarios import Scenario, catalogue, text
+from scenarios.plan import Plan
+from scenarios.units import parse_duration
+
+from .. import settings as settings_module
+from ..safety.profiles import DEFAULT_PROFILE
+from ..settings import Settings
+from .report import find_run
+
+REPLAY: Final = "replay:"
+SUFFIXES: Final = (".py", ".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A scenario ready to run: the value, its canonical text, and the stored plan and run that it replays."""
+
+    scenario: Scenario
+    text: str
+    replay_plan: str = ""
+    replay_of: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the scenario's name."""
+        return self.scenario.name
+
+    @property
+    def seed(self) -> int:
+        """Return the run's seed."""
+        return self.scenario.seed
+
+
+def load(named: str, sets: Sequence[str], seed: int | None) -> Loaded:
+    """Return the scenario of a catalogue name, a file, or `replay:RUN`, with `--set` and `--seed` applied.
+
+    Raises `InputError` (exit code 2) with the place, what was expected and what to do.
+    """
+    if named.startswith(REPLAY):
+        return _replay(named.removeprefix(REPLAY), sets, seed)
+    is_file = named.endswith(SUFFIXES) or "/" in named or Path(named).is_file()
+    scenario = text.load_file(named) if is_file else catalogue.get(named)
+    if sets:
+        scenario = text.apply_settings(scenario, sets)
+    if seed is not None:
+        scenario = replace(scenario, seed=seed)
+    return Loaded(scenario, text.dump(scenario))
+
+
+def _replay(run: str, sets: Sequence[str], seed: int | None) -> Loaded:
+    if sets or seed is not None:
+        raise InputError("invalid_setting", "a replay repeats a stored plan: --set and --seed would change it", "leave them out")
+    resolved = settings_module.load()
+    folder = find_run(run, [Path(resolved.out), Path(resolved.state_dir) / "runs"])
+    stored = _stored_plan(folder / "plan.json")
+    plan = Plan.from_json(stored)
+    return Loaded(plan.scenario, text.dump(plan.scenario), stored.decode(), folder.name)
+
+
+def _stored_plan(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            "not_found", f"{path} cannot be read, so there is nothing to replay: {error}", "run the scenario itself"
+        ) from error
+
+
+def resolve_settings(loaded: Loaded, config: Path | None, **flags: Any) -> Settings:
+    """Return the settings for a scenario: what the document says stands between the environment and the flags.
+
+    `__` in a flag's name stands for the dot in a setting's.
+    """
+    scenario = loaded.scenario
+    said: dict[str, Any] = {
+        "profile": scenario.profile if scenario.profile != DEFAULT_PROFILE else None,
+        "stale_s": scenario.limits.stale_s,
+    }
+    if scenario.exporters.prometheus is not None:
+        said |= {"prometheus.port": scenario.exporters.prometheus.port, "prometheus.host": scenario.exporters.prometheus.host}
+    return settings_module.load({name.replace("__", "."): value for name, value in flags.items()}, scenario=said, config=config)
+
+
+def duration(value: str | None, option: str) -> float | None:
+    """Return the seconds of an option such as `90`, `90s` or `5m`; raises `InputError` that names the option."""
+    if value is None:
+        return None
+    try:
+        seconds = parse_duration(value if value[-1:].isalpha() else f"{value}s")
+    except InputError as error:
+        raise InputError("invalid_value", f"{option} is {value!r}: {error.message}", "write 90s, 5m or 1h30m") from error
+    if seconds <= 0:
+        raise InputError("invalid_value", f"{option} is {value!r}, expected more than nothing", "leave it out for no limit")
+    return seconds

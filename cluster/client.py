@@ -1,0 +1,209 @@
+"""A command's short-lived connection: to a cluster's orchestrator, or, where there is none, to this machine's guardian alone.
+
+Which cluster: the address, else RAY_ADDRESS, else the newest embedded Ray of this STATE. Without any, `halt`, `resume`, `status`,
+`doctor` and `recover` still work on this machine, through the guardian's socket and the files in STATE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.clock import SystemClock
+from actors.errors import HarnessError, InputError, RefusedError, StressError
+from actors.guardian import GuardianClient
+from actors.messages import NodeSpec
+from actors.origin import code_id
+from actors.state import open_state_dir
+
+from .driver_main import orchestrator_config, shipped
+from .embedded import environment, find_embedded
+from .settings import Settings, state_path
+
+RECOVER_S = 20.0
+
+
+class Connection:
+    """See the module. `orchestrator` is None without a cluster."""
+
+    def __init__(self, settings: Settings, orchestrator: Any, address: str) -> None:
+        self._settings, self._orchestrator, self.address = settings, orchestrator, address
+        self._state_dir = open_state_dir(state_path(settings))
+
+    @classmethod
+    def open(cls, address: str | None, settings: Settings) -> Connection:
+        """Connect. Raises `RefusedError` when a cluster that was named does not answer."""
+        wanted = address or os.environ.get("RAY_ADDRESS") or _embedded_address(state_path(settings))
+        if not wanted:
+            return cls(settings, None, "")
+        from . import ray_port  # noqa: PLC0415  # Ray reads its environment when it is imported
+
+        ray_port.connect(wanted, ship=shipped() if address else ())
+        return cls(settings, ray_port.find(ray_port.ORCHESTRATOR), wanted)
+
+    def status(self, run: str | None) -> dict[str, Any]:
+        """Return runs with what they ask and achieve, the halt, the budget; of one run when it is named."""
+        if self._orchestrator is None:
+            return self._local_status()
+        found = self._orchestrator.call("status", group="control")
+        runs = [{"run": name, **one} for name, one in found["runs"].items()]
+        ended = [{"run": name, "status": one["status"], "exit_code": one["exit_code"]} for name, one in found["finished"].items()]
+        if run is not None:
+            name = self._run_id(run, [one["run"] for one in [*ended, *runs]])
+            runs, ended = [one for one in runs if one["run"] == name], [one for one in ended if one["run"] == name]
+        live = {one["run"] for one in ended}
+        return {**found, "runs": [*(one for one in runs if one["run"] not in live), *ended], "finished": ended, "address": self.address}
+
+    def stop(self, run: str | None) -> dict[str, Any]:
+        """Stop a run (default: every run) gracefully and wait until it has ended."""
+        if self._orchestrator is None:
+            raise RefusedError("lost", "no cluster with a run was found", "give --address, or use `halt` to end everything on this machine")
+        live = list(self._orchestrator.call("status", group="control")["runs"])
+        names = live if run is None else [self._run_id(run, live)]
+        for name in names:
+            if not self._orchestrator.call("stop", name, "cancelled", "asked by `stop`", group="control"):
+                raise InputError("unknown_name", f"run {name} is not alive", "see `stress-cluster status`")
+        return {"runs": [self._await_end(name) for name in names], "unclean": []}
+
+    def halt(self) -> dict[str, Any]:
+        """Halt everything on every node, and on this machine also without a cluster; blocks new runs until `resume`."""
+        return self._set_halt(on=True)
+
+    def resume(self) -> dict[str, Any]:
+        """Lift the halt."""
+        return self._set_halt(on=False)
+
+    def recover(self) -> dict[str, Any]:
+        """Undo and deliver what a crash left, on every node of the cluster or on this machine."""
+        remaining: list[str] = []
+        delivered: list[str] = []
+        if self.address:
+            from . import ray_port  # noqa: PLC0415
+
+            orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
+            found = orchestrator.call("recover", RECOVER_S, timeout_s=RECOVER_S + 90.0, group="control")
+            remaining, delivered = found["remaining"], found["recovered"]
+            for run in delivered:
+                actor = ray_port.aggregator(run)
+                if actor is not None:
+                    actor.call("settle", timeout_s=60.0)
+        left = self._await_undone()
+        delivered += [run for run in self._deliver_here() if run not in delivered]
+        return {"delivered": delivered, "undone": [], "remaining": [*remaining, *left]}
+
+    def doctor(self) -> dict[str, Any]:
+        """Return what each node can do; of this machine alone without a cluster."""
+        from actors.capability import judge, read_facts  # noqa: PLC0415
+
+        if self.address:
+            from . import ray_port  # noqa: PLC0415
+
+            orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
+            return {"code_id": code_id(), **ray_facts(), "nodes": orchestrator.call("doctor", timeout_s=120.0, group="control")}
+        facts = read_facts(self._state_dir)
+        can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge(facts).items()}
+        return {"code_id": code_id(), **ray_facts(), "nodes": {"this machine": {**facts.to_json(), "simulators": can}}}
+
+    def nodes(self) -> Sequence[NodeSpec]:
+        """Return the alive nodes of the cluster."""
+        if not self.address:
+            raise RefusedError("lost", "no cluster was found", "give --address, or --nodes for an embedded Ray")
+        from . import ray_port  # noqa: PLC0415
+
+        return [node.spec for node in ray_port.nodes()]
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        if self.address:
+            from . import ray_port  # noqa: PLC0415
+
+            ray_port.disconnect()
+
+    # ---- inside
+
+    def _run_id(self, run: str, known: Sequence[str]) -> str:
+        if run == "latest" and known:
+            return sorted(known)[-1]
+        name = Path(run).name
+        if name in known:
+            return name
+        raise InputError("unknown_name", f"no run {run!r} is known here", f"known: {', '.join(known) or 'none'}")
+
+    def _await_end(self, name: str) -> dict[str, Any]:
+        clock = SystemClock()
+        begun_ns = clock.boot_ns()
+        while True:
+            news = self._orchestrator.call("follow", name, 0, group="control")
+            if news["outcome"] is not None:
+                return {"run": name, "status": news["outcome"]["status"], "exit_code": news["outcome"]["exit_code"]}
+            if clock.boot_ns() - begun_ns > 90e9:
+                raise HarnessError("timeout", f"run {name} is still {news['phase']} after 90 s", "see `stress-cluster status`")
+            clock.sleep(0.1)
+
+    def _set_halt(self, *, on: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {"nodes": [], "unreached": []}
+        if self._orchestrator is not None:
+            try:
+                found |= self._orchestrator.call("halt", on, timeout_s=5.0, group="control")
+            except StressError as error:
+                found["unreached"] = [f"the orchestrator: {error}"]
+        with self._guardian() as guardian:
+            generation = int(found.get("generation", 0))
+            here = guardian.call("halt" if on else "resume", generation=generation)
+        found.setdefault("generation", here.get("halt", {}).get("generation", generation))
+        killed = here.get("killed", [])
+        if killed and here.get("last_gone_ns"):
+            found["halt_latency_ms"] = (here["last_gone_ns"] - here["decided_ns"]) / 1e6
+        return {**found, "on": on, "killed": killed}
+
+    def _guardian(self) -> GuardianClient:
+        return GuardianClient.connect(self._state_dir, role="cli", code_id=code_id())
+
+    def _local_status(self) -> dict[str, Any]:
+        with self._guardian() as guardian:
+            found = guardian.call("status")
+        runs = sorted({slot["run"] for slot in found["slots"]})
+        return {"runs": [{"run": run, "phase": "on this machine"} for run in runs], "halt": found["halt"], "guardian": found}
+
+    def _await_undone(self) -> list[str]:
+        """Wait until this machine's guardian, which replays its journal when it starts, holds nothing of a dead owner."""
+        clock = SystemClock()
+        deadline_ns = clock.boot_ns() + round((self._settings.lease_s + 5.0) * 1e9)
+        with self._guardian() as guardian:
+            while True:
+                status = guardian.call("status")
+                live = {slot["operation"] for slot in status["slots"]}
+                left = [f"{one['kind']} of {one['operation']}: {one['state']} {one['detail']}" for one in status["records"] if one["operation"] not in live]
+                if not left or clock.boot_ns() > deadline_ns:
+                    return left
+                clock.sleep(0.1)
+
+    def _deliver_here(self) -> Iterator[str]:
+        """Bring what this machine's outboxes and logs hold into run directories that lie here and have no living aggregator."""
+        from .recovery import deliver_local  # noqa: PLC0415  # needs pyarrow
+
+        return deliver_local(self._state_dir)
+
+
+def _embedded_address(state_dir: Path) -> str:
+    """Return the address of the newest embedded Ray and take its environment on, so that Ray may be imported."""
+    with contextlib.suppress(OSError):
+        for entry in find_embedded(state_dir):
+            os.environ.update(environment(Path(entry["folder"])))
+            return str(entry["address"])
+    return ""
+
+
+def ray_facts() -> dict[str, Any]:
+    """Return what of Ray's own settings matters: authentication, and how long it takes to declare a node dead."""
+    environ = os.environ
+    period, limit, count = (
+        int(environ.get(f"RAY_health_check_{name}", default)) for name, default in (("period_ms", 3000), ("timeout_ms", 10000), ("failure_threshold", 5))
+    )
+    return {
+        "ray_authentication": environ.get("RAY_AUTH_MODE", "not set: anyone who reaches the head may run code; set RAY_AUTH_MODE=token on all nodes"),
+        "ray_declares_a_node_dead_after_s": count * (period + limit) / 1000,
+    }

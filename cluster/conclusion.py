@@ -1,0 +1,185 @@
+"""The end of a run: from what the control plane saw and what was measured to a verdict and the run's documents.
+
+Pure: an `Ending` (control plane), a plan and an object that answers questions about the metrics go in, documents come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from actors.clock import SECOND_NS
+from actors.messages import Event, Operation
+from actors.simulator import record_of
+from scenarios.hypotheses import ActorProbe, Hypothesis, HypothesisResult, Observed, Threshold, title
+from scenarios.hypotheses import judge as judge_hypothesis
+from scenarios.plan import Plan
+
+from . import dose
+from .dose import DoseResult, DoseWindow
+from .verdict import Cause, Conclusion, Evidence, Finding, judge
+
+AFTER_S = 60.0  # how long after the load "after" reaches at most
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEnding:
+    """One target at the end of a run."""
+
+    name: str
+    stage: str
+    lost: bool = False
+    lost_reason: str = ""
+    clean: bool = False
+    delivered: bool = False
+    unclean: tuple[str, ...] = ()
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the control plane knows when a run is over."""
+
+    run: str
+    causes: tuple[tuple[str, str], ...]
+    nodes: tuple[NodeEnding, ...]
+    events: tuple[Event, ...]
+    start_at_wall_ns: int
+    start_skew_ms: float | None
+    halt_latency_ms: float | None
+    drift: tuple[str, ...] = ()
+    shared: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class Figures(Protocol):
+    """What was measured."""
+
+    def evaluate(
+        self,
+        metric: str,
+        stat: str,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        between: tuple[float, float] | None = None,
+    ) -> float | None:
+        """Return one figure over all matching windows; `between` is in seconds of UTC."""
+        ...
+
+    def windows(self, operation: str) -> Sequence[tuple[float, float, float, float | None]]:
+        """Return (start UTC s, requested, achieved, own) of each window of an operation."""
+        ...
+
+    def outstanding(self) -> Sequence[Mapping[str, Any]]:
+        """Return the streams that have not arrived whole."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """A verdict and what it rests on."""
+
+    conclusion: Conclusion
+    findings: tuple[Finding, ...]
+    summary: dict[str, Any]
+
+
+def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
+    """Return the verdict and the summary document of a run."""
+    started = ending.start_at_wall_ns > 0
+    doses = _doses(ending, plan, figures) if started else ()
+    hypotheses = tuple(_hypothesis(one, ending, plan, figures) for one in plan.scenario.hypotheses) if started else ()
+    evidence = Evidence(
+        hypotheses=hypotheses,
+        doses=doses,
+        operations_expected=len(plan.operations) if started else 0,
+        unknown=_unknown(ending),
+        outstanding=_outstanding(figures),
+        unclean=tuple(f"{node.name}: {words}" for node in ending.nodes for words in node.unclean),
+        partial=tuple(f"{node.name} took no part to the end: {node.lost_reason}" for node in ending.nodes if node.lost),
+        causes=tuple((Cause(cause), reason) for cause, reason in ending.causes),
+    )
+    conclusion, findings = judge(evidence)
+    summary = {
+        "run": ending.run,
+        "status": conclusion.status,
+        "exit_code": conclusion.exit_code,
+        "reasons": [{"cause": str(finding.cause), "reason": finding.reason} for finding in findings],
+        "hypotheses": [asdict(result) for result in hypotheses],
+        "dose": [asdict(result) for result in doses],
+        "high_water": _high_water(figures),
+        "violations": [finding.reason for finding in findings if finding.cause is Cause.SAFETY],
+        "nodes": [asdict(node) for node in ending.nodes],
+        "start_skew_ms": ending.start_skew_ms,
+        "halt_latency_ms": ending.halt_latency_ms,
+        "drift": list(ending.drift),
+        "shared_machines": [list(names) for names in ending.shared.values()],
+    }
+    return Concluded(conclusion, findings, summary)
+
+
+def _doses(ending: Ending, plan: Plan, figures: Figures) -> tuple[DoseResult, ...]:
+    found = (_dose(operation, ending, figures) for operation in plan.operations)
+    return tuple(result for result in found if result is not None)
+
+
+def _dose(operation: Operation, ending: Ending, figures: Figures) -> DoseResult | None:
+    start_s = ending.start_at_wall_ns / SECOND_NS + operation.start_s
+    rows = figures.windows(operation.id)
+    if not rows:
+        return None
+    windows = [DoseWindow(at_s - start_s, requested, achieved, own=own) for at_s, requested, achieved, own in rows]
+    return dose.reached(
+        windows,
+        operation=operation.id,
+        node=operation.node,
+        unit="fraction" if record_of(operation.kind).resource == "cpu_cores" else "bytes",
+        duration_s=operation.duration_s,
+        tolerance=record_of(operation.kind).tolerance,
+        host_total=operation.options.get("mode") == "host_total",
+    )
+
+
+def _hypothesis(one: Hypothesis, ending: Ending, plan: Plan, figures: Figures) -> HypothesisResult:
+    start_s = ending.start_at_wall_ns / SECOND_NS
+    end_s = start_s + plan.duration_s
+    if isinstance(one, ActorProbe):
+        return judge_hypothesis(one, _probed(one, figures))
+    return judge_hypothesis(one, _observed(one, (start_s, end_s) if one.when == "during" else (end_s, end_s + AFTER_S), figures))
+
+
+def _observed(threshold: Threshold, between: tuple[float, float], figures: Figures) -> Observed:
+    node, labels = threshold.node or None, dict(threshold.labels) or None
+    value = figures.evaluate(threshold.metric, threshold.stat, node, labels, between)
+    count = figures.evaluate(threshold.metric, "count", node, labels, between)
+    return Observed(value, int(count or 0), reason="" if value is not None else f"no window of {threshold.metric} was recorded")
+
+
+def _probed(probe: ActorProbe, figures: Figures) -> Observed:
+    labels = {"probe": title(probe)}
+    value = figures.evaluate("probe.response", probe.stat, labels=labels)
+    count = figures.evaluate("probe.response", "count", labels=labels)
+    errors = figures.evaluate("probe.failures", "sum", labels=labels)
+    return Observed(value, int(count or 0), int(errors or 0), reason="" if value is not None else "no call was recorded")
+
+
+def _unknown(ending: Ending) -> tuple[str, ...]:
+    return tuple(
+        f"{node.name}: {node.lost_reason or node.failure or 'its end was not confirmed'} ({node.stage}); its load has ended by its lease, "
+        "its undo is not confirmed"
+        for node in ending.nodes
+        if not node.clean and node.stage != "never_heard"
+    )
+
+
+def _outstanding(figures: Figures) -> tuple[str, ...]:
+    return tuple(f"metrics of {entry['node']} from sequence {entry['from']} on have not arrived" for entry in figures.outstanding())
+
+
+def _high_water(figures: Figures) -> dict[str, float | None]:
+    return {
+        "host_cpu_busy_ratio": figures.evaluate("host.cpu.busy", "max"),
+        "host_memory_used_bytes": figures.evaluate("host.memory.used", "max"),
+        "host_memory_available_min_bytes": figures.evaluate("host.memory.available", "min"),
+        "host_descriptors_used": figures.evaluate("host.descriptors.used", "max"),
+    }

@@ -1,0 +1,368 @@
+"""The child process that drives one run: `python -m cluster.driver_main EVENTS_FD`, started by `driver.start`.
+
+Reads the request and later words ({"stop": reason}) from standard input, whose end means that the starter is gone; tells what
+happens as JSON lines on EVENTS_FD. It leads a session of its own, and holds no load: what it began ends without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from actors.clock import SECOND_NS, SystemClock
+from actors.errors import HarnessError, StressError
+from actors.guardian import GuardianClient
+from actors.messages import Event
+from actors.origin import PACKAGES, code_id
+from actors.state import open_state_dir
+from scenarios import text
+
+from .driver import RunRequest, wait_until_clean
+from .embedded import EmbeddedRay, environment
+from .settings import Settings, state_path
+
+FOLLOW_S = 0.25
+SALVAGE_S = 20.0
+GRACE_S = 3.0
+
+
+class Driver:
+    """Drives one run to its outcome."""
+
+    def __init__(self, request: RunRequest, events_fd: int) -> None:
+        self._request, self._settings, self._clock = request, request.settings, SystemClock()
+        self._events = os.fdopen(events_fd, "w", encoding="utf-8", buffering=1)
+        self._stop_reason = ""
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._state_dir = open_state_dir(state_path(request.settings))
+        self._embedded: EmbeddedRay | None = None
+        self._run_dir = request.out / request.run
+        self._orchestrator: Any = None
+
+    def ask_stop(self, reason: str) -> None:
+        """Note that the run should end; safe in a signal handler."""
+        self._stop_reason = self._stop_reason or reason
+        self._stopping.set()
+
+    def run(self) -> int:
+        """Run to the end; returns the exit code. Every way out tells an outcome."""
+        outcome: dict[str, Any]
+        try:
+            with self._guardian() as guardian:
+                try:
+                    self._connect(guardian)
+                    outcome = self._drive()
+                finally:
+                    self._ended.set()
+                    left = self._tear_down()
+        except StressError as error:
+            outcome = self._failed(error)
+            left = ""
+        except Exception as error:
+            import traceback  # noqa: PLC0415
+
+            traceback.print_exc()
+            outcome = self._failed(HarnessError("internal", f"the driver failed: {type(error).__name__}: {error}"))
+            left = ""
+        if not self._request.detach:
+            left = left or wait_until_clean(self._settings, self._request.run)
+        if left and outcome["status"] == "passed":
+            outcome |= {"status": "error", "exit_code": 3}
+        if left:
+            outcome["message"] += f"; on this machine {left} remains and will be undone by the guardian at its lease's end"
+        self._tell("outcome", **outcome)
+        return int(outcome["exit_code"])
+
+    # ---- set-up
+
+    def _guardian(self) -> GuardianClient:
+        return GuardianClient.connect(self._state_dir, role="driver", code_id=code_id(), watch=[os.getpid()], cluster="embedded", node=f"driver-{os.getpid()}", epoch=0, incarnation=os.getpid())
+
+    def _connect(self, guardian: GuardianClient) -> None:
+        request = self._request
+        if request.address is None:
+            self._embedded = EmbeddedRay(guardian, self._state_dir, request.run, request.nodes or 0, self._settings.lease_s)
+            os.environ.update(environment(self._embedded.folder))
+            self._tell("phase", phase="starting Ray")
+            self._embedded.start()
+        address = self._embedded.address if self._embedded else request.address
+        begun_ns = self._clock.boot_ns()
+        from . import ray_port  # noqa: PLC0415  # Ray reads its environment when it is imported
+
+        assert address is not None
+        ray_port.connect(address, ship=() if self._embedded else shipped())
+        seconds = self._embedded.seconds if self._embedded else (self._clock.boot_ns() - begun_ns) / SECOND_NS
+        self._tell("ray", address=address, seconds=seconds, embedded=self._embedded is not None)
+        self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
+
+    # ---- the run
+
+    def _drive(self) -> dict[str, Any]:
+        submission = self._submission()
+        if self._embedded is None and not self._request.assume_yes:
+            self._tell("plan", **self._orchestrator.call("preview", submission, timeout_s=180.0, group="control"))
+            self._tell("event", kind="waiting", severity="info", message="load starts in 3 s; Ctrl-C stops here (--yes skips this)", node="")
+            if self._stopping.wait(GRACE_S):
+                return self._outcome("cancelled", 130, "stopped before any load", {})
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        admitted = self._orchestrator.call("submit", submission, timeout_s=180.0, group="control")
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._mirror(only=("manifest.json", "plan.json"))
+        self._tell("plan", **admitted["preview"])
+        for drift in admitted["drift"]:
+            self._tell("event", kind="drift", severity="warning", message=drift, node="")
+        if self._request.detach:
+            return self._outcome("passed", 0, f"run {self._request.run} goes on without this command; `stress-cluster watch {self._request.run}`", {})
+        try:
+            outcome = self._follow()
+        except StressError as error:
+            outcome = self._salvage(error)
+        self._mirror()
+        self._write_report()
+        summary = outcome.get("summary", {})
+        return self._outcome(outcome["status"], outcome["exit_code"], outcome["message"], summary)
+
+    def _beat(self) -> None:
+        """Hold the driver's lease: nothing else happens on this thread, so that writing files is no death."""
+        from . import ray_port  # noqa: PLC0415
+
+        while not self._ended.wait(self._settings.lease_s / 5):
+            with contextlib.suppress(StressError, ray_port.RayError):  # the next beat tries again; without any the run ends
+                self._orchestrator.call("beat", self._request.run, timeout_s=self._settings.lease_s, group="exchange")
+
+    def _submission(self) -> Any:
+        from .orchestrator_shell import Submission  # noqa: PLC0415  # imports the planner
+
+        request, settings = self._request, self._settings
+        manifest = {
+            "schema": 1,
+            "run": request.run,
+            "scenario": text.to_data(text.load(request.scenario_text, "scenario")),
+            "seed": request.seed,
+            "code_id": code_id(),
+            "versions": versions(),
+            "settings": asdict(settings),
+            "replay_of": request.replay_of,
+        }
+        return Submission(
+            run=request.run,
+            scenario=request.scenario_text,
+            seed=request.seed,
+            allow_head=request.allow_head,
+            allow_starve=request.allow_starve,
+            detached=request.detach,
+            timeout_s=request.timeout_s,
+            prometheus_port=request.prometheus_port if request.prometheus_port is not None else settings.prometheus.port,
+            prometheus_host=settings.prometheus.host,
+            replay_plan=request.replay_plan,
+            manifest=manifest,
+            code_id=code_id(),
+        )
+
+    def _follow(self) -> dict[str, Any]:
+        """Beat, tell events and progress, pass a stop on, until there is an outcome. Raises when the orchestrator is lost."""
+        cursor, phase, mirrored_ns = 0, "", 0
+        unheard_ns = self._clock.boot_ns()
+        while True:
+            if self._stopping.is_set() and self._stop_reason:
+                reason, self._stop_reason = self._stop_reason, ""
+                self._orchestrator.call("stop", self._request.run, "cancelled", reason, group="control")
+            try:
+                news = self._orchestrator.call("follow", self._request.run, cursor, timeout_s=5.0, group="control")
+                unheard_ns = self._clock.boot_ns()
+            except StressError as error:
+                if error.code != "timeout" or self._clock.boot_ns() - unheard_ns > 30 * SECOND_NS:
+                    raise
+                continue
+            cursor = news["cursor"]
+            for event in news["events"]:
+                self._tell("event", **{key: event[key] for key in ("kind", "severity", "message", "node")})
+            if news["phase"] != phase:
+                phase = news["phase"]
+                self._tell("phase", phase=phase)
+            self._tell("progress", **news["progress"])
+            if news["outcome"] is not None:
+                outcome: dict[str, Any] = news["outcome"]
+                return outcome
+            if self._clock.boot_ns() - mirrored_ns > 2 * SECOND_NS:
+                mirrored_ns = self._clock.boot_ns()
+                self._mirror(only=("manifest.json",))
+            self._stopping.wait(FOLLOW_S) if not self._stopping.is_set() else self._clock.sleep(FOLLOW_S)
+
+    def _salvage(self, cause: StressError) -> dict[str, Any]:
+        """The orchestrator died: leases end the load; a new one has what is left ended, delivered and concluded."""
+        self._tell("event", kind="orchestrator_lost", severity="error", message=f"the orchestrator was lost: {cause}", node="")
+        from . import ray_port  # noqa: PLC0415
+        from .conclusion import Ending  # noqa: PLC0415
+
+        remaining: list[str] = []
+        outcome: dict[str, Any] = {"status": "error", "exit_code": 3, "summary": {}, "message": f"the orchestrator was lost: {cause}"}
+        try:
+            self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
+            recovered = self._orchestrator.call("recover", SALVAGE_S, timeout_s=SALVAGE_S + 90.0, group="control")
+            remaining = recovered["remaining"]
+            aggregator = ray_port.aggregator(self._request.run)
+            if aggregator is not None:
+                event = Event("orchestrator_lost", str(cause), "error", wall_ns=self._clock.wall_ns())
+                reasons = (("error", f"the orchestrator was lost: {cause}"), *(("error", words) for words in remaining))
+                ending = Ending(self._request.run, reasons, (), (event,), 0, None, None)
+                outcome = aggregator.call("conclude", ending, timeout_s=120.0)
+        except StressError as error:
+            outcome["message"] += f"; and it could not be replaced: {error}"
+        return outcome
+
+    # ---- files
+
+    def _mirror(self, only: tuple[str, ...] = ()) -> None:
+        """Copy the run directory's closed files from the aggregator; what cannot be had now is had at the end or by `recover`."""
+        from . import ray_port  # noqa: PLC0415
+        from .metrics.store import write_whole  # noqa: PLC0415
+
+        actor = ray_port.aggregator(self._request.run)
+        try:
+            if actor is None:
+                raise HarnessError("lost", "the aggregator is gone")
+            listing = {entry["name"]: entry["size"] for entry in actor.call("files", timeout_s=20.0)}
+            for name, size in listing.items():
+                if not only and not name.startswith("log/") or name in only:
+                    data = b"".join(chunks(actor, name, size))
+                    (self._run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(self._run_dir / name, lambda file, data=data: write(file, data))  # type: ignore[misc]
+        except StressError as error:
+            if not only:
+                self._tell("event", kind="mirror_failed", severity="warning", message=f"the run directory is not whole here: {error}", node="")
+        else:
+            if not only and actor is not None:
+                actor.send("leave")
+
+    def _write_report(self) -> None:
+        from .analysis import report  # noqa: PLC0415  # needs pyarrow
+
+        try:
+            report.write(self._run_dir, report.read(self._run_dir, self._clock.wall_ns()))
+        except (StressError, OSError, ValueError, KeyError) as error:
+            self._tell("event", kind="report_failed", severity="warning", message=f"report.html was not written: {error}", node="")
+
+    # ---- the end
+
+    def _tear_down(self) -> str:
+        """End an embedded Ray and say what of it is left."""
+        from . import ray_port  # noqa: PLC0415
+
+        with contextlib.suppress(Exception):  # a cluster that is gone cannot be left politely
+            if self._embedded is not None and self._orchestrator is not None:
+                self._orchestrator.send("leave", group="control")
+            ray_port.disconnect()
+        if self._embedded is None:
+            return ""
+        try:
+            outcomes = self._embedded.stop()
+        except StressError as error:
+            return f"the embedded Ray ({error})"
+        bad = [f"{outcome['kind']}: {outcome['outcome']} {outcome.get('detail', '')}" for outcome in outcomes if outcome["outcome"] not in {"undone", "expired"}]
+        return ", ".join(bad)
+
+    def _failed(self, error: StressError) -> dict[str, Any]:
+        status = {2: "invalid", 6: "refused", 1: "failed"}.get(error.exit_code, "error")
+        run_dir = str(self._run_dir) if self._run_dir.exists() else None
+        return {"status": status, "exit_code": error.exit_code, "message": str(error), "code": error.code, "run_dir": run_dir, "summary": {}}
+
+    def _outcome(self, status: str, exit_code: int, message: str, summary: dict[str, Any]) -> dict[str, Any]:
+        return {"status": status, "exit_code": exit_code, "message": message, "run_dir": str(self._run_dir), "summary": summary}
+
+    def _tell(self, what: str, /, **data: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more; the run is ended by the closed standard input
+            self._events.write(json.dumps({"type": what, **data}, default=str) + "\n")
+
+
+def orchestrator_config(settings: Settings) -> Any:
+    """Return the orchestrator's part of the settings."""
+    from .orchestrator_shell import OrchestratorConfig  # noqa: PLC0415  # imports the planner
+
+    return OrchestratorConfig(
+        profile=settings.profile,
+        lease_s=settings.lease_s,
+        renew_s=settings.renew_s,
+        sample_hz=settings.sample_hz,
+        stale_s=settings.stale_s,
+        prepare_timeout_s=settings.prepare_timeout_s,
+        stop_grace_s=settings.stop_grace_s,
+        idle_exit_s=settings.idle_exit_s,
+        window_s=settings.metrics.window_s,
+        outbox_max_bytes=settings.outbox.max_bytes,
+        nodes_max=settings.budget.max_nodes,
+        cpu_fraction=settings.budget.cpu_fraction,
+        memory_fraction=settings.budget.memory_fraction,
+        disk_bytes_max=settings.budget.disk_bytes,
+        duration_s_max=settings.budget.max_duration_s,
+        code_id=code_id(),
+    )
+
+
+def shipped() -> tuple[Path, ...]:
+    """Return the package folders to send to a standing cluster, so that every node runs this code."""
+    import importlib  # noqa: PLC0415
+
+    return tuple(Path(str(importlib.import_module(name).__file__)).parent for name in PACKAGES)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a reader of a result wants to know."""
+    import platform  # noqa: PLC0415
+    from importlib import metadata  # noqa: PLC0415
+
+    found = {name: metadata.version(name) for name in ("ray", "numpy", "numba", "pyarrow", "psutil")}
+    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a working directory
+        found["stress-cluster"] = metadata.version("stress-cluster")
+    return {**found, "python": platform.python_version(), "kernel": platform.release()}
+
+
+def chunks(actor: Any, name: str, size: int) -> Iterator[bytes]:
+    """Yield a file of the run directory in pieces."""
+    step = 8 << 20
+    for offset in range(0, max(size, 1), step):
+        yield actor.call("read", name, offset, step, timeout_s=60.0)
+
+
+def write(file: Any, data: bytes) -> None:
+    """Write bytes to a file."""
+    file.write(data)
+
+
+def listen(driver: Driver) -> None:
+    """Pass on what the starter says; its end is a stop."""
+    for line in sys.stdin:
+        with contextlib.suppress(ValueError):
+            word = json.loads(line)
+            if "stop" in word:
+                driver.ask_stop(str(word["stop"]))
+    driver.ask_stop("the process that started the run is gone")
+
+
+def main() -> int:
+    """Drive one run."""
+    events_fd = int(sys.argv[1])
+    line = sys.stdin.readline()
+    raw = json.loads(line)
+    from .settings import from_dict  # noqa: PLC0415
+
+    driver = Driver(RunRequest.from_json(line, from_dict(raw["settings"])), events_fd)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: driver.ask_stop(f"signal {signal.Signals(number).name}"))
+    threading.Thread(target=listen, args=(driver,), name="listener", daemon=True).start()
+    code = driver.run()
+    sys.stdout.flush()
+    os._exit(code)  # Ray's own exit handlers may wait for a cluster that is gone
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

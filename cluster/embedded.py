@@ -1,0 +1,177 @@
+"""An embedded Ray, armed like a fault: its folder and its processes are undo records before its first process starts.
+
+The host process (`embedded_host`) leads a session of its own; the guardian holds two records, the session and the folder, in
+a slot that the driver renews. When the driver dies or hangs, the guardian ends every process of the session and removes
+the folder. Nothing of it touches HOME or Ray's default folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from actors.clock import SECOND_NS, Clock, SystemClock
+from actors.errors import HarnessError, StressError
+from actors.guardian import GuardianClient
+from actors.proc import read_stat
+
+HEALTH: Final = {"health_check_period_ms": 1000, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 4}
+START_S: Final = 120.0
+STOP_S: Final = 15.0
+TOKEN_FILE: Final = "stress-cluster-embedded"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the variables that keep an embedded Ray inside its private folder and under its own token.
+
+    They must be in the environment of a process before it imports Ray.
+    """
+    return {
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        **{f"RAY_{name}": str(value) for name, value in HEALTH.items()},
+    }
+
+
+def make_folder() -> Path:
+    """Make the private folder: short, because socket paths end at 107 bytes; mode 0700 and a random name."""
+    base = next((path for path in ("/tmp", "/var/tmp") if os.access(path, os.W_OK)), tempfile.gettempdir())  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="sc-", dir=base))
+
+
+class EmbeddedRay:
+    """One embedded Ray, from its records to their undo. `seconds` is how long Ray itself took to start."""
+
+    def __init__(self, guardian: GuardianClient, state_dir: Path, run: str, nodes: int, lease_s: float, clock: Clock | None = None) -> None:
+        self._guardian, self._run, self._nodes, self._lease_s = guardian, run, nodes, lease_s
+        self._clock = clock or SystemClock()
+        self._entry = state_dir / "embedded" / f"{run}.json"
+        self._slot: dict[str, Any] = {}
+        self._host: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self.folder = make_folder()
+        self.address = ""
+        self.seconds = 0.0
+
+    def start(self) -> None:
+        """Arm the records, start the host, wait until Ray answers. Raises `HarnessError` with the host's last words."""
+        begun_ns = self._clock.boot_ns()
+        token = secrets.token_hex(16)
+        (self.folder / TOKEN_FILE).write_text(token)
+        key = self.folder / "token"
+        key.touch(mode=0o600)
+        key.write_text(secrets.token_hex(32))
+        self._open_slot()
+        self._arm("tree", {"path": str(self.folder), "token": token, "token_file": TOKEN_FILE})
+        log = (self.folder / "host.log").open("wb")
+        self._host = subprocess.Popen(
+            [sys.executable, "-m", "cluster.embedded_host"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **environment(self.folder)},
+            start_new_session=True,
+        )
+        log.close()
+        # The host waits for its request before it starts anything: the record is armed first.
+        self._arm("session", {"sid": self._host.pid, "starttime": start_time(self._host.pid)})
+        threading.Thread(target=self._renew, name="embedded-lease", daemon=True).start()
+        self.address = self._ask_host()
+        self.seconds = (self._clock.boot_ns() - begun_ns) / SECOND_NS
+        self._entry.parent.mkdir(exist_ok=True, mode=0o700)
+        self._entry.write_text(
+            json.dumps({"run": self._run, "address": self.address, "folder": str(self.folder), "pid": self._host.pid, "starttime": start_time(self._host.pid)})
+        )
+
+    def stop(self) -> list[dict[str, Any]]:
+        """End Ray, then have the guardian undo and verify the records; return how each ended."""
+        with contextlib.suppress(OSError):
+            self._entry.unlink()
+        if self._host is not None:
+            assert self._host.stdin is not None
+            with contextlib.suppress(OSError):
+                self._host.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._host.wait(STOP_S)
+        self._ended.set()
+        outcomes: list[dict[str, Any]] = []
+        if self._slot:
+            answer = self._guardian.call("close_slot", slot=self._slot["slot"], generation=self._slot["generation"], grace_s=0.0, timeout_s=60.0)
+            outcomes = answer["outcomes"]
+        if self._host is not None:
+            self._host.wait()
+        return outcomes
+
+    def _open_slot(self) -> None:
+        nothing = {"cpu_cores": 0.0, "memory_bytes": 0, "disk_bytes": 0}
+        self._slot = self._guardian.call(
+            "open_slot",
+            run=self._run,
+            operation="embedded@driver",
+            amounts=nothing,
+            machine_limits=nothing,
+            release_s=0.0,
+            sharers=1,
+            **self._fence(),
+        )
+        self._grant()
+
+    def _fence(self) -> dict[str, Any]:
+        return {"cluster": "embedded", "node": f"driver-{os.getpid()}", "epoch": 0, "incarnation": os.getpid()}
+
+    def _arm(self, kind: str, fields: dict[str, Any]) -> None:
+        self._guardian.call("arm", slot=self._slot["slot"], generation=self._slot["generation"], kind=kind, fields=fields)
+
+    def _grant(self) -> None:
+        deadline_ns = self._clock.boot_ns() + round(self._lease_s * SECOND_NS)
+        lease = [self._slot["slot"], self._slot["generation"], deadline_ns]
+        self._guardian.call("grant", leases=[lease], timeout_s=self._lease_s, **self._fence())
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._lease_s / 5):
+            with contextlib.suppress(StressError):  # the next turn tries again; if none succeeds, the guardian ends this Ray
+                self._grant()
+
+    def _ask_host(self) -> str:
+        host = self._host
+        assert host is not None
+        assert host.stdin is not None
+        assert host.stdout is not None
+        host.stdin.write((json.dumps({"folder": str(self.folder), "nodes": self._nodes}) + "\n").encode())
+        host.stdin.flush()
+        line = host.stdout.readline()
+        if not line:
+            host.wait()
+            words = (self.folder / "host.log").read_text(errors="replace").strip().splitlines()
+            raise HarnessError("internal", f"the embedded Ray did not start: {words[-1] if words else f'code {host.returncode}'}", "see doctor")
+        return str(json.loads(line)["address"])
+
+
+def start_time(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot; 0 when it is gone."""
+    stat = read_stat(pid)
+    return stat.starttime if stat is not None and stat.state not in "ZX" else 0
+
+
+def find_embedded(state_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the embedded Rays of this STATE whose host is alive, newest first."""
+    entries = sorted((state_dir / "embedded").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in entries:
+        with contextlib.suppress(OSError, ValueError, HarnessError):
+            entry = json.loads(path.read_text())
+            if start_time(entry["pid"]) == entry["starttime"]:
+                yield entry
+
+

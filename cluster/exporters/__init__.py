@@ -1,0 +1,1 @@
+"""Destinations of a run's metrics, one file each."""

@@ -1,0 +1,319 @@
+"""One run's aggregator: takes windows from the agents, makes them durable, then acknowledges; answers questions; writes the files.
+
+A plain class, made an actor elsewhere. It holds nothing that it could not read back from its directory, so a new one on the same
+directory goes on where a dead one stopped: what was acknowledged is there, once, and what was not is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.clock import SECOND_NS, Clock
+from actors.errors import HarnessError, InputError
+from cluster.outbox import Kind as RecordKind
+from cluster.outbox import parse
+
+from .live import DoseWindow, Live, Sample
+from .query import COLUMNS, STATS, Between, condition, figure, labelled
+from .query import peaks as peaks_of
+from .store import Coverage, End, Entry, RunStore, Stream, read_json, read_metrics, read_parts, write_json_atomic
+from .windows import EVENTS, METRICS, events_batch, histograms, unseal, with_quantiles
+
+_LOG: Final = logging.getLogger(__name__)
+_STALE_NS: Final = 30 * SECOND_NS
+_PEAKS: Final = ("host.cpu.busy", "host.load.average", "host.memory.used", "host.descriptors.used", "agent.tick.lag")
+
+
+class Aggregator:
+    """The metrics of one run. All methods may be called from any thread.
+
+    Raises `HarnessError` (`busy`) when another process writes the directory.
+    """
+
+    def __init__(self, run_id: str, directory: Path, clock: Clock, *, settle_bytes: int = 64 << 20) -> None:
+        self.run_id = run_id
+        self.directory = directory
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._settle_bytes = settle_bytes
+        self._store = RunStore(directory)
+        self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
+        self._live = Live()
+        self._undecodable = 0
+        doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
+        self._live.absorb_doses(read_parts(directory, ["time", "metric", "unit", "worker", "count", "sum"], doses))
+        for tagged in self._store.recovered:
+            self._live.absorb(tagged.batch, histograms(tagged.batch), clock.boot_ns())
+        self._store.recovered.clear()
+
+    # taking windows
+
+    def expect(self, node: str, incarnation: str) -> None:
+        """Announce a stream, durably: until its end has come it is outstanding."""
+        with self._lock:
+            if (node, incarnation) not in self._expected:
+                self._expected.add((node, incarnation))
+                streams = [{"node": node, "incarnation": incarnation} for node, incarnation in sorted(self._expected)]
+                (self.directory / "log").mkdir(exist_ok=True)
+                write_json_atomic(self.directory / "log" / "streams.json", {"streams": streams})
+
+    def push(self, node: str, incarnation: str, records: Iterable[tuple[int, bytes]]) -> int:
+        """Take frames of one stream and return the last sequence number up to which everything is on disk.
+
+        Records that are held already are skipped, so a push may be repeated. After a gap or a torn frame the rest is refused.
+        Raises `HarnessError` when the disk refuses; then nothing of this call counts.
+        """
+        with self._lock:
+            stream = (node, incarnation)
+            entries = self._new_entries(stream, records)
+            if entries:
+                self._append(stream, entries)
+            return self._contiguous(stream)
+
+    def _append(self, stream: Stream, entries: list[Entry]) -> None:
+        decoded = [histograms(entry.metrics) for entry in entries]
+        filled = [
+            Entry(entry.stream, entry.sequence, with_quantiles(entry.metrics, found), entry.events, entry.end)
+            for entry, found in zip(entries, decoded, strict=True)
+        ]
+        try:
+            self._store.append(filled)
+        except OSError as error:
+            raise HarnessError(
+                "os", f"cannot write the log of run {self.run_id}: {error}", "the agents keep what was not acknowledged"
+            ) from error
+        self._expected.add(stream)
+        now_ns = self._clock.boot_ns()
+        for entry, found in zip(filled, decoded, strict=True):
+            self._live.absorb(entry.metrics, found, now_ns)
+        if self._store.log_bytes >= self._settle_bytes:
+            self._settle_early()
+
+    def _settle_early(self) -> None:
+        try:
+            self._store.settle()
+        except OSError as error:
+            self._settle_bytes *= 2  # the log stands; try again when it has grown
+            _LOG.warning("run %s: the log stays as it is for now: %s", self.run_id, error)
+
+    def _new_entries(self, stream: Stream, records: Iterable[tuple[int, bytes]]) -> list[Entry]:
+        """Return entries for the records that follow what is held, up to the first gap."""
+        entries: list[Entry] = []
+        wanted = self._contiguous(stream) + 1
+        for sequence, data in sorted(records):
+            if sequence < wanted:
+                continue
+            entry = self._entry(stream, sequence, data) if sequence == wanted else None
+            if entry is None:
+                break
+            if not self._store.coverage.has(stream, sequence):
+                entries.append(entry)
+            wanted += 1
+        return entries
+
+    def _entry(self, stream: Stream, sequence: int, data: bytes) -> Entry | None:
+        """Return a record's entry, or None when the frame is not whole: it is sent again."""
+        nothing = pa.RecordBatch.from_pylist([], schema=METRICS), pa.RecordBatch.from_pylist([], schema=EVENTS)
+        try:
+            record = parse(data)
+        except ValueError:
+            return None
+        if record.sequence != sequence:
+            return None
+        if record.kind is RecordKind.END:
+            return Entry(stream, sequence, *nothing, End(sequence, b'"clean": true' in record.payload))
+        try:
+            metrics, events = unseal(record.payload)
+            histograms(metrics)
+        except (ValueError, OSError) as error:  # whole, but not ours to understand: sending it again would not help
+            return Entry(stream, sequence, nothing[0], self._undecoded(stream, sequence, error))
+        return Entry(stream, sequence, metrics, events)
+
+    def _undecoded(self, stream: Stream, sequence: int, error: Exception) -> pa.RecordBatch:
+        self._undecodable += 1
+        row = {"node": stream[0], "worker": "", "phase": "", "kind": "metrics.undecodable", "severity": "error"}
+        message = f"record {sequence} of {stream[0]} cannot be read: {error}"
+        return events_batch([row | {"time": self._clock.wall_ns() // 1000, "sequence": 0, "message": message, "data": "{}"}])
+
+    def _contiguous(self, stream: Stream) -> int:
+        ranges = self._store.coverage.held.get(stream)
+        return ranges.contiguous if ranges else 0
+
+    def end(self, node: str, incarnation: str, sequence: int, *, clean: bool = False) -> None:
+        """State where a stream ends, when its own end record will not come (its outbox is lost, say). Durable at `finish`."""
+        with self._lock:
+            self._expected.add((node, incarnation))
+            self._store.coverage.ends.setdefault((node, incarnation), End(sequence, clean))
+
+    # how complete it is
+
+    def streams(self) -> list[dict[str, Any]]:
+        """Return received and expected end of each stream, as the manifest lists them."""
+        with self._lock:
+            return [self._stream_entry(stream) for stream in sorted(self._expected)]
+
+    def _stream_entry(self, stream: Stream) -> dict[str, Any]:
+        end = self._store.coverage.ends.get(stream)
+        return {
+            "node": stream[0],
+            "incarnation": stream[1],
+            "received": self._contiguous(stream),
+            "expected_end": end.sequence if end else None,
+            "clean": end.clean if end else None,
+        }
+
+    def outstanding(self) -> list[dict[str, Any]]:
+        """Return the streams that have not arrived to their end, and from which sequence number on."""
+        return [
+            {"node": entry["node"], "incarnation": entry["incarnation"], "from": entry["received"] + 1}
+            for entry in self.streams()
+            if entry["expected_end"] is None or entry["received"] < entry["expected_end"]
+        ]
+
+    def losses(self) -> dict[str, Any]:
+        """Return what is known to be missing, and what may be: zero or counted; an open end is `unknown`, never zero."""
+        dropped = self._table("metrics.dropped")
+        by_reason: dict[str, float] = {}
+        for labels, count in zip(dropped["labels"].to_pylist(), dropped["sum"].to_pylist(), strict=True):
+            reason = dict(labels).get("reason", "")
+            by_reason[reason] = by_reason.get(reason, 0.0) + count
+        unflushed = self._table("metrics.unflushed")
+        unclean = [entry for entry in self.streams() if entry["expected_end"] is not None and not entry["clean"]]
+        return {
+            "dropped_samples": by_reason,
+            "unflushed_recorders": pc.sum(unflushed["sum"]).as_py() or 0.0,
+            "undecodable_records": self._undecodable,
+            "series_not_shown": self._live.refused,
+            "unclean_streams": len(unclean),
+            "open_streams": "unknown" if self.outstanding() else 0,
+        }
+
+    # answers
+
+    def latest(self) -> list[Sample]:
+        """Return what every series stands at; gauges that were not seen for 30 s are left out."""
+        with self._lock:
+            return self._live.samples(self._clock.boot_ns() - _STALE_NS)
+
+    def ready(self) -> bool:
+        """Tell whether windows are taken."""
+        return True
+
+    def dose_windows(self) -> dict[str, list[DoseWindow]]:
+        """Return asked and achieved strength by operation, one (time_s, requested, achieved, unit) a window."""
+        with self._lock:
+            return self._live.doses()
+
+    def query(self, metric: str, *, node: str | None = None, worker: str | None = None, between: Between | None = None) -> pa.Table:
+        """Return the windows of a metric, with the contract's columns. Raises `InputError` for an unknown metric."""
+        return self._table(metric, node, worker, between, columns=METRICS.names)
+
+    def evaluate(
+        self,
+        metric: str,
+        stat: str,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        between: Between | None = None,
+        *,
+        worker: str | None = None,
+    ) -> float | None:
+        """Return one figure over all matching windows, or None when there are none; see `query.figure`."""
+        if stat not in STATS:
+            raise InputError("unknown_name", f"unknown statistic {stat!r}", f"known: {', '.join(STATS)}")
+        table = labelled(self._table(metric, node, worker, between), labels)
+        return figure(table, metric, stat, between)
+
+    def peaks(self) -> dict[str, dict[str, float]]:
+        """Return the highest values of the host by node and metric."""
+        with self._lock:
+            wanted = pc.field("metric").isin(list(_PEAKS))
+            return peaks_of(read_metrics(self.directory, ["node", "metric", "max"], wanted))
+
+    def _table(
+        self,
+        metric: str,
+        node: str | None = None,
+        worker: str | None = None,
+        between: Between | None = None,
+        *,
+        columns: list[str] | None = None,
+    ) -> pa.Table:
+        with self._lock:
+            wanted = condition(metric, node, worker, between)
+            return read_metrics(self.directory, columns or COLUMNS, wanted)
+
+    # files
+
+    def finish(self, summary: Mapping[str, Any] | None = None, manifest: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Turn the log into Parquet, write summary.json and then manifest.json; return the summary.
+
+        Without arguments the documents on disk are brought up to date: that is how late data comes in. The summary's `revision`
+        rises by one each time. `losses`, `outstanding` and `peaks` are filled in here. Raises `HarnessError` when the disk refuses;
+        call again later.
+        """
+        with self._lock:
+            try:
+                self._store.settle()
+                return self._write_documents(summary, manifest)
+            except OSError as error:
+                raise HarnessError("os", f"cannot finish run {self.run_id}: {error}", "make room, then `stress-cluster recover`") from error
+
+    def _write_documents(self, summary: Mapping[str, Any] | None, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+        old = read_json(self.directory / "summary.json") or {}
+        found = {"peaks": self.peaks(), "losses": self.losses(), "outstanding": self.outstanding()}
+        made = {**(old if summary is None else summary), **found, "revision": int(old.get("revision", 0)) + 1}
+        write_json_atomic(self.directory / "summary.json", made)
+        told = read_json(self.directory / "manifest.json") if manifest is None else manifest
+        if told is not None:
+            write_json_atomic(self.directory / "manifest.json", {**told, "streams": self.streams()})
+        with suppress(FileNotFoundError):
+            (self.directory / "log" / "streams.json").unlink()  # the manifest has them now
+        with suppress(OSError):  # already gone
+            (self.directory / "log").rmdir()
+        return made
+
+    def files(self) -> list[dict[str, Any]]:
+        """Return name, size and modification time of every file, for mirroring; those outside log/ never change, only appear anew."""
+        found = []
+        for path in sorted(self.directory.rglob("*")):
+            with suppress(FileNotFoundError):  # the log may go meanwhile
+                if path.is_file() and not path.name.startswith("."):
+                    stat = path.stat()
+                    found.append({"name": str(path.relative_to(self.directory)), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+        return found
+
+    def read(self, name: str, offset: int = 0, size: int = 1 << 20) -> bytes:
+        """Return bytes of a file of the run directory. Raises `InputError` when it is none."""
+        path = (self.directory / name).resolve()
+        if not path.is_relative_to(self.directory.resolve()) or not path.is_file():
+            raise InputError("not_found", f"run {self.run_id} has no file {name!r}")
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def close(self) -> None:
+        """Give up the directory; everything acknowledged is on disk."""
+        with self._lock:
+            self._store.close()
+
+    @property
+    def coverage(self) -> Coverage:
+        """Which records are held."""
+        return self._store.coverage
+
+
+def _announced(directory: Path) -> set[Stream]:
+    found: set[Stream] = set()
+    for path in (directory / "log" / "streams.json", directory / "manifest.json"):
+        for entry in (read_json(path) or {}).get("streams", []):
+            found.add((entry["node"], entry["incarnation"]))
+    return found

@@ -1,0 +1,130 @@
+"""What a run's series stand at now: totals for Prometheus and the dose, fed with each window once. Pure, not thread-safe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.metrics.histogram import Histogram, Keys, keys_of
+from actors.metrics.registry import Kind
+
+MAX_SERIES: Final = 100_000
+MAX_DOSE_WINDOWS: Final = 100_000
+
+# Classic buckets at powers of two, where they are exact sums of the histogram's buckets. A value equal to a bound counts above it.
+BOUNDS: Final[dict[str, tuple[float, ...]]] = {
+    "seconds": tuple(2.0**power for power in range(-17, 7)),
+    "bytes": tuple(2.0**power for power in range(10, 34, 2)),
+}
+_OTHER: Final = tuple(2.0**power for power in range(-10, 21, 2))
+_DOSES: Final = ["dose.requested", "dose.achieved"]
+_NAN: Final = float("nan")
+_USED: Final = ("metric", "kind", "unit", "worker", "phase", "count", "sum", "last", "labels")
+
+
+def bounds(unit: str) -> tuple[float, ...]:
+    """Return the upper bounds of a unit's classic buckets, +Inf left out."""
+    return BOUNDS.get(unit, _OTHER)
+
+
+class DoseWindow(NamedTuple):
+    """Asked and achieved strength of one operation in one window; NaN where the agent did not say."""
+
+    time_s: float  # start of the window, UTC
+    requested: float
+    achieved: float
+    unit: str  # ratio or bytes
+
+
+class SeriesKey(NamedTuple):
+    """What tells one series from another."""
+
+    metric: str
+    unit: str
+    node: str
+    worker: str
+    phase: str
+    labels: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A series as Prometheus sees it: a total, a state, or cumulative buckets by `bounds(unit)`."""
+
+    key: SeriesKey
+    kind: Kind
+    value: float = 0.0
+    count: int = 0
+    sum: float = 0.0
+    buckets: tuple[int, ...] = ()
+    seen_ns: int = 0
+
+
+class Live:
+    """Every series' newest state."""
+
+    def __init__(self) -> None:
+        self._series: dict[SeriesKey, Sample] = {}
+        self._doses: dict[str, list[DoseWindow]] = {}
+        self._bounds: dict[str, Keys] = {}
+        self.refused = 0
+
+    def absorb(self, batch: pa.RecordBatch, decoded: Sequence[Histogram | None], now_ns: int) -> None:
+        """Add one record's rows. `decoded` are their digests."""
+        if not batch.num_rows:
+            return
+        node = batch.column("node")[0].as_py()
+        columns = [batch.column(name).to_pylist() for name in _USED]
+        for found, (metric, kind, unit, worker, phase, count, total, last, labels) in zip(decoded, zip(*columns, strict=True), strict=True):
+            key = SeriesKey(metric, unit, node, worker, phase, tuple(labels))
+            old = self._series.get(key)
+            if old is None:
+                if len(self._series) >= MAX_SERIES:
+                    self.refused += 1
+                    continue
+                old = Sample(key, Kind(kind))
+            gained = Sample(key, old.kind, old.value if last is None else last, count, total, seen_ns=now_ns)
+            self._series[key] = self._next(old, gained, found)
+        self.absorb_doses(batch)
+
+    def _next(self, old: Sample, gained: Sample, found: Histogram | None) -> Sample:
+        if old.kind is Kind.COUNTER:
+            return replace(gained, value=old.value + gained.sum)
+        if found is None:
+            return gained
+        below = found.cumulative(self._bound_keys(old.key.unit)).tolist()
+        buckets = tuple(map(sum, zip(old.buckets, below, strict=True))) if old.buckets else tuple(below)
+        return replace(gained, count=old.count + gained.count, sum=old.sum + gained.sum, buckets=buckets)
+
+    def _bound_keys(self, unit: str) -> Keys:
+        if unit not in self._bounds:
+            self._bounds[unit] = keys_of(np.array(bounds(unit)))
+        return self._bounds[unit]
+
+    def absorb_doses(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Add the dose windows among these rows. Asked and achieved of one window come together, in one record."""
+        rows = rows.filter(pc.field("metric").isin(_DOSES))
+        columns = [rows.column(name).to_pylist() for name in ("metric", "unit", "worker", "count", "sum")]
+        found: dict[tuple[str, int], DoseWindow] = {}
+        times = rows.column("time").cast(pa.int64()).to_pylist()
+        for time_us, (metric, unit, worker, count, total) in zip(times, zip(*columns, strict=True), strict=True):
+            window = found.get((worker, time_us), DoseWindow(time_us / 1e6, _NAN, _NAN, unit))
+            mean = total / count if count else _NAN
+            found[worker, time_us] = window._replace(requested=mean) if metric == _DOSES[0] else window._replace(achieved=mean)
+        for (worker, _), window in found.items():
+            windows = self._doses.setdefault(worker, [])
+            if len(windows) < MAX_DOSE_WINDOWS:
+                windows.append(window)
+
+    def samples(self, gauges_since_ns: int = 0) -> list[Sample]:
+        """Return all series; gauges only if they were seen since then, so that what ended goes stale."""
+        return [one for one in self._series.values() if one.kind is not Kind.GAUGE or one.seen_ns >= gauges_since_ns]
+
+    def doses(self) -> dict[str, list[DoseWindow]]:
+        """Return the dose by operation, in the order of arrival."""
+        return {worker: list(windows) for worker, windows in self._doses.items()}

@@ -1,0 +1,121 @@
+"""Questions to a table of windows: one figure over series, windows and nodes. Pure.
+
+Figures of several windows and series are those of all their samples together: counts and sums add, extremes are extremes, quantiles
+come from merged digests. No rows is no answer (None), never zero: a counter that must read 0 is recorded with increments of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.errors import InputError
+from actors.metrics import histogram
+from actors.metrics.registry import Kind, find
+
+Between = tuple[float, float]  # seconds of UTC: windows that begin at or after the first and before the second
+
+QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+COLUMNS: Final = ["time", "window_s", "node", "worker", "phase", "labels", "count", "sum", "min", "max", "last", "digest"]
+
+
+def condition(metric: str, node: str | None = None, worker: str | None = None, between: Between | None = None) -> Any:
+    """Return the rows' filter. Raises `InputError` for a metric that the catalogue lacks."""
+    wanted = pc.field("metric") == find(metric).name
+    if node is not None:
+        wanted &= pc.field("node") == node
+    if worker is not None:
+        wanted &= pc.field("worker") == worker
+    if between is not None:
+        first, last = (pa.scalar(round(at * 1e6), pa.timestamp("us", tz="UTC")) for at in between)
+        wanted &= (pc.field("time") >= first) & (pc.field("time") < last)
+    return wanted
+
+
+def labelled(table: pa.Table, labels: Mapping[str, str] | None) -> pa.Table:
+    """Return the rows that have all of these labels."""
+    if not labels:
+        return table
+    wanted = set(labels.items())
+    return table.filter(pa.array([wanted <= set(found) for found in table["labels"].to_pylist()], pa.bool_()))
+
+
+def figure(table: pa.Table, metric: str, stat: str, between: Between | None = None) -> float | None:
+    """Return one figure of these rows, or None when they have none.
+
+    `rate` is the sum per second of `between`, else of the span that the windows cover. A quantile of a gauge is one of its windows'
+    means. `last` is of the newest window: a counter's totals together, else the mean over its series.
+    Raises `InputError` for an unknown stat.
+    """
+    if stat not in STATS:
+        raise InputError("unknown_name", f"unknown statistic {stat!r}", f"known: {', '.join(STATS)}")
+    if not table.num_rows:
+        return None
+    answer = STATS[stat](table, metric, between)
+    return None if answer is None or np.isnan(answer) else float(answer)
+
+
+def _quantile(q: float) -> Callable[[pa.Table, str, Between | None], float | None]:
+    def answer(table: pa.Table, metric: str, _: Between | None) -> float | None:
+        kind = find(metric).kind
+        if kind is Kind.COUNTER:
+            return None
+        if kind is Kind.GAUGE:
+            means = np.asarray(pc.divide(table["sum"], table["count"].cast(pa.float64())))
+            return float(np.quantile(means, q, method="lower"))
+        merged = histogram.merge(map(histogram.decode, table["digest"].drop_null().to_pylist()))
+        return merged.quantile(q)
+
+    return answer
+
+
+def _rate(table: pa.Table, _: str, between: Between | None) -> float | None:
+    if between is not None:
+        span_s = between[1] - between[0]
+    else:
+        starts = np.asarray(table["time"].cast(pa.int64())) / 1e6
+        span_s = float((starts + np.asarray(table["window_s"])).max() - starts.min())
+    return pc.sum(table["sum"]).as_py() / span_s if span_s > 0 else None
+
+
+def _mean(table: pa.Table, _: str, __: Between | None) -> float | None:
+    count = pc.sum(table["count"]).as_py()
+    extremes = [pc.min(table["min"]).as_py(), pc.max(table["max"]).as_py()]
+    for extreme in extremes:
+        if extreme is not None and np.isinf(extreme):
+            return float(extreme)  # sums leave infinities out
+    return pc.sum(table["sum"]).as_py() / count if count else None
+
+
+def _last(table: pa.Table, metric: str, _: Between | None) -> float | None:
+    newest = table.filter(pc.equal(table["time"], pc.max(table["time"])))["last"].drop_null()
+    if not len(newest):
+        return None
+    answer = pc.sum(newest) if find(metric).kind is Kind.COUNTER else pc.mean(newest)
+    return float(answer.as_py())
+
+
+STATS: Final[dict[str, Callable[[pa.Table, str, Between | None], float | None]]] = {
+    "count": lambda table, _, __: pc.sum(table["count"]).as_py(),
+    "sum": lambda table, _, __: pc.sum(table["sum"]).as_py(),
+    "rate": _rate,
+    "min": lambda table, _, __: pc.min(table["min"]).as_py(),
+    "max": lambda table, _, __: pc.max(table["max"]).as_py(),
+    "mean": _mean,
+    "last": _last,
+    **{name: _quantile(q) for name, q in QUANTILES.items()},
+}
+
+
+def peaks(table: pa.Table) -> dict[str, dict[str, float]]:
+    """Return the highest value by node and metric. `table` needs node, metric and max."""
+    found: dict[str, dict[str, float]] = {}
+    grouped = table.group_by(["node", "metric"]).aggregate([("max", "max")])
+    for row in grouped.sort_by([("node", "ascending"), ("metric", "ascending")]).to_pylist():
+        if row["max_max"] is not None:
+            found.setdefault(row["node"], {})[row["metric"]] = row["max_max"]
+    return found

@@ -1,0 +1,510 @@
+"""The files of a run: written whole or not at all, and each record counted once whatever dies in between.
+
+    log/metrics-<n>.arrows, log/events-<n>.arrows   Arrow IPC streams of what is not in Parquet yet
+    log/streams.json                                streams that were announced
+    metrics/part-<n>.parquet, events.parquet        whole files; the footer names the records that each one holds
+
+**Commit.** A record (node, incarnation, sequence) is held if and only if its batch can be read from a metrics log or lies within
+a metrics footer's ranges; every record has such a batch, also one without rows. Its events are written and synced before
+it, so a record that is held has its events, and the events of one that is not held are not counted. No third file is needed.
+
+**Log to Parquet.** Metrics part, then events.parquet, then the log is deleted. A crash in between leaves records in two places; readers
+take them from the footer's file and skip them in the log, for metrics and events each by its own footers.
+
+A log with a torn tail is never appended to: the next file has the next number. One writer per run directory, by flock on the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.errors import HarnessError
+
+from .windows import EVENTS, LOG_COLUMNS, METRICS
+
+Stream = tuple[str, str]  # node, incarnation
+_T = TypeVar("_T")
+
+FOOTER: Final = b"stress_cluster"
+_ATTEMPTS: Final = 8
+_GROUP: Final = 512  # records that are filtered at once
+_PLAIN: Final = ("metric", "kind", "unit", "node", "worker", "phase")
+
+
+# whole files
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under a temporary name, fsync it, rename it, fsync the folder. Raises `OSError`; then the old file stands."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as sink:
+            write(sink)
+            sink.flush()
+            os.fsync(sink.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):  # nothing was made, or the disk fails altogether
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_json_atomic(path: Path, doc: Mapping[str, Any]) -> None:
+    """Write a JSON document as a whole file. NaN and infinities become null: JSON has none. Raises `OSError`."""
+    body = json.dumps(_plain(doc), indent=2, allow_nan=False, default=str).encode() + b"\n"
+    write_whole(path, lambda sink: _discard(sink.write(body)))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON document, or None when there is no such file."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _discard(_: object) -> None:
+    """Take a result that nobody needs."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):  # noqa: PLR0124  # NaN
+        return None
+    return value
+
+
+# which records are held
+
+
+class Ranges:
+    """A set of sequence numbers, kept as few ranges."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._ranges: list[list[int]] = []
+        for first, last in sorted(ranges):
+            self._insert(first, last)
+
+    def __contains__(self, number: int) -> bool:
+        return any(first <= number <= last for first, last in self._ranges)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ranges) and self._ranges == other._ranges
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.pairs()))
+
+    def add(self, number: int) -> None:
+        """Add one number; the usual case, the next one, costs nothing."""
+        if self._ranges and self._ranges[-1][1] + 1 == number:
+            self._ranges[-1][1] = number
+        elif number not in self:
+            pairs = sorted([*self.pairs(), (number, number)])
+            self._ranges = []
+            for first, last in pairs:
+                self._insert(first, last)
+
+    def union(self, other: Ranges) -> Ranges:
+        """Return numbers of either."""
+        return Ranges([*self.pairs(), *other.pairs()])
+
+    @property
+    def contiguous(self) -> int:
+        """The last number of the unbroken range that begins at 1; 0 when 1 is missing."""
+        return self._ranges[0][1] if self._ranges and self._ranges[0][0] == 1 else 0
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Return the ranges as (first, last)."""
+        return [(first, last) for first, last in self._ranges]
+
+    def _insert(self, first: int, last: int) -> None:
+        if self._ranges and first <= self._ranges[-1][1] + 1:
+            self._ranges[-1][1] = max(self._ranges[-1][1], last)
+        else:
+            self._ranges.append([first, last])
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Where a stream ends, and whether its owner said so itself."""
+
+    sequence: int
+    clean: bool
+
+
+@dataclass(slots=True)
+class Coverage:
+    """Records by stream, and the ends that are known."""
+
+    held: dict[Stream, Ranges] = field(default_factory=dict)
+    ends: dict[Stream, End] = field(default_factory=dict)
+
+    def has(self, stream: Stream, sequence: int) -> bool:
+        """Tell whether a record is among these."""
+        return sequence in self.held.get(stream, Ranges())
+
+    def add(self, stream: Stream, sequence: int, end: End | None = None) -> None:
+        """Add a record."""
+        self.held.setdefault(stream, Ranges()).add(sequence)
+        if end is not None:
+            self.ends[stream] = end
+
+    def absorb(self, other: Coverage) -> None:
+        """Add all records of another."""
+        for stream, ranges in other.held.items():
+            self.held[stream] = self.held.get(stream, Ranges()).union(ranges)
+        self.ends.update(other.ends)
+
+    def copy(self) -> Coverage:
+        """Return one that changes by itself."""
+        return Coverage({stream: Ranges(ranges.pairs()) for stream, ranges in self.held.items()}, dict(self.ends))
+
+    def to_footer(self) -> bytes:
+        """Return what a Parquet footer carries."""
+        streams = []
+        for (node, incarnation), ranges in sorted(self.held.items()):
+            end = self.ends.get((node, incarnation))
+            entry: dict[str, Any] = {"node": node, "incarnation": incarnation, "ranges": ranges.pairs()}
+            streams.append(entry | ({"end": end.sequence, "clean": end.clean} if end else {}))
+        return json.dumps({"schema": 1, "streams": streams}).encode()
+
+    @classmethod
+    def of_footer(cls, metadata: Mapping[bytes, bytes] | None) -> Coverage:
+        """Return the records that a Parquet footer names; none when it is not one of ours."""
+        found = cls()
+        for entry in json.loads((metadata or {}).get(FOOTER, b'{"streams": []}'))["streams"]:
+            stream = (entry["node"], entry["incarnation"])
+            found.held[stream] = Ranges([(first, last) for first, last in entry["ranges"]])
+            if "end" in entry:
+                found.ends[stream] = End(entry["end"], entry["clean"])
+        return found
+
+
+# the log
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record as it stands in the log."""
+
+    stream: Stream
+    sequence: int
+    metrics: pa.RecordBatch
+    events: pa.RecordBatch
+    end: End | None = None
+
+    def tag(self) -> dict[str, str]:
+        """Return the metadata of the record's batches."""
+        tag = {"node": self.stream[0], "incarnation": self.stream[1], "record": str(self.sequence)}
+        return tag | ({"end": str(self.end.sequence), "clean": str(int(self.end.clean))} if self.end else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A batch from the log, with the contract's columns, and the record it belongs to."""
+
+    stream: Stream
+    sequence: int
+    batch: pa.RecordBatch
+    end: End | None
+
+
+class _LogFile:
+    """One Arrow IPC stream that is being written. After an error it must be left alone: its tail may be torn."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._file = path.open("xb")
+        sync_folder(path.parent)
+        self._schema = pa.schema([*schema, *LOG_COLUMNS])
+        self._writer = pa.ipc.new_stream(self._file, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+
+    def write(self, batch: pa.RecordBatch, entry: Entry) -> None:
+        owner = (*entry.stream, entry.sequence)
+        columns = [pa.repeat(pa.scalar(value, column.type), batch.num_rows) for value, column in zip(owner, LOG_COLUMNS, strict=True)]
+        made = pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema)
+        self._writer.write_batch(made, custom_metadata=entry.tag())
+
+    def sync(self) -> int:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        with suppress(OSError, pa.ArrowInvalid):  # the end mark is a courtesy; readers do without it
+            self._writer.close()
+        with suppress(OSError):  # what was promised is synced already
+            self._file.close()
+
+
+def read_log(path: Path, schema: pa.Schema) -> Iterator[Tagged]:
+    """Yield the batches of a log file up to the first that is not whole."""
+    with path.open("rb") as file:
+        try:
+            reader = pa.ipc.open_stream(file)
+        except (pa.ArrowInvalid, OSError):
+            return
+        while True:
+            try:
+                batch, metadata = reader.read_next_batch_with_custom_metadata()
+            except (StopIteration, pa.ArrowInvalid, OSError):
+                return
+            tag = {key.decode(): value.decode() for key, value in dict(metadata or {}).items()}
+            end = End(int(tag["end"]), tag["clean"] == "1") if "end" in tag else None
+            yield Tagged((tag["node"], tag["incarnation"]), int(tag["record"]), batch.select(schema.names), end)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Everything that a run directory holds, each record once."""
+
+    metrics: pa.Table
+    events: pa.Table
+    coverage: Coverage
+
+
+def log_files(directory: Path, stem: str) -> list[Path]:
+    """Return the log files of one kind in the order of their making."""
+    return sorted((directory / "log").glob(f"{stem}-*.arrows"), key=lambda path: int(path.stem.rpartition("-")[2]))
+
+
+def part_files(directory: Path) -> list[Path]:
+    """Return the Parquet parts of metrics in the order of their making."""
+    return sorted((directory / "metrics").glob("part-*.parquet"))
+
+
+def _files(directory: Path) -> list[tuple[str, int]]:
+    found = [*part_files(directory), *log_files(directory, "metrics"), *log_files(directory, "events"), directory / "events.parquet"]
+    return [(str(path), path.stat().st_ino) for path in found if path.exists()]
+
+
+def read_run(directory: Path) -> Contents:
+    """Return what a run directory holds, at any moment and after any crash.
+
+    A live writer may turn log into Parquet meanwhile, so files are listed again at the end, and read again when they changed.
+    Raises `HarnessError` when they always do.
+    """
+    return _unchanged(directory, lambda: _read_run(directory))
+
+
+def read_metrics(directory: Path, columns: list[str], condition: Any) -> pa.Table:
+    """Return these columns of the rows that meet a condition (a `pyarrow.compute` expression); see `read_run`."""
+    return _unchanged(directory, lambda: _read_metrics(directory, columns, condition)[0])
+
+
+def _unchanged(directory: Path, read: Callable[[], _T]) -> _T:
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError):  # the log went into Parquet meanwhile
+            before = _files(directory)
+            found = read()
+            if before == _files(directory):
+                return found
+    raise HarnessError("busy", f"the files of {directory} changed {_ATTEMPTS} times while they were read", "try again")
+
+
+def _read_run(directory: Path) -> Contents:
+    metrics, coverage = _read_metrics(directory, METRICS.names, None)
+    return Contents(metrics, read_events(directory, coverage), coverage)
+
+
+def _read_metrics(directory: Path, columns: list[str], condition: Any) -> tuple[pa.Table, Coverage]:
+    coverage = metrics_coverage(directory)
+    tables = [read_parts(directory, columns, condition)]
+    pending = pending_metrics(directory, coverage)
+    while group := list(islice(pending, _GROUP)):
+        rows = pa.Table.from_batches([tagged.batch.replace_schema_metadata() for tagged in group], schema=METRICS)
+        tables.append((rows if condition is None else rows.filter(condition)).select(columns))
+        for tagged in group:
+            coverage.add(tagged.stream, tagged.sequence, tagged.end)
+    return pa.concat_tables(tables), coverage
+
+
+def read_parts(directory: Path, columns: list[str], condition: Any) -> pa.Table:
+    """Return these columns of the rows in Parquet that meet a condition."""
+    schema = pa.schema([METRICS.field(name) for name in columns])
+    tables = [pq.read_table(path, columns=columns, filters=condition).cast(schema) for path in part_files(directory)]
+    return pa.concat_tables(tables).replace_schema_metadata() if tables else schema.empty_table()
+
+
+def metrics_coverage(directory: Path) -> Coverage:
+    """Return the records whose metrics are in Parquet."""
+    return _coverage(part_files(directory))
+
+
+def _coverage(paths: Iterable[Path]) -> Coverage:
+    found = Coverage()
+    for path in paths:
+        if path.exists():
+            found.absorb(Coverage.of_footer(pq.read_schema(path).metadata))
+    return found
+
+
+def pending_metrics(directory: Path, covered: Coverage) -> Iterator[Tagged]:
+    """Yield the log's metrics that `covered` does not have, each record once."""
+    seen = Coverage()
+    covered = covered.copy()
+    for path in log_files(directory, "metrics"):
+        for tagged in read_log(path, METRICS):
+            if not covered.has(tagged.stream, tagged.sequence) and not seen.has(tagged.stream, tagged.sequence):
+                seen.add(tagged.stream, tagged.sequence)
+                yield tagged
+
+
+def read_events(directory: Path, held: Coverage) -> pa.Table:
+    """Return the events of the records that are held, from events.parquet and the log, each record's once."""
+    path = directory / "events.parquet"
+    tables = [pq.read_table(path).cast(EVENTS)] if path.exists() else []
+    seen = _coverage([path])
+    for log in log_files(directory, "events"):
+        for tagged in read_log(log, EVENTS):
+            if held.has(tagged.stream, tagged.sequence) and not seen.has(tagged.stream, tagged.sequence):
+                seen.add(tagged.stream, tagged.sequence)
+                tables.append(pa.Table.from_batches([tagged.batch]))
+    return (pa.concat_tables(tables) if tables else EVENTS.empty_table()).replace_schema_metadata()
+
+
+# the writer
+
+
+class RunStore:
+    """The one writer of a run directory. Not thread-safe: the aggregator guards it.
+
+    Raises `HarnessError` (`busy`) when the directory has a writer.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        import fcntl  # noqa: PLC0415  # reading works on every platform, writing where there is flock
+
+        (directory / "log").mkdir(parents=True, exist_ok=True)
+        (directory / "metrics").mkdir(exist_ok=True)
+        self.directory = directory
+        self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._fd)
+            raise HarnessError("busy", f"another process writes {directory}") from error
+        for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:
+            leftover.unlink()
+        self._metrics: _LogFile | None = None
+        self._events: _LogFile | None = None
+        self.log_bytes = 0
+        self.coverage = metrics_coverage(directory)
+        self.recovered = list(pending_metrics(directory, self.coverage))  # for who needs to know; may be cleared
+        for tagged in self.recovered:
+            self.coverage.add(tagged.stream, tagged.sequence, tagged.end)
+        self.unsettled = bool(log_files(directory, "metrics") or log_files(directory, "events"))
+
+    def append(self, entries: list[Entry]) -> None:
+        """Write records to the log and sync them: events first, then metrics, whose batch is the commit.
+
+        Raises `OSError`; then none of these records counts as held, and the next call begins new files.
+        """
+        try:
+            if any(entry.events.num_rows for entry in entries):
+                self._events = self._events or self._open("events", EVENTS)
+                for entry in entries:
+                    if entry.events.num_rows:
+                        self._events.write(entry.events, entry)
+                pass
+            self._metrics = self._metrics or self._open("metrics", METRICS)
+            for entry in entries:
+                self._metrics.write(entry.metrics, entry)
+            self.log_bytes = self._metrics.sync()
+        except OSError:
+            self._abandon()
+            raise
+        self.unsettled = True
+        for entry in entries:
+            self.coverage.add(entry.stream, entry.sequence, entry.end)
+
+    def settle(self) -> None:
+        """Turn the log into Parquet and delete it. Raises `OSError`; then the log still stands and another call goes on."""
+        self._abandon()
+        self._settle_metrics()
+        self._settle_events()
+        for path in [*log_files(self.directory, "events"), *log_files(self.directory, "metrics")]:
+            path.unlink()
+        with suppress(OSError):  # streams.json may still be there
+            (self.directory / "log").rmdir()
+        sync_folder(self.directory)
+        self.log_bytes = 0
+        self.unsettled = False
+
+    def _settle_metrics(self) -> None:
+        added = Coverage()
+        batches = []
+        for tagged in pending_metrics(self.directory, metrics_coverage(self.directory)):
+            added.add(tagged.stream, tagged.sequence, tagged.end)
+            batches.append(tagged.batch)
+        found = part_files(self.directory)
+        if added.held or not found:
+            number = int(found[-1].stem.rpartition("-")[2]) + 1 if found else 0
+            path = self.directory / "metrics" / f"part-{number:04d}.parquet"
+            _write_parquet(path, pa.Table.from_batches(batches, schema=METRICS), added, list(_PLAIN))
+
+    def _settle_events(self) -> None:
+        path = self.directory / "events.parquet"
+        covered = metrics_coverage(self.directory)
+        if path.exists() and _coverage([path]) == covered:
+            return
+        table = read_events(self.directory, covered).sort_by([("time", "ascending"), ("node", "ascending"), ("sequence", "ascending")])
+        _write_parquet(path, table, covered, ["node", "worker", "phase", "kind", "severity"])
+
+    def close(self) -> None:
+        """Give up the directory."""
+        self._abandon()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self, stem: str, schema: pa.Schema) -> _LogFile:
+        (self.directory / "log").mkdir(exist_ok=True)
+        found = log_files(self.directory, stem)
+        number = int(found[-1].stem.rpartition("-")[2]) + 1 if found else 1
+        return _LogFile(self.directory / "log" / f"{stem}-{number:04d}.arrows", schema)
+
+    def _abandon(self) -> None:
+        for file in (self._metrics, self._events):
+            if file is not None:
+                file.close()
+        self._metrics = self._events = None
+
+
+def _write_parquet(path: Path, table: pa.Table, coverage: Coverage, dictionary: list[str]) -> None:
+    footed = table.replace_schema_metadata({FOOTER: coverage.to_footer()})
+    write_whole(
+        path,
+        lambda sink: pq.write_table(
+            footed,
+            sink,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=dictionary,
+            write_statistics=["time"],
+            row_group_size=1 << 20,
+        ),
+    )

@@ -1,0 +1,318 @@
+"""The agent's side of the metric path: collects a window, seals it into the outbox, hands it out until it is acknowledged.
+
+Nothing is lost or doubled when the wall clock jumps: windows are cut by boot time and ordered by sequence number, and wall
+time is only their label. A window that cannot be sealed (disk full, outbox full) stays open and becomes a longer one; the base
+that differences are taken from moves only when the record is sealed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from actors.clock import MILLISECOND_NS, SECOND_NS, Clock
+from actors.messages import Event
+from actors.metrics import histogram
+from actors.metrics.registry import Kind, find
+from actors.metrics.segment import H_REFUSED_SAMPLES, Cells, Segment, difference
+from cluster.outbox import Kind as RecordKind
+from cluster.outbox import Outbox, OutboxFullError
+
+from .windows import Row, events_batch, metrics_batch, seal
+
+WINDOW_NS: Final = SECOND_NS
+_SNAP_NS: Final = 200 * MILLISECOND_NS
+_SLACK_NS: Final = 300 * MILLISECOND_NS  # a full second this close after a window's opening is the one that opened it
+_MAX_SERIES: Final = 10_000
+_MAX_EVENTS: Final = 10_000
+_MAX_VALUES: Final = 1_000_000
+
+_Key = tuple[str, str, str, str, tuple[tuple[str, str], ...]]  # metric, unit, worker, phase, labels
+
+
+@dataclass(slots=True)
+class _Attached:
+    """A segment, whose it is, and what of it is sealed already."""
+
+    segment: Segment
+    worker: str
+    phase: str
+    series: list[tuple[int, Kind, str, tuple[tuple[str, str], ...]]] = field(default_factory=list)
+    base: dict[int, Cells] = field(default_factory=dict)
+    refused: int = 0
+
+    def gather(self) -> tuple[list[Row], dict[int, Cells], int]:
+        """Return rows of what is new, the base that makes it old, and how many samples were refused in all."""
+        self.series.extend(self.segment.series(len(self.series)))
+        stamp = self.segment.next_window()
+        now = {row: self.segment.read(row) for row, _, _, _ in self.series}
+        rows = []
+        for row, kind, name, labels in self.series:
+            base = self.base.get(row)
+            made = Row(name, kind, find(name).unit, self.worker, self.phase, labels)
+            if _fill(made, now[row], base, stamp):
+                rows.append(made)
+            invalid = now[row].invalid - (base.invalid if base else 0)
+            if invalid:
+                rows.append(self._dropped("invalid", invalid))
+        refused = int(self.segment.header[H_REFUSED_SAMPLES])
+        if refused > self.refused:
+            rows.append(self._dropped("series_limit", refused - self.refused))
+        return rows, now, refused
+
+    def _dropped(self, reason: str, count: int) -> Row:
+        labels = (("reason", reason),)
+        return Row("metrics.dropped", Kind.COUNTER, "", self.worker, self.phase, labels, count=1, sum=float(count))
+
+
+def _fill(row: Row, now: Cells, base: Cells | None, stamp: int) -> bool:
+    """Put what a series gained since `base` into its row; false when it gained nothing."""
+    if row.kind is Kind.HISTOGRAM:
+        return _fill_histogram(row, now, base, stamp)
+    row.count = now.count - (base.count if base else 0)
+    row.sum = now.sum - (base.sum if base else 0.0)
+    row.last = now.sum if row.kind is Kind.COUNTER else now.last
+    if row.kind is Kind.GAUGE and row.count:
+        fresh = now.stamp == stamp
+        row.min, row.max = (now.min, now.max) if fresh else (now.last, now.last)
+    return row.count > 0
+
+
+def _fill_histogram(row: Row, now: Cells, base: Cells | None, stamp: int) -> bool:
+    keys, counts = difference(now, base)
+    if not keys.size:
+        return False
+    lowest, highest = histogram.bounds(int(keys[0])), histogram.bounds(int(keys[-1]))
+    fresh = now.stamp == stamp
+    row.min = min(max(now.min, lowest[0]), lowest[1]) if fresh else lowest[0]
+    row.max = min(max(now.max, highest[0]), highest[1]) if fresh else highest[1]
+    row.count = int(counts.sum())
+    row.sum = now.sum - (base.sum if base else 0.0)
+    row.digest = histogram.Histogram(keys, counts, row.sum, row.min, row.max).encode()
+    return True
+
+
+class MetricStream:
+    """One agent's stream. All methods may be called from any thread."""
+
+    def __init__(self, node: str, incarnation: str, run: str, outbox: Outbox, clock: Clock) -> None:
+        assert (outbox.node, outbox.incarnation, outbox.run) == (node, incarnation, run), "an outbox belongs to one stream"
+        self.node = node
+        self.incarnation = incarnation
+        self.run = run
+        self._outbox = outbox
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._attached: list[_Attached] = []
+        self._own: dict[_Key, Row] = {}
+        self._values: dict[_Key, list[float]] = {}
+        self._totals: dict[_Key, float] = {}
+        self._departed: list[Row] = []
+        self._events: list[dict[str, Any]] = []
+        self._events_seen = 0
+        self._opened_ns = clock.boot_ns()
+
+    # collecting
+
+    def observe(
+        self, metric: str, value: float, worker: str = "", phase: str = "", labels: Mapping[str, str] | None = None, *, unit: str = ""
+    ) -> None:
+        """Record one value of the agent itself: a counter's increment, a gauge's state, a histogram's sample.
+
+        `unit` is needed for a dose in bytes only. Raises `InputError` for a name, label or unit that the catalogue lacks.
+        """
+        known = find(metric)
+        key = (metric, known.checked_unit(unit), worker, phase, known.checked_labels(dict(labels or {})))
+        with self._lock:
+            self._record(key, known.kind, float(value))
+
+    def _record(self, key: _Key, kind: Kind, value: float) -> None:
+        if np.isnan(value) or (kind is Kind.COUNTER and not 0.0 <= value < np.inf):
+            self._drop("invalid")
+        elif kind is Kind.HISTOGRAM:
+            self._sample(key, value)
+        elif key not in self._own and len(self._own) >= _MAX_SERIES and key[0] != "metrics.dropped":
+            self._drop("series_limit")
+        else:
+            _bump(self._own.setdefault(key, _row(key, kind)), value)
+
+    def _sample(self, key: _Key, value: float) -> None:
+        values = self._values.get(key)
+        if values is None and len(self._values) >= _MAX_SERIES:
+            self._drop("series_limit")
+        elif values is not None and len(values) >= _MAX_VALUES:
+            self._drop("window_limit")
+        else:
+            self._values.setdefault(key, []).append(value)
+
+    def _drop(self, reason: str) -> None:
+        self._record(("metrics.dropped", "", "", "", (("reason", reason),)), Kind.COUNTER, 1.0)
+
+    def event(self, event: Event) -> None:
+        """Add a line to the run's story; it travels with the window."""
+        with self._lock:
+            if len(self._events) >= _MAX_EVENTS:
+                self._drop("event_limit")
+                return
+            self._events_seen += 1
+            self._events.append(
+                {
+                    "time": (event.wall_ns or self._clock.wall_ns()) // 1000,
+                    "sequence": self._events_seen,
+                    "node": event.node or self.node,
+                    "worker": event.worker,
+                    "phase": event.phase,
+                    "kind": event.kind,
+                    "severity": event.severity,
+                    "message": event.message,
+                    "data": json.dumps(dict(event.data), default=str),
+                }
+            )
+
+    def attach(self, segment: Segment, worker: str, phase: str) -> None:
+        """Read this segment at every window's close from now on."""
+        with self._lock:
+            self._attached.append(_Attached(segment, worker, phase))
+
+    def detach(self, segment: Segment) -> None:
+        """Read the segment a last time; it may be closed after that. A recorder that did not close it is counted as unflushed."""
+        with self._lock:
+            for one in [one for one in self._attached if one.segment is segment]:
+                rows, _, _ = one.gather()
+                self._departed.extend(rows)
+                self._attached.remove(one)
+                if not segment.closed and one.series:
+                    self._record(("metrics.unflushed", "", one.worker, one.phase, ()), Kind.COUNTER, 1.0)
+
+    # windows
+
+    def due(self, now_wall_ns: int) -> bool:
+        """Tell whether the open window has passed a full second of wall time, or has lasted a second and a half."""
+        elapsed_ns = self._clock.boot_ns() - self._opened_ns
+        passed = now_wall_ns % WINDOW_NS <= elapsed_ns - _SLACK_NS
+        return elapsed_ns >= WINDOW_NS * 3 // 2 or (passed and elapsed_ns >= WINDOW_NS // 2)
+
+    def close_window(self, now_wall_ns: int) -> int:
+        """Seal what was collected into one record; return its sequence number, or 0 when the outbox took none.
+
+        After 0 everything stays collected and goes into the next window.
+        """
+        with self._lock:
+            now_ns = self._clock.boot_ns()
+            elapsed_ns = max(now_ns - self._opened_ns, 1)
+            gathered = [(one, *one.gather()) for one in self._attached]
+            rows = self._united([*self._own_rows(), *self._departed, *(row for _, found, _, _ in gathered for row in found)])
+            payload = self._seal(rows, _snapped(now_wall_ns - elapsed_ns), elapsed_ns / SECOND_NS)
+            try:
+                sequence = self._outbox.append(RecordKind.WINDOW, payload)
+            except OutboxFullError:
+                return 0
+            for one, _, base, refused in gathered:
+                one.base, one.refused = base, refused
+            self._totals.update((_key(row), row.last or 0.0) for row in rows if row.kind is Kind.COUNTER)
+            self._own, self._values, self._departed, self._events = {}, {}, [], []
+            self._opened_ns = now_ns
+            return sequence
+
+    def _united(self, rows: list[Row]) -> list[Row]:
+        """Return one row per series, counters with their totals: a load that was replaced has two segments in one window."""
+        found: dict[_Key, Row] = {}
+        for row in rows:
+            key = _key(row)
+            found[key] = _merged(found[key], row) if key in found else row
+        for key, row in found.items():
+            if row.kind is Kind.COUNTER:
+                row.last = self._totals.get(key, 0.0) + row.sum
+        return list(found.values())
+
+    def _seal(self, rows: list[Row], start_ns: int, window_s: float) -> bytes:
+        metrics = metrics_batch(rows, node=self.node, start_ns=start_ns, window_s=window_s)
+        return seal(metrics, events_batch(self._events))
+
+    def _own_rows(self) -> list[Row]:
+        rows = [replace(row) for row in self._own.values()]
+        for key, values in self._values.items():
+            made = histogram.Histogram.of(np.array(values, np.float64))
+            row = _row(key, Kind.HISTOGRAM)
+            row.count, row.sum, row.min, row.max, row.digest = made.count, made.sum, made.min, made.max, made.encode()
+            rows.append(row)
+        return rows
+
+    # delivery
+
+    def unacked(self, max_bytes: int = 1 << 20) -> list[tuple[int, bytes]]:
+        """Return the oldest sealed records, for `Aggregator.push`."""
+        with self._lock:
+            return self._outbox.unacked(max_bytes)
+
+    def ack(self, sequence: int) -> None:
+        """Drop what the aggregator has on its disk."""
+        with self._lock:
+            self._outbox.ack(sequence)
+
+    @property
+    def outbox(self) -> Outbox:
+        """The file behind this stream."""
+        return self._outbox
+
+    @property
+    def unacked_bytes(self) -> int:
+        """Bytes that wait for their acknowledgement."""
+        with self._lock:
+            return self._outbox.unacked_bytes
+
+    def finish(self) -> int:
+        """Close the last window and name the end; return its sequence number.
+
+        Raises `OutboxFullError` when the disk takes no more; call again later.
+        """
+        with self._lock:
+            if self._outbox.ended:
+                return self._outbox.last
+            for one in list(self._attached):
+                self.detach(one.segment)
+            if not self.close_window(self._clock.wall_ns()):
+                raise OutboxFullError("the last window could not be sealed; make room and call finish again")
+            return self._outbox.append(RecordKind.END, b'{"clean": true}')
+
+
+def _row(key: _Key, kind: Kind) -> Row:
+    metric, unit, worker, phase, labels = key
+    return Row(metric, kind, unit, worker, phase, labels)
+
+
+def _key(row: Row) -> _Key:
+    return (row.metric, row.unit, row.worker, row.phase, row.labels)
+
+
+def _merged(one: Row, other: Row) -> Row:
+    """Return two rows of one series and window as one; the later row's `last` counts."""
+    made = replace(one, count=one.count + other.count, sum=one.sum + other.sum)
+    if one.kind is not Kind.COUNTER:
+        made.min = min(found for found in (one.min, other.min) if found is not None)
+        made.max = max(found for found in (one.max, other.max) if found is not None)
+        made.last = other.last
+    if one.digest and other.digest:
+        made.digest = histogram.merge(map(histogram.decode, (one.digest, other.digest))).encode()
+    return made
+
+
+def _bump(row: Row, value: float) -> None:
+    row.count += 1
+    if np.isfinite(value):
+        row.sum += value
+    if row.kind is Kind.GAUGE:
+        row.min = value if row.min is None else min(row.min, value)
+        row.max = value if row.max is None else max(row.max, value)
+        row.last = value
+
+
+def _snapped(start_ns: int) -> int:
+    """Return the full second near to a window's start, so that windows of all nodes have equal labels; else the start."""
+    second = round(start_ns / SECOND_NS) * SECOND_NS
+    return second if abs(second - start_ns) <= _SNAP_NS else start_ns

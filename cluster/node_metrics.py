@@ -1,0 +1,323 @@
+"""What a node records: its host, the doses of its operations measured from outside, and what its loads record themselves.
+
+One stream a run, each with an outbox file of its own under STATE. Doses are read once a window, right before it closes: CPU as
+the mean over the window, bytes as held at its end. Nothing here decides about load.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from actors import shape as shapes
+from actors.clock import SECOND_NS, Clock
+from actors.control import LOAD_RUNNING, SLOTS
+from actors.disk import fill_path
+from actors.dose import OutsideMeter, ProcessFiles
+from actors.errors import HarnessError
+from actors.guardian import GuardianClient
+from actors.host import BusyMeter
+from actors.messages import Capacity, Event, HostSnapshot, Operation, SlotTicket
+from actors.metrics import Segment
+from actors.metrics.registry import DOSE_UNITS
+from actors.simulator import absolute
+
+from .metrics.stream import MetricStream
+from .outbox import Outbox, OutboxFullError, leftovers
+
+STEPS: Final = 20  # points at which a shape is read within a window
+PUSH_BYTES: Final = 1 << 20
+PUSH_S: Final = 5.0
+
+Push = Callable[[str, str, str, list[tuple[int, bytes]], float], int]
+
+
+@dataclass(slots=True)
+class Watched:
+    """One live operation and how it is measured."""
+
+    run: str
+    operation: Operation
+    capacity: Capacity
+    slot: int
+    generation: int
+    meter: OutsideMeter
+    shape: shapes.Shape  # in cores or bytes
+    segment: Segment | None = None
+    start_ns: int = 0
+    cpu_s: float | None = None
+    others_s: float = 0.0
+
+    @property
+    def is_cpu(self) -> bool:
+        """Tell whether its dose is a share of CPU time."""
+        return self.meter.resource == "cpu_cores"
+
+    @property
+    def host_total(self) -> bool:
+        """Tell whether it fills the host up to its share, whatever others use."""
+        return self.operation.options.get("mode") == "host_total"
+
+
+class NodeMetrics:
+    """All streams of one node's agent. Methods may be called from any of its threads."""
+
+    def __init__(self, node: str, incarnation: int, state_dir: Path, guardian: GuardianClient, clock: Clock, outbox_max_bytes: int) -> None:
+        self._node, self._incarnation, self._state_dir = node, str(incarnation), state_dir
+        self._guardian, self._clock, self._outbox_max_bytes = guardian, clock, outbox_max_bytes
+        self._lock = threading.RLock()
+        self._streams: dict[str, MetricStream] = {}
+        self._orphans: dict[str, list[Outbox]] = {}
+        self._delivered: set[str] = set()
+        self._sealed: set[str] = set()
+        self._watched: dict[str, Watched] = {}
+        self._segments: dict[str, Segment] = {}
+        self._busy = BusyMeter()
+        self._loads: dict[int, tuple[int, ProcessFiles]] = {}
+        self._measured_ns = clock.boot_ns()
+        self._busy_s, self._loads_s = self._busy.read()[1], {0: 0.0}
+        self._delivering = threading.Lock()
+
+    # ---- runs
+
+    def begin(self, run: str) -> None:
+        """Open a run's stream and its outbox file."""
+        path = self._state_dir / "outbox" / run / f"{self._node}-{self._incarnation}.box"
+        box = Outbox(path, node=self._node, incarnation=self._incarnation, run=run, max_bytes=self._outbox_max_bytes)
+        with self._lock:
+            self._streams[run] = MetricStream(self._node, self._incarnation, run, box, self._clock)
+
+    def seal(self, run: str) -> None:
+        """Name the end of a run's stream, and of the streams that an earlier agent of this node left."""
+        self._orphans.setdefault(run, self._take_over(run))
+        with self._lock:
+            stream = self._streams.get(run)
+            if stream is not None and run not in self._sealed:
+                stream.finish()
+            self._sealed.add(run)
+
+    def _take_over(self, run: str) -> list[Outbox]:
+        boxes = []
+        for path in leftovers(self._state_dir / "outbox"):
+            if path.parent.name != run or not path.name.startswith(f"{self._node}-") or path.name == f"{self._node}-{self._incarnation}.box":
+                continue
+            try:
+                box = Outbox(path)
+                box.seal()
+                boxes.append(box)
+            except (HarnessError, OutboxFullError) as error:
+                self.event("outbox_unreadable", f"{path.name}: {error}", severity="error")
+        return boxes
+
+    def leftover_runs(self) -> set[str]:
+        """Return the runs of which earlier agents of this node left undelivered metrics."""
+        return {path.parent.name for path in leftovers(self._state_dir / "outbox") if path.name.startswith(f"{self._node}-")}
+
+    def forget(self, run: str) -> None:
+        """Drop a run that is delivered."""
+        with self._lock:
+            self._streams.pop(run, None)
+            self._orphans.pop(run, None)
+            self._delivered.discard(run)
+            self._sealed.discard(run)
+
+    def runs(self) -> list[str]:
+        """Return the runs that have something to deliver or to finish."""
+        with self._lock:
+            return [run for run in {*self._streams, *self._orphans} if run not in self._delivered]
+
+    def delivered(self, run: str) -> bool:
+        """Tell whether all of a sealed run has been acknowledged."""
+        with self._lock:
+            return run in self._delivered
+
+    def deliver(self, run: str, push: Push) -> None:
+        """Push what waits, oldest first, until nothing waits or nobody takes it. Raises what `push` raises."""
+        with self._delivering:
+            for box in list(self._orphans.get(run, [])):
+                self._drain(run, box.incarnation, box.unacked, box.ack, push)
+            stream = self._streams.get(run)
+            if stream is not None:
+                self._drain(run, self._incarnation, stream.unacked, stream.ack, push)
+            with self._lock:
+                if run in self._sealed:
+                    self._delivered.add(run)
+
+    def _drain(
+        self,
+        run: str,
+        incarnation: str,
+        unacked: Callable[[int], list[tuple[int, bytes]]],
+        ack: Callable[[int], None],
+        push: Push,
+    ) -> None:
+        while records := unacked(PUSH_BYTES):
+            held = push(run, self._node, incarnation, records, PUSH_S)
+            if held < records[0][0]:
+                raise HarnessError("internal", f"the aggregator of {run} holds {held} of stream {incarnation} and refuses {records[0][0]}")
+            ack(held)
+
+    # ---- operations
+
+    def open_segment(self, run: str, operation: Operation) -> str:
+        """Make the memory that an operation's load records into; return its path."""
+        segment = Segment.create()
+        with self._lock:
+            self._segments[operation.id] = segment
+            stream = self._streams.get(run)
+            if stream is not None:
+                stream.attach(segment, operation.id, operation.phase)
+        return segment.path
+
+    def watch(self, run: str, operation: Operation, capacity: Capacity, slot: int, generation: int, pids: Sequence[int]) -> None:
+        """Measure an operation from now on; its memory counts from what its processes hold now."""
+        path = None
+        if operation.kind == "DiskFill":
+            path = fill_path(operation, SlotTicket(slot, generation), self._state_dir, self._guardian.hello["guardian_id"])
+        meter = OutsideMeter(operation, pids, path=path)
+        if meter.resource == "memory_bytes":
+            meter.set_baseline()
+        with self._lock:
+            self._watched[operation.id] = Watched(run, operation, capacity, slot, generation, meter, absolute(operation, capacity))
+
+    def started(self, operation_id: str, start_ns: int) -> None:
+        """Note when an operation's shape begins."""
+        with self._lock:
+            if operation_id in self._watched:
+                self._watched[operation_id].start_ns = start_ns
+
+    def unwatch(self, run: str, operation_id: str) -> None:
+        """Measure an operation no longer; what its load recorded last is read now."""
+        with self._lock:
+            watched = self._watched.pop(operation_id, None)
+            segment = self._segments.pop(operation_id, None)
+            stream = self._streams.get(run)
+            if segment is not None and stream is not None:
+                stream.detach(segment)
+        if watched is not None:
+            watched.meter.close()
+        if segment is not None:
+            segment.close()
+
+    def measure(self) -> dict[str, tuple[float, float]]:
+        """Read all doses since the last call; return (requested, achieved) by operation, in its own unit."""
+        with self._lock:
+            now_ns, busy_s = self._busy.read()
+            loads = self._read_loads()
+            elapsed_s = max(1e-6, (now_ns - self._measured_ns) / SECOND_NS)
+            ours_s = sum(max(0.0, total - self._loads_s.get(slot, total)) for slot, total in loads.items())
+            others_s = max(0.0, busy_s - self._busy_s - ours_s)
+            found = {}
+            for name, watched in self._watched.items():
+                dose = self._dose(watched, now_ns, elapsed_s, others_s)
+                if dose is not None:
+                    found[name] = dose
+            self._measured_ns, self._busy_s, self._loads_s = now_ns, busy_s, loads
+            return found
+
+    def _dose(self, watched: Watched, now_ns: int, elapsed_s: float, others_s: float) -> tuple[float, float] | None:
+        read = watched.meter.read()
+        before, watched.cpu_s = watched.cpu_s, read if watched.is_cpu else None
+        if not watched.start_ns or read is None or now_ns < watched.start_ns:
+            return None
+        operation = watched.operation
+        whole = float(getattr(watched.capacity, watched.meter.resource)) if operation.unit == "fraction" else 1.0
+        if watched.is_cpu:
+            if before is None:
+                return None
+            own = (read - before) / elapsed_s / whole
+            achieved = own + (others_s / elapsed_s / watched.capacity.sharers / whole if watched.host_total else 0.0)
+            requested = self._mean_requested(watched, now_ns, elapsed_s) / whole
+            if watched.host_total:
+                self._observe(watched, "dose.own", own)
+        else:
+            achieved, requested = read / whole, self._asked(watched, now_ns) / whole
+        self._observe(watched, "dose.requested", requested)
+        self._observe(watched, "dose.achieved", achieved)
+        return requested, achieved
+
+    def _observe(self, watched: Watched, metric: str, value: float) -> None:
+        stream = self._streams.get(watched.run)
+        if stream is not None:
+            operation = watched.operation
+            stream.observe(metric, value, operation.id, operation.phase, unit=DOSE_UNITS[operation.unit] if metric != "dose.own" else "")
+
+    @staticmethod
+    def _asked(watched: Watched, at_ns: int) -> float:
+        elapsed_s = (at_ns - watched.start_ns) / SECOND_NS
+        return watched.shape.value(elapsed_s) if 0.0 <= elapsed_s < watched.operation.duration_s else 0.0
+
+    def _mean_requested(self, watched: Watched, now_ns: int, elapsed_s: float) -> float:
+        begin_ns, step_ns = now_ns - elapsed_s * SECOND_NS, elapsed_s * SECOND_NS / STEPS
+        return sum(self._asked(watched, round(begin_ns + (index + 0.5) * step_ns)) for index in range(STEPS)) / STEPS
+
+    def _read_loads(self) -> dict[int, float]:
+        """Return the CPU seconds of every load on this machine, by slot and generation, whoever's it is."""
+        stats, found = self._guardian.stats, {}
+        for slot in range(SLOTS):
+            load = stats.read(slot)
+            pid = load.pid if load.state == LOAD_RUNNING else 0
+            known = self._loads.get(slot)
+            if known is not None and known[0] != pid:
+                known[1].close()
+                self._loads.pop(slot)
+                known = None
+            if not pid:
+                continue
+            if known is None:
+                known = self._loads[slot] = (pid, ProcessFiles(pid))
+            used_ns = known[1].cpu_ns()
+            if used_ns is not None:
+                found[slot << 32 | pid] = used_ns / SECOND_NS
+        return found
+
+    # ---- host and events
+
+    def on_snapshot(self, host: HostSnapshot, level: int, ceiling: float, lag_s: float) -> None:
+        """Record a host snapshot and the safety verdict on it in every run's stream."""
+        used = host.memory_limit_bytes - host.memory_available_bytes
+        values: Mapping[str, float] = {
+            "host.cpu.busy": host.cpu_busy_fraction,
+            "host.memory.limit": host.memory_limit_bytes,
+            "host.memory.used": used,
+            "host.memory.available": host.memory_available_bytes,
+            "host.disk.free": host.disk_free_bytes,
+            "host.descriptors.used": host.descriptors_used,
+            "safety.verdict": level,
+            "safety.ceiling": ceiling,
+            "agent.tick.lag": lag_s,
+        }
+        with self._lock:
+            for run, stream in self._streams.items():
+                if run not in self._sealed:
+                    for name, value in values.items():
+                        stream.observe(name, float(value))
+
+    def event(self, kind: str, message: str, severity: str = "info") -> None:
+        """Add a line to every run's story."""
+        self.add_event(Event(kind, message, severity))
+
+    def add_event(self, event: Event) -> None:
+        """Add an event to its run's story (`data["run"]`), or to every run's."""
+        told = replace(event, node=self._node, wall_ns=self._clock.wall_ns())
+        with self._lock:
+            for run, stream in self._streams.items():
+                if run not in self._sealed and event.data.get("run", run) == run:
+                    stream.event(told)
+
+    def close_windows(self) -> None:
+        """Seal the open window of every stream that is not at its end."""
+        with self._lock:
+            for run, stream in self._streams.items():
+                if run not in self._sealed:
+                    stream.close_window(self._clock.wall_ns())
+
+    def until_next_window_s(self, window_s: float) -> float:
+        """Return how long to wait so that windows begin at whole multiples of their length."""
+        window_ns = round(window_s * SECOND_NS)
+        return max(0.01, (window_ns - self._clock.wall_ns() % window_ns) / SECOND_NS)
+
+

@@ -1,0 +1,647 @@
+"""The orchestrator in one process: performs what `orchestrator.Orchestrator` decides.
+
+`exchange` is served by threads of its own and takes only the lock around the decisions; planning, actor creation and the end of
+a run happen on other threads, outside of that lock. A plain class: Ray is behind `OrchestratorPort`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+from actors.clock import SECOND_NS, Clock, SystemClock
+from actors.errors import HarnessError, RefusedError, StressError
+from actors.messages import Amounts, Capacity, Event, Halt, NodeSpec, Operation
+from actors.origin import check_same_code, code_id
+from scenarios import plan as plans
+from scenarios import text
+from scenarios.hypotheses import ActorProbe, title
+from scenarios.plan import Plan
+
+from .agent_shell import AgentConfig
+from .conclusion import Ending, NodeEnding
+from .exchange import Reply, Report, Stage
+from .journal import Journal
+from .orchestrator import Admission, Do, NodeInRun, Orchestrator, Run, Times
+from .run_state import Phase
+from .safety.budget import Budget
+from .safety.profiles import check_planned, limits_for
+from .verdict import Cause
+
+TICK_S = 0.05
+HELLO_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorConfig:
+    """What the orchestrator is started with: the control plane's times and the cluster-wide budget's shares."""
+
+    profile: str = "balanced"
+    lease_s: float = 5.0
+    renew_s: float = 1.0
+    sample_hz: float = 10.0
+    stale_s: float = 2.0
+    prepare_timeout_s: float = 60.0
+    stop_grace_s: float = 2.0
+    idle_exit_s: float = 60.0
+    window_s: float = 1.0
+    collect_s: float = 15.0
+    outbox_max_bytes: int = 256 << 20
+    nodes_max: int | None = None
+    cpu_fraction: float = 0.9
+    memory_fraction: float = 0.8
+    disk_bytes_max: int | None = None
+    duration_s_max: float | None = None
+    code_id: str = ""
+
+    def times(self) -> Times:
+        """Return the control plane's durations."""
+        return Times(lease_s=self.lease_s, prepare_s=self.prepare_timeout_s, grace_s=self.stop_grace_s, collect_s=self.collect_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A driver's wish: a scenario as canonical YAML, and how to run it."""
+
+    run: str
+    scenario: str
+    seed: int
+    allow_head: bool = False
+    allow_starve: bool = False
+    detached: bool = False
+    timeout_s: float | None = None
+    prometheus_port: int | None = None
+    prometheus_host: str = "127.0.0.1"
+    replay_plan: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    code_id: str = ""
+
+
+class RemoteAgent(Protocol):
+    """One node's agent, as the orchestrator reaches it."""
+
+    def hello(self, timeout_s: float) -> dict[str, Any]:
+        """Return what the agent says of its node."""
+        ...
+
+    def poke(self) -> None:
+        """Make it ask now; never waits."""
+        ...
+
+    def leave(self) -> None:
+        """Make it end; never waits."""
+        ...
+
+
+class RemoteAggregator(Protocol):
+    """One run's aggregator."""
+
+    def call(self, method: str, *args: Any, timeout_s: float = 30.0) -> Any:
+        """Call a method of `aggregator_shell.AggregatorShell`."""
+        ...
+
+
+class OrchestratorPort(Protocol):
+    """What the orchestrator needs of the cluster around it."""
+
+    def nodes(self) -> list[NodeSpec]:
+        """Return the alive nodes."""
+        ...
+
+    def agent(self, config: AgentConfig) -> RemoteAgent:
+        """Create the agent of a node, or take over the one that is there and alive."""
+        ...
+
+    def agent_alive(self, node: str) -> bool:
+        """Tell whether the node and its agent's process are alive as far as Ray knows; cheap."""
+        ...
+
+    def aggregator(self, run: str, manifest: Mapping[str, Any], *, create: bool) -> RemoteAggregator | None:
+        """Return the run's aggregator."""
+        ...
+
+    def prober(self, run: str, probes: Sequence[Mapping[str, Any]], nodes: Sequence[str], start_in_s: float) -> Any:
+        """Create the prober of a run."""
+        ...
+
+    def end_actor(self, actor: Any) -> None:
+        """End an actor of a run that is over."""
+        ...
+
+    def exit(self) -> None:
+        """End this orchestrator."""
+        ...
+
+
+@dataclass(slots=True)
+class Extras:
+    """What the shell keeps of a run beside the decisions."""
+
+    plan: Plan
+    submission: Submission
+    aggregator: RemoteAggregator
+    prober: Any = None
+    events_sent: int = 0
+    outcome: dict[str, Any] | None = None
+    drift: tuple[str, ...] = ()
+    shared: dict[str, list[str]] = field(default_factory=dict)
+
+
+class OrchestratorShell:
+    """The one orchestrator of a cluster."""
+
+    def __init__(self, config: OrchestratorConfig, port: OrchestratorPort, cluster: str, epoch: int, journal: Journal, clock: Clock | None = None) -> None:
+        self._config, self._port, self._clock, self._journal = config, port, clock or SystemClock(), journal
+        self._lock = threading.RLock()
+        self._submitting = threading.Lock()
+        past = journal.replay()
+        self._core = Orchestrator(cluster, epoch, config.times(), Budget(), Halt(past.halt_generation, past.halt_on))
+        self._cluster, self._epoch = cluster, epoch
+        self._agents: dict[str, RemoteAgent] = {}
+        self._hellos: dict[str, dict[str, Any]] = {}
+        self._extras: dict[str, Extras] = {}
+        self._events: dict[str, list[Event]] = {}
+        self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="worker")
+        self._ending = threading.Event()
+        self._idle_since_ns = self._clock.boot_ns()
+        threading.Thread(target=self._tick_loop, name="tick", daemon=True).start()
+
+    # ---- asked by agents
+
+    def exchange(self, report: Report) -> Reply:
+        """Answer an agent; see `orchestrator.Orchestrator.exchange`."""
+        with self._lock:
+            reply = self._core.exchange(report, self._clock.boot_ns())
+            effects = self._core.drain()
+            orphans = [theirs for theirs in report.runs if theirs.run not in self._core.runs and theirs.stage is Stage.CLEAN]
+        self._journal_now(effects)
+        self._later(effects)
+        for theirs in orphans:
+            self._workers.submit(self._port.aggregator, theirs.run, {}, create=True)
+        return reply
+
+    # ---- asked by drivers and commands
+
+    def hello(self) -> dict[str, Any]:
+        """Say who this is."""
+        return {"code_id": code_id(), "cluster": self._cluster, "epoch": self._epoch, "busy": bool(self._core.runs), "config": self._config}
+
+    def submit(self, submission: Submission) -> dict[str, Any]:
+        """Plan, ask the nodes, reserve and admit a run; raises `RefusedError` or `InputError` and starts nothing."""
+        check_same_code(submission.code_id, "the driver")
+        self._idle_since_ns = self._clock.boot_ns()
+        plan, drift = self._plan(submission)
+        hellos = self._hello_all(plan.targets)
+        with self._submitting:
+            admission, shared = self._admission(submission, plan, hellos)
+            manifest = {**submission.manifest, **self._facts(plan, hellos, shared, drift)}
+            if self._core.halt.on:
+                raise RefusedError("halted", f"an emergency halt is in force (generation {self._core.halt.generation})", "run `stress-cluster resume`")
+            with self._lock:
+                self._core.ledger = replace(self._core.ledger, budget=self._budget(hellos))
+                self._core.admit(admission, self._clock.boot_ns())
+        try:
+            aggregator = self._port.aggregator(submission.run, manifest, create=True)
+            assert aggregator is not None
+            aggregator.call("begin", manifest, plan.to_json(), submission.prometheus_host, submission.prometheus_port)
+        except StressError as error:
+            with self._lock:
+                self._core.stop(submission.run, Cause.ERROR, f"no aggregator: {error}", self._clock.boot_ns())
+            raise
+        self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
+        self._drain()
+        return {"preview": preview_of(plan, admission.amounts, shared), "drift": list(drift)}
+
+    def preview(self, submission: Submission) -> dict[str, Any]:
+        """Return what a submission would do: targets, peak, duration; asks the nodes, reserves nothing."""
+        check_same_code(submission.code_id, "the driver")
+        plan, _ = self._plan(submission)
+        admission, shared = self._admission(submission, plan, self._hello_all(plan.targets))
+        return preview_of(plan, admission.amounts, shared)
+
+    def beat(self, run_id: str) -> None:
+        """Note that a run's driver is alive."""
+        with self._lock:
+            self._core.beat(run_id, self._clock.boot_ns())
+
+    def follow(self, run_id: str, cursor: int) -> dict[str, Any]:
+        """Return a run's phase, its events after `cursor`, its progress, and its outcome once there is one."""
+        now_ns = self._clock.boot_ns()
+        with self._lock:
+            self._take_events()
+            run = self._core.runs.get(run_id) or self._core.finished_runs.get(run_id)
+            if run is None:
+                raise HarnessError("unknown_name", f"no run {run_id} is known here")
+            events = self._events.get(run_id, [])
+            extras = self._extras.get(run_id)
+            outcome = extras.outcome if extras else None
+            phase = str(run.phase) if run.phase is not Phase.DONE or outcome else str(Phase.COLLECTING)
+            return {
+                "phase": phase,
+                "cursor": len(events),
+                "events": [asdict(event) for event in events[cursor:]],
+                "progress": self._progress(run, now_ns),
+                "outcome": outcome,
+            }
+
+    def stop(self, run_id: str, cause: str, reason: str) -> bool:
+        """End a run; returns False when it is not alive."""
+        with self._lock:
+            found = self._core.stop(run_id, Cause(cause), reason, self._clock.boot_ns())
+        self._drain()
+        return found
+
+    def halt(self, on: bool) -> dict[str, Any]:
+        """Halt everything on all nodes, or lift the halt."""
+        with self._lock:
+            halt = self._core.set_halt(on, self._clock.boot_ns())
+        self._drain()
+        return {"generation": halt.generation, "on": halt.on, "nodes": sorted(self._agents)}
+
+    def status(self) -> dict[str, Any]:
+        """Return what runs where, asked against achieved."""
+        now_ns = self._clock.boot_ns()
+        with self._lock:
+            runs = {name: {"phase": str(run.phase), **self._progress(run, now_ns)} for name, run in self._core.runs.items()}
+            ledger = self._core.ledger
+            return {
+                "cluster": self._cluster,
+                "epoch": self._epoch,
+                "halt": asdict(self._core.halt),
+                "runs": runs,
+                "finished": {name: extras.outcome for name, extras in self._extras.items() if extras.outcome},
+                "budget": {"used": asdict(ledger.total(now_ns)), "nodes_harmed": sorted(ledger.nodes_harmed()), "limits": asdict(ledger.budget)},
+                "nodes": {name: {"heard_s": (now_ns - heard.heard_ns) / SECOND_NS, "machine": heard.machine} for name, heard in self._core.nodes.items()},
+            }
+
+    def doctor(self) -> dict[str, Any]:
+        """Ask every alive node what it can do."""
+        hellos = self._hello_all([node.name for node in self._port.nodes()], tolerant=True)
+        return {name: {"machine": hello.get("machine", ""), **hello.get("report", hello)} for name, hello in hellos.items()}
+
+    def recover(self, wait_s: float) -> dict[str, Any]:
+        """Start agents everywhere, have them end, undo and deliver what earlier lives left; say what remains."""
+        names = [node.name for node in self._port.nodes()]
+        hellos = self._hello_all(names, tolerant=True)
+        deadline_ns = self._clock.boot_ns() + round(wait_s * SECOND_NS)
+        recovered: set[str] = set()
+        while True:
+            with self._lock:
+                left = {
+                    (name, theirs.run, str(theirs.stage))
+                    for name, heard in self._core.nodes.items()
+                    if heard.report is not None
+                    for theirs in heard.report.runs
+                    if theirs.run not in self._core.runs
+                }
+                silent = [name for name in names if name not in self._core.nodes]
+            recovered |= {run for _, run, _ in left}
+            if (not left and not silent) or self._clock.boot_ns() > deadline_ns:
+                break
+            self._ending.wait(0.2)
+        remaining = [f"{name}: run {run} is {stage}" for name, run, stage in sorted(left)]
+        remaining += [f"{name}: its agent has not answered" for name in silent]
+        remaining += [f"{name}: {hello['error']}" for name, hello in hellos.items() if "error" in hello]
+        return {"recovered": sorted(recovered), "remaining": remaining, "nodes": names}
+
+    def leave(self) -> None:
+        """End this orchestrator and its agents; leases end what they held."""
+        self._ending.set()
+        for agent in self._agents.values():
+            agent.leave()
+        self._port.exit()
+
+    # ---- admission
+
+    def _plan(self, submission: Submission) -> tuple[Plan, tuple[str, ...]]:
+        nodes = self._port.nodes()
+        if submission.replay_plan:
+            plan, drifts = plans.replay(Plan.from_json(submission.replay_plan.encode()), nodes, allow_head=submission.allow_head)
+            return plan, tuple(drift.message for drift in drifts)
+        scenario = text.load(submission.scenario, "scenario")
+        return plans.resolve(scenario, nodes, submission.seed, allow_head=submission.allow_head), ()
+
+    def _hello_all(self, names: Sequence[str], *, tolerant: bool = False) -> dict[str, dict[str, Any]]:
+        """Have an agent on each of these nodes and hear what they say; all at once."""
+        config = self._config
+        for name in names:
+            if name not in self._agents or not self._port.agent_alive(name):
+                self._agents[name] = self._port.agent(
+                    AgentConfig(
+                        node=name,
+                        cluster=self._cluster,
+                        epoch=self._epoch,
+                        profile=config.profile,
+                        lease_s=config.lease_s,
+                        renew_s=min(config.renew_s, config.lease_s / 4),
+                        sample_hz=config.sample_hz,
+                        stale_s=config.stale_s,
+                        window_s=config.window_s,
+                        idle_exit_s=config.idle_exit_s,
+                        stop_grace_s=config.stop_grace_s,
+                        outbox_max_bytes=config.outbox_max_bytes,
+                    )
+                )
+        answers = dict(zip(names, self._workers.map(lambda name: self._hello_one(name, tolerant=tolerant), names), strict=True))
+        self._hellos.update({name: hello for name, hello in answers.items() if "error" not in hello})
+        return answers
+
+    def _hello_one(self, name: str, *, tolerant: bool) -> dict[str, Any]:
+        try:
+            hello = self._agents[name].hello(HELLO_S)
+            check_same_code(hello["code_id"], f"node {name}")
+        except StressError as error:
+            self._agents.pop(name, None)
+            if not tolerant:
+                raise RefusedError(error.code, f"node {name} cannot take part: {error.message}", error.hint) from error
+            return {"error": str(error)}
+        return hello
+
+    def _admission(
+        self, submission: Submission, plan: Plan, hellos: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[Admission, dict[str, list[str]]]:
+        machines: dict[str, list[str]] = {}
+        for name in plan.targets:
+            machines.setdefault(hellos[name]["machine"], []).append(name)
+        capacities = {name: share(hellos[name]["capacity"], len(names)) for names in machines.values() for name in names}
+        limits = {name: self._machine_limits(hellos[name]["capacity"]) for name in plan.targets}
+        by_node = plan.by_node
+        amounts = plan.reservations(capacities)
+        self._check_capability(by_node, hellos)
+        scenario = plan.scenario
+        check_planned(amounts, capacities, limits_for(scenario.profile, scenario.limits, allow_starve=submission.allow_starve))
+        plans.check_budget(plan, scenario.budget, capacities)
+        for names in machines.values():
+            check_machine(names, amounts, limits[names[0]])
+        admission = Admission(
+            run=submission.run,
+            operations=by_node,
+            amounts=amounts,
+            duration_s=plan.duration_s,
+            on_node_lost=scenario.on_node_lost,
+            detached=submission.detached,
+            timeout_s=submission.timeout_s,
+            capacities=capacities,
+            machine_limits=limits,
+        )
+        return admission, {machine: sorted(names) for machine, names in machines.items() if len(names) > 1}
+
+    def _machine_limits(self, capacity: Capacity) -> Amounts:
+        return Amounts(capacity.cpu_cores, round(capacity.memory_bytes * self._config.memory_fraction), capacity.disk_bytes)
+
+    def _check_capability(self, by_node: Mapping[str, Sequence[Operation]], hellos: Mapping[str, Mapping[str, Any]]) -> None:
+        for name, operations in by_node.items():
+            can = hellos[name]["report"]["simulators"]
+            for kind in sorted({op.kind for op in operations}):
+                if can[kind]["verdict"] == "unavailable":
+                    raise RefusedError("capability", f"{name} cannot run {kind}: {can[kind]['reason']}", "see `stress-cluster doctor`")
+
+    def _budget(self, hellos: Mapping[str, Mapping[str, Any]]) -> Budget:
+        """Return the cluster-wide budget: shares of what the machines known so far have."""
+        machines = {hello["machine"]: hello["capacity"] for hello in {**self._hellos, **hellos}.values() if "capacity" in hello}
+        config = self._config
+        return Budget(
+            nodes_max=config.nodes_max,
+            cpu_cores_max=sum(capacity.cpu_cores for capacity in machines.values()) * config.cpu_fraction,
+            memory_bytes_max=round(sum(capacity.memory_bytes for capacity in machines.values()) * config.memory_fraction),
+            disk_bytes_max=config.disk_bytes_max,
+            duration_s_max=config.duration_s_max,
+        )
+
+    def _facts(self, plan: Plan, hellos: Mapping[str, Mapping[str, Any]], shared: Mapping[str, list[str]], drift: Sequence[str]) -> dict[str, Any]:
+        nodes = [
+            {
+                "name": name,
+                "machine": hellos[name]["machine"],
+                "capacity": asdict(hellos[name]["capacity"]),
+                "shares_machine_with": [other for other in shared.get(hellos[name]["machine"], []) if other != name],
+                "facts": hellos[name]["report"],
+            }
+            for name in plan.targets
+        ]
+        return {"plan_digest": plan.digest, "nodes": nodes, "drift": list(drift), "cluster": self._cluster, "epoch": self._epoch}
+
+    # ---- time
+
+    def _tick_loop(self) -> None:
+        beat = 0
+        while not self._ending.wait(TICK_S):
+            beat += 1
+            try:
+                if beat % 10 == 0:
+                    self._watch_agents()
+                with self._lock:
+                    self._core.tick(self._clock.boot_ns())
+                self._drain()
+                self._exit_when_idle()
+            except Exception as error:
+                self._note_trouble(f"orchestrator: {type(error).__name__}: {error}")
+
+    def _watch_agents(self) -> None:
+        """Take Ray's word on dead nodes and agents, and put a new agent where the node lives on: it finishes what is left."""
+        with self._lock:
+            wanted = {node for run in self._core.runs.values() for node in run.nodes}
+        for name in wanted & set(self._agents):
+            if not self._port.agent_alive(name):
+                self._agents.pop(name, None)
+                with self._lock:
+                    self._core.node_gone(name, f"the agent of {name} died", self._clock.boot_ns())
+                self._workers.submit(self._replace_agent, name)
+        for name in wanted - set(self._agents):
+            self._workers.submit(self._replace_agent, name)
+
+    def _replace_agent(self, name: str) -> None:
+        if name in {node.name for node in self._port.nodes()} and name not in self._agents:
+            self._hello_all([name], tolerant=True)
+
+    def _exit_when_idle(self) -> None:
+        if self._core.runs:
+            self._idle_since_ns = self._clock.boot_ns()
+        elif self._clock.boot_ns() - self._idle_since_ns > self._config.idle_exit_s * SECOND_NS:
+            self.leave()
+
+    def _note_trouble(self, message: str) -> None:
+        with self._lock:
+            for run in self._core.runs:
+                known = self._events.setdefault(run, [])
+                if not known or known[-1].message != message:
+                    known.append(Event("orchestrator_trouble", message, severity="warning"))
+
+    # ---- effects
+
+    def _drain(self) -> None:
+        with self._lock:
+            effects = self._core.drain()
+        self._journal_now(effects)
+        self._later(effects)
+
+    def _journal_now(self, effects: Sequence[Do]) -> None:
+        """Write what was decided before anybody is told of it."""
+        self._journal.append([{"run": effect.run, **effect.data} for effect in effects if effect.what == "journal"])
+
+    def _later(self, effects: Sequence[Do]) -> None:
+        for effect in effects:
+            if effect.what == "poke":
+                for node in effect.nodes:
+                    agent = self._agents.get(node)
+                    if agent is not None:
+                        self._workers.submit(agent.poke)
+            elif effect.what == "start_agents":
+                for node in effect.nodes:
+                    self._workers.submit(self._agents[node].poke)
+            elif effect.what == "start_probes":
+                self._workers.submit(self._start_probes, effect.run, int(effect.data["start_at_ns"]))
+            elif effect.what == "stop_probes":
+                self._workers.submit(self._stop_probes, effect.run)
+            elif effect.what == "finish":
+                self._workers.submit(self._finish, effect.run)
+
+    def _start_probes(self, run_id: str, start_at_ns: int) -> None:
+        extras = self._extras[run_id]
+        probes = [_probe(probe) for probe in extras.plan.scenario.hypotheses if isinstance(probe, ActorProbe)]
+        if not probes:
+            return
+        try:
+            start_in_s = max(0.0, (start_at_ns - self._clock.boot_ns()) / SECOND_NS)
+            extras.prober = self._port.prober(run_id, probes, extras.plan.targets, start_in_s)
+        except StressError as error:
+            with self._lock:
+                self._core.stop(run_id, Cause.ERROR, f"the prober did not start: {error}", self._clock.boot_ns())
+
+    def _stop_probes(self, run_id: str) -> None:
+        extras = self._extras[run_id]
+        prober, extras.prober = extras.prober, None
+        if prober is not None:
+            try:
+                prober.call("finish", timeout_s=15.0)
+            except StressError as error:
+                with self._lock:
+                    self._events.setdefault(run_id, []).append(Event("prober_lost", f"the prober died: {error}", severity="error"))
+            self._port.end_actor(prober)
+
+    def _finish(self, run_id: str) -> None:
+        """Have the aggregator judge and write the run; what fails here is an error of ours, told with the outcome."""
+        extras = self._extras[run_id]
+        self._stop_probes(run_id)
+        with self._lock:
+            self._take_events()
+            run = self._core.finished_runs[run_id]
+            ending = self._ending_of(run, extras)
+        try:
+            outcome = extras.aggregator.call("conclude", ending, timeout_s=120.0)
+        except StressError as error:
+            outcome = {"status": "error", "exit_code": 3, "summary": {}, "message": f"the aggregator could not finish: {error}"}
+        self._journal.append([{"run": run_id, "kind": "done", "status": outcome["status"]}])
+        with self._lock:
+            extras.outcome = outcome
+            self._idle_since_ns = self._clock.boot_ns()
+
+    def _ending_of(self, run: Run, extras: Extras) -> Ending:
+        return Ending(
+            run=run.admission.run,
+            causes=tuple((str(cause), reason) for cause, reason in run.causes),
+            nodes=tuple(self._node_ending(name, state) for name, state in run.nodes.items()),
+            events=tuple(self._events.get(run.admission.run, [])),
+            start_at_wall_ns=self._clock.wall_ns() - (self._clock.boot_ns() - run.start_at_ns) if run.start_at_ns else 0,
+            start_skew_ms=run.skew_ms(),
+            halt_latency_ms=(run.last_gone_ns - run.stop_decided_ns) / 1e6 if run.stop_decided_ns and run.last_gone_ns else None,
+            drift=extras.drift,
+            shared=extras.shared,
+        )
+
+    @staticmethod
+    def _node_ending(name: str, state: NodeInRun) -> NodeEnding:
+        report = state.report
+        return NodeEnding(
+            name=name,
+            stage=str(state.stage) if state.stage else "never_heard",
+            lost=state.lost,
+            lost_reason=state.lost_reason,
+            clean=state.clean,
+            delivered=state.stage is Stage.DELIVERED,
+            unclean=report.unclean if report else (),
+            failure=report.failure if report else "",
+        )
+
+    # ---- telling
+
+    def _take_events(self) -> None:
+        for run in [*self._core.runs.values(), *self._core.finished_runs.values()]:
+            if run.events:
+                wall_ns = self._clock.wall_ns()
+                self._events.setdefault(run.admission.run, []).extend(replace(event, wall_ns=wall_ns) for event in run.events)
+                run.events.clear()
+
+    def _progress(self, run: Run, now_ns: int) -> dict[str, Any]:
+        reports = {name: state.report for name, state in run.nodes.items() if state.report}
+        operations = [
+            {"operation": op.id, "node": name, "stage": op.stage, "unit": op.unit, "requested": op.requested, "achieved": op.achieved}
+            for name, report in reports.items()
+            for op in report.operations
+        ]
+        nodes = []
+        for name, state in run.nodes.items():
+            heard = self._core.nodes.get(name)
+            report = heard.report if heard else None
+            nodes.append(
+                {
+                    "node": name,
+                    "stage": str(state.stage) if state.stage else "",
+                    "lost": state.lost,
+                    "cpu": report.host.get("cpu") if report else None,
+                    "memory_available_bytes": report.host.get("memory_available_bytes") if report else None,
+                    "verdict": report.verdict_level if report else None,
+                    "ceiling": report.ceiling if report else None,
+                }
+            )
+        elapsed_s = (now_ns - run.start_at_ns) / SECOND_NS if run.start_at_ns else 0.0
+        return {
+            "elapsed_s": max(0.0, min(elapsed_s, run.admission.duration_s)),
+            "duration_s": run.admission.duration_s,
+            "operations": operations,
+            "nodes": nodes,
+        }
+
+
+def share(machine: Capacity, sharers: int) -> Capacity:
+    """Return one raylet's share of its machine."""
+    return Capacity(machine.cpu_cores / sharers, machine.memory_bytes // sharers, machine.disk_bytes // sharers, sharers)
+
+
+def _probe(probe: ActorProbe) -> dict[str, Any]:
+    return {"name": title(probe), "rate_hz": probe.rate_hz, "timeout_s": probe.timeout_s, "target": probe.target}
+
+
+def preview_of(plan: Plan, amounts: Mapping[str, Amounts], shared: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return what is told before load starts."""
+    total = Amounts()
+    for one in amounts.values():
+        total = total.plus(one)
+    return {
+        "targets": list(plan.targets),
+        "peak": asdict(total),
+        "end_s": plan.duration_s,
+        "shared_machine": bool(shared),
+        "stop_hint": "Ctrl-C, or `stress-cluster stop` from another terminal",
+    }
+
+
+def check_machine(names: Sequence[str], amounts: Mapping[str, Amounts], limits: Amounts) -> None:
+    """Refuse a plan whose nodes together ask more of the machine that they share than its limits allow."""
+    total = Amounts()
+    for name in names:
+        total = total.plus(amounts[name])
+    if not total.within(limits):
+        gib = 1 << 30
+        raise RefusedError(
+            "budget",
+            f"on the machine of {', '.join(names)} the plan asks {total.cpu_cores:.2f} cores, {total.memory_bytes / gib:.2f} GiB of memory and "
+            f"{total.disk_bytes / gib:.2f} GiB of disk; its limits are {limits.cpu_cores:.2f} cores, {limits.memory_bytes / gib:.2f} GiB and "
+            f"{limits.disk_bytes / gib:.2f} GiB",
+            "ask for less, or use more machines",
+        )
+
+

@@ -1,0 +1,299 @@
+"""The outbox: sealed records of one stream on the disk of the node that made them, until the aggregator has them.
+
+A stream is (node, agent incarnation); its sequence numbers begin at 1 and have no gaps. One file per stream:
+
+    head      magic, length, crc32, JSON {node, incarnation, run, first}
+    record    magic, kind, length, sequence, crc32, payload          (a frame; sent as it stands)
+
+The file is read up to the first record that is not whole, so a death in mid-write loses only that one, which nobody was
+promised. What is acknowledged is dropped by rewriting the file (temporary name, fsync, rename); the last record names the
+end of the stream, and its acknowledgement removes the file. One owner at a time, by flock.
+
+A record is in the page cache when `append` returns: it survives the death of the process, not of the machine. With `sync`
+it survives that too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+from actors.errors import HarnessError
+
+_HEAD: Final = struct.Struct("<6sHII")  # magic, version, length, crc32
+_HEAD_MAGIC: Final = b"SCBOX\n"
+_FRAME: Final = struct.Struct("<4sB3xIQI")  # magic, kind, length, sequence, crc32 of kind, sequence and payload
+_FRAME_MAGIC: Final = b"SCRC"
+_COMPACT_BYTES: Final = 4 << 20
+SUFFIX: Final = ".box"
+
+
+class Kind(IntEnum):
+    """What a record is."""
+
+    WINDOW = 1
+    END = 2  # nothing follows; payload is JSON {"clean": bool}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A whole record."""
+
+    sequence: int
+    kind: Kind
+    payload: bytes
+
+
+def _crc(kind: int, sequence: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(struct.pack("<BQ", kind, sequence)))
+
+
+def frame(record: Record) -> bytes:
+    """Return the bytes of a record."""
+    crc = _crc(record.kind, record.sequence, record.payload)
+    return _FRAME.pack(_FRAME_MAGIC, record.kind, len(record.payload), record.sequence, crc) + record.payload
+
+
+def parse(data: bytes) -> Record:
+    """Return the record of a frame. Raises `ValueError` when it is not whole."""
+    if len(data) < _FRAME.size:
+        raise ValueError(f"a record has at least {_FRAME.size} bytes, got {len(data)}")
+    magic, kind, length, sequence, crc = _FRAME.unpack_from(data)
+    payload = data[_FRAME.size : _FRAME.size + length]
+    if magic != _FRAME_MAGIC or len(payload) != length or crc != _crc(kind, sequence, payload):
+        raise ValueError("a record is torn or not one of ours")
+    return Record(sequence, Kind(kind), payload)
+
+
+class OutboxFullError(Exception):
+    """The record does not fit, or the disk has no room: keep it and try again with the next window."""
+
+
+class Outbox:
+    """The file of one stream. Not thread-safe: its stream guards it.
+
+    With `node`, `incarnation` and `run` it begins a stream; without, it takes over the file of a stream whose owner is gone.
+    Raises `HarnessError`: `busy` while the file has an owner, `os` when it exists already, is missing or cannot be read or made,
+    `internal` when it is no outbox.
+    """
+
+    def __init__(
+        self, path: Path, *, node: str = "", incarnation: str = "", run: str = "", max_bytes: int = 256 << 20, sync: bool = False
+    ) -> None:
+        self.path = path
+        self.node, self.incarnation, self.run = node, incarnation, run
+        self._max_bytes = max_bytes
+        self._sync = sync
+        self._index: list[tuple[int, int, int]] = []  # sequence, offset, size
+        self._acked_bytes = 0
+        self._ended = False
+        self._next = 1
+        self._end = 0
+        self._fd = self._create() if node else _open(path, os.O_RDWR)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._load()
+        except BlockingIOError as error:
+            self.close()
+            raise HarnessError("busy", f"the outbox {path} has an owner") from error
+        except HarnessError:
+            self.close()
+            raise
+
+    def _create(self) -> int:
+        """Make the file with its head before it has its name, so that nobody finds it without."""
+        temporary = self.path.with_suffix(".new")
+        head = _head({"node": self.node, "incarnation": self.incarnation, "run": self.run, "first": 1})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = _open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write(fd, head, 0)
+            os.link(temporary, self.path)
+            temporary.unlink()
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            with suppress(OSError):  # it was not made
+                temporary.unlink()
+            raise HarnessError("os", f"cannot make the outbox {self.path}: {error}") from error
+        return fd
+
+    @property
+    def last(self) -> int:
+        """Sequence number of the newest record; 0 before the first."""
+        return self._next - 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether the newest record names the end."""
+        return self._ended
+
+    @property
+    def unacked_bytes(self) -> int:
+        """Bytes of the records that wait for their acknowledgement."""
+        return sum(size for _, _, size in self._index)
+
+    def append(self, kind: Kind, payload: bytes) -> int:
+        """Seal a record and return its sequence number. Raises `OutboxFullError`; then nothing has changed."""
+        assert not self._ended, "a stream that has ended takes no more records"
+        data = frame(Record(self._next, kind, payload))
+        room = self._max_bytes if kind is Kind.WINDOW else self._max_bytes + 4096
+        if self.unacked_bytes + len(data) > room:
+            raise OutboxFullError(f"{self.path} holds {self.unacked_bytes} bytes, its limit is {self._max_bytes}")
+        try:
+            _write(self._fd, data, self._end)
+            if self._sync:
+                os.fdatasync(self._fd)
+        except OSError as error:
+            with suppress(OSError):  # a torn tail is overwritten by the next record and ends no reading before it
+                os.ftruncate(self._fd, self._end)
+            raise OutboxFullError(f"cannot write {self.path}: {error}") from error
+        self._index.append((self._next, self._end, len(data)))
+        self._end += len(data)
+        self._next += 1
+        self._ended = kind is Kind.END
+        return self.last
+
+    def seal(self) -> None:
+        """Name the end of a stream whose owner died before it could: what it had not sealed is lost, so the end is not clean."""
+        if not self._ended:
+            self.append(Kind.END, b'{"clean": false}')
+
+    def unacked(self, max_bytes: int = 1 << 20) -> list[tuple[int, bytes]]:
+        """Return the oldest records (sequence, frame) up to this size, and at least one if there is any."""
+        found: list[tuple[int, bytes]] = []
+        size = 0
+        for sequence, offset, length in self._index:
+            if found and size + length > max_bytes:
+                break
+            found.append((sequence, os.pread(self._fd, length, offset)))
+            size += length
+        return found
+
+    def ack(self, sequence: int) -> None:
+        """Drop the records up to this one; the acknowledged end removes the file."""
+        keep = [entry for entry in self._index if entry[0] > sequence]
+        self._acked_bytes += sum(size for _, _, size in self._index) - sum(size for _, _, size in keep)
+        self._index = keep
+        if self._ended and not keep:
+            self.remove()
+        elif self._acked_bytes > max(_COMPACT_BYTES, self.unacked_bytes):
+            self._compact()
+
+    def remove(self) -> None:
+        """Delete the file, whatever it holds. Harmless when it is gone already."""
+        with suppress(FileNotFoundError):  # its acknowledged end removed it
+            self.path.unlink()
+        with suppress(OSError):  # other streams of the run are still there
+            self.path.parent.rmdir()
+        self.close()
+
+    def close(self) -> None:
+        """Give up the file and leave it for whoever drains it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _load(self) -> None:
+        head, offset = _read_head(self._fd, self.path)
+        self.node, self.incarnation, self.run = head["node"], head["incarnation"], head["run"]
+        self._next = int(head["first"])
+        for record, size in _records(self._fd, offset):
+            if record.sequence != self._next:
+                break
+            self._index.append((record.sequence, offset, size))
+            self._ended = record.kind is Kind.END
+            self._next += 1
+            offset += size
+        self._end = offset
+
+    def _compact(self) -> None:
+        first = self._index[0][0] if self._index else self._next
+        head = _head({"node": self.node, "incarnation": self.incarnation, "run": self.run, "first": first})
+        body = b"".join(os.pread(self._fd, size, offset) for _, offset, size in self._index)
+        temporary = self.path.with_suffix(".new")
+        try:
+            fd = _open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        except HarnessError:
+            return  # the old file is whole; a later acknowledgement tries again
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write(fd, head + body, 0)
+            os.fsync(fd)
+            temporary.replace(self.path)
+        except OSError:
+            os.close(fd)
+            with suppress(OSError):  # the rename may have failed because it is gone
+                temporary.unlink()
+            return
+        os.close(self._fd)
+        _sync_folder(self.path.parent)
+        shift = len(head) - (self._index[0][1] if self._index else self._end)
+        self._fd, self._acked_bytes, self._end = fd, 0, len(head) + len(body)
+        self._index = [(sequence, offset + shift, size) for sequence, offset, size in self._index]
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the outboxes under STATE/outbox, those of live agents included: opening one tells (`busy`)."""
+    return sorted(folder.glob(f"*/*{SUFFIX}"))
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise HarnessError("os", f"cannot open the outbox {path}: {error}") from error
+
+
+def _head(fields: dict[str, str | int]) -> bytes:
+    body = json.dumps(fields).encode()
+    return _HEAD.pack(_HEAD_MAGIC, 1, len(body), zlib.crc32(body)) + body
+
+
+def _read_head(fd: int, path: Path) -> tuple[dict[str, str], int]:
+    found = os.pread(fd, _HEAD.size, 0)
+    if len(found) == _HEAD.size:
+        magic, version, length, crc = _HEAD.unpack(found)
+        body = os.pread(fd, length, _HEAD.size) if magic == _HEAD_MAGIC and version == 1 else b""
+        if body and zlib.crc32(body) == crc:
+            return json.loads(body), _HEAD.size + length
+    raise HarnessError("internal", f"{path} is no outbox of version 1", "move it away; nothing in it can be read")
+
+
+def _records(fd: int, offset: int) -> Iterator[tuple[Record, int]]:
+    """Yield whole records and their sizes from here on."""
+    while len(found := os.pread(fd, _FRAME.size, offset)) == _FRAME.size:
+        magic, _, length, _, _ = _FRAME.unpack(found)
+        if magic != _FRAME_MAGIC:
+            return
+        size = _FRAME.size + length
+        try:
+            record = parse(os.pread(fd, size, offset))
+        except ValueError:
+            return
+        yield record, size
+        offset += size
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

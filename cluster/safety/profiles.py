@@ -1,0 +1,188 @@
+"""Limits of a node: three profiles as data, scaled by the node's capacity. Pure.
+
+Every limit is a maximum, so that conservative <= balanced <= aggressive holds for each. What must stay free of memory and disk is
+what the fraction leaves, but at most a cap: 10 % of a large host is more than Ray and the system need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from actors.errors import InputError, RefusedError
+from actors.messages import Amounts, Capacity
+from scenarios.hypotheses import show
+from scenarios.model import LimitOverrides
+
+GIB: Final = 1 << 30
+UNCAPPED: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of a node. Fractions are of the node's capacity; the container's limits are the denominators.
+
+    `*_reserve_bytes_max` cap what must stay free: memory and disk shed below it, and abort below half of it.
+    """
+
+    cpu_fraction: float
+    cpu_busy_fraction: float
+    cpu_busy_for_s: float
+    memory_fraction: float
+    memory_used_fraction: float
+    memory_abort_fraction: float
+    disk_fraction: float
+    disk_used_fraction: float
+    disk_abort_fraction: float
+    descriptors_fraction: float
+    descriptors_abort_fraction: float
+    stale_s: float
+    memory_reserve_bytes_max: int
+    disk_reserve_bytes_max: int
+
+    def planned(self, capacity: Capacity) -> Amounts:
+        """Return the most that all loads together may take of a node with this capacity."""
+        return Amounts(
+            cpu_cores=capacity.cpu_cores * self.cpu_fraction,
+            memory_bytes=int(capacity.memory_bytes * self.memory_fraction),
+            disk_bytes=int(capacity.disk_bytes * self.disk_fraction),
+        )
+
+
+HELP: Final[Mapping[str, str]] = {
+    "cpu_fraction": "highest planned CPU load of a node",
+    "cpu_busy_fraction": "busy share of the host above which load is shed",
+    "cpu_busy_for_s": "seconds for which the host may be that busy first",
+    "memory_fraction": "highest planned memory of a node",
+    "memory_used_fraction": "used memory of the host above which load is shed",
+    "memory_abort_fraction": "used memory of the host above which the run is aborted",
+    "disk_fraction": "highest planned share of the file system",
+    "disk_used_fraction": "used share of the file system above which load is shed",
+    "disk_abort_fraction": "used share of the file system above which the run is aborted",
+    "descriptors_fraction": "open share of the host's descriptors above which load is shed",
+    "descriptors_abort_fraction": "open share of the host's descriptors above which the run is aborted",
+    "stale_s": "age in seconds of the newest host snapshot above which the node's load is ended",
+    "memory_reserve_bytes_max": "most memory that must stay free, however large the host",
+    "disk_reserve_bytes_max": "most disk that must stay free, however large the file system",
+}
+
+PROFILES: Final[Mapping[str, Limits]] = {
+    "conservative": Limits(
+        cpu_fraction=0.7,
+        cpu_busy_fraction=0.85,
+        cpu_busy_for_s=5.0,
+        memory_fraction=0.5,
+        memory_used_fraction=0.8,
+        memory_abort_fraction=0.9,
+        disk_fraction=0.3,
+        disk_used_fraction=0.8,
+        disk_abort_fraction=0.9,
+        descriptors_fraction=0.7,
+        descriptors_abort_fraction=0.85,
+        stale_s=2.0,
+        memory_reserve_bytes_max=4 * GIB,
+        disk_reserve_bytes_max=4 * GIB,
+    ),
+    "balanced": Limits(
+        cpu_fraction=0.9,
+        cpu_busy_fraction=0.97,
+        cpu_busy_for_s=10.0,
+        memory_fraction=0.7,
+        memory_used_fraction=0.9,
+        memory_abort_fraction=0.95,
+        disk_fraction=0.6,
+        disk_used_fraction=0.9,
+        disk_abort_fraction=0.95,
+        descriptors_fraction=0.8,
+        descriptors_abort_fraction=0.9,
+        stale_s=2.0,
+        memory_reserve_bytes_max=4 * GIB,
+        disk_reserve_bytes_max=4 * GIB,
+    ),
+    "aggressive": Limits(
+        cpu_fraction=0.95,
+        cpu_busy_fraction=1.0,
+        cpu_busy_for_s=30.0,
+        memory_fraction=0.85,
+        memory_used_fraction=0.95,
+        memory_abort_fraction=0.98,
+        disk_fraction=0.85,
+        disk_used_fraction=0.95,
+        disk_abort_fraction=0.98,
+        descriptors_fraction=0.9,
+        descriptors_abort_fraction=0.95,
+        stale_s=2.0,
+        memory_reserve_bytes_max=4 * GIB,
+        disk_reserve_bytes_max=4 * GIB,
+    ),
+}
+DEFAULT_PROFILE: Final = "balanced"
+PLANNED: Final = ("cpu_fraction", "memory_fraction", "disk_fraction")
+
+
+def limits_for(profile: str = DEFAULT_PROFILE, overrides: LimitOverrides | None = None, *, allow_starve: bool = False) -> Limits:
+    """Return a profile's limits with a scenario's own in their place.
+
+    A measured fraction of memory or disk that a scenario sets counts in full: its cap is lifted. `allow_starve` lifts the bounds
+    of what may be planned, never those of what is measured. Raises `InputError` for an unknown profile, or when load would be
+    shed above where the run is aborted.
+    """
+    if profile not in PROFILES:
+        raise InputError("unknown_name", f"no profile is called {profile!r}", f"known: {', '.join(PROFILES)}")
+    given: dict[str, float] = overrides.given() if overrides else {}
+    planned = dict.fromkeys(PLANNED, 1.0) if allow_starve else {}
+    limits = replace(PROFILES[profile], **(given | planned))  # type: ignore[arg-type]  # the two ints are not among them
+    return checked(_uncapped(limits, given))
+
+
+def _uncapped(limits: Limits, given: Mapping[str, float]) -> Limits:
+    memory = UNCAPPED if {"memory_used_fraction", "memory_abort_fraction"} & set(given) else limits.memory_reserve_bytes_max
+    disk = UNCAPPED if {"disk_used_fraction", "disk_abort_fraction"} & set(given) else limits.disk_reserve_bytes_max
+    return replace(limits, memory_reserve_bytes_max=memory, disk_reserve_bytes_max=disk)
+
+
+def checked(limits: Limits) -> Limits:
+    """Return the limits, or raise `InputError` (`invalid_value`) where one that sheds lies above the one that aborts."""
+    for shed, abort in (
+        ("memory_used_fraction", "memory_abort_fraction"),
+        ("disk_used_fraction", "disk_abort_fraction"),
+        ("descriptors_fraction", "descriptors_abort_fraction"),
+    ):
+        if getattr(limits, shed) > getattr(limits, abort):
+            message = f"limits.{shed} ({getattr(limits, shed):g}) lies above limits.{abort} ({getattr(limits, abort):g})"
+            raise InputError("invalid_value", message, "load is shed before a run is aborted")
+    return limits
+
+
+def check_planned(wanted: Mapping[str, Amounts], capacities: Mapping[str, Capacity], limits: Limits) -> None:
+    """Raise `RefusedError` (`budget`) where a node's planned peak passes its limits, naming node, amount and limit.
+
+    `wanted` and `capacities` are by node. A node without a known capacity is refused as well.
+    """
+    for node, amounts in wanted.items():
+        if node not in capacities:
+            raise RefusedError("capability", f"the capacity of {node} is not known", "see `stress-cluster doctor`")
+        _check_node(node, amounts, limits.planned(capacities[node]))
+
+
+def _check_node(node: str, amounts: Amounts, allowed: Amounts) -> None:
+    if amounts.within(allowed):
+        return
+    for what, limit, asked, most in (
+        ("CPU", "cpu_fraction", f"{amounts.cpu_cores:.2f} cores", f"{allowed.cpu_cores:.2f}"),
+        ("memory", "memory_fraction", show(amounts.memory_bytes, "size"), show(allowed.memory_bytes, "size")),
+        ("disk", "disk_fraction", show(amounts.disk_bytes, "size"), show(allowed.disk_bytes, "size")),
+    ):
+        field = {"CPU": "cpu_cores", "memory": "memory_bytes", "disk": "disk_bytes"}[what]
+        if getattr(amounts, field) > getattr(allowed, field) * (1 + 1e-9):
+            message = f"the plan asks {asked} of {what} on {node}, its limit is {most} (limits.{limit})"
+            raise RefusedError("budget", message, f"ask for less, raise limits.{limit} or the profile, or pass --allow-starve")
+
+
+def listing() -> tuple[dict[str, object], ...]:
+    """Return every limit with its help and its value in each profile, for `list limits`."""
+    return tuple(
+        {"name": item.name, "help": HELP[item.name], **{name: getattr(limits, item.name) for name, limits in PROFILES.items()}}
+        for item in fields(Limits)
+    )

@@ -1,0 +1,405 @@
+"""The form of a scenario document: which keys there are, what each means, which kind of value it takes.
+
+Reading, writing, the JSON Schema and the reference page all follow from these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from actors.errors import InputError
+
+from .combinators import DEPTH_MAX, Hold, Pause, Sequence, Together, Tree
+from .document import Entries, Node, wrong
+from .hypotheses import OPERATORS, PLACES, PROBE_STATS, STATS, WHEN, ActorProbe, Threshold
+from .model import (
+    METRIC_LEVELS,
+    ON_NODE_LOST,
+    PROFILES,
+    SEED_MAX,
+    VERSION,
+    Budget,
+    Exporters,
+    LimitOverrides,
+    Metrics,
+    Prometheus,
+    Scenario,
+)
+from .schema import (
+    CoresKind,
+    Field,
+    Labels,
+    Listed,
+    Measure,
+    Number,
+    OneOf,
+    Quantity,
+    Record,
+    Schema,
+    Strength,
+    Text,
+    Whole,
+    Word,
+    expected,
+    placed,
+    unknown_key,
+)
+from .simulators import KERNELS, KINDS, MODES, CpuLoad, DiskFill, MemoryPressure
+from .targets import CHOICES, ROLES, Targets
+
+DURATION, SIZE, FRACTION = Quantity("duration"), Quantity("size"), Quantity("fraction")
+
+TARGETS: Final = Record(
+    Targets,
+    (
+        Field("role", "role", Word(ROLES), "any, worker or head; the head is protected unless named or the only node"),
+        Field("names", "names", Listed(Text()), "names of nodes"),
+        Field("addresses", "addresses", Listed(Text()), "addresses of nodes"),
+        Field("labels", "labels", Labels(), "labels that a node must carry"),
+        Field("count", "count", Whole(1), "how many of the matching nodes"),
+        Field("fraction", "fraction", FRACTION, "which share of the matching nodes, at least one"),
+        Field("choice", "choice", Word(CHOICES), "which of them: the first by name, or seeded"),
+    ),
+    "Which nodes may be harmed.",
+)
+BUDGET: Final = Record(
+    Budget,
+    (
+        Field("nodes_max", "nodes_max", Whole(1), "nodes under stress at once"),
+        Field("cpu_cores_max", "cpu_cores_max", Number(), "cores in all at once"),
+        Field("memory_max", "memory_bytes_max", SIZE, "memory in all at once"),
+        Field("disk_max", "disk_bytes_max", SIZE, "disk in all at once"),
+        Field("duration_max", "duration_s_max", DURATION, "duration of the plan"),
+    ),
+    "What the run may take in all.",
+)
+_LIMIT_HELP: Final[Mapping[str, str]] = {
+    "cpu_fraction": "highest planned CPU load of a node",
+    "cpu_busy_fraction": "busy share of the host above which load is shed",
+    "cpu_busy_for_s": "how long the host may be that busy first",
+    "memory_fraction": "highest planned memory of a node",
+    "memory_used_fraction": "used memory of the host above which load is shed",
+    "memory_abort_fraction": "used memory of the host above which the run is aborted",
+    "disk_fraction": "highest planned share of the file system",
+    "disk_used_fraction": "used share of the file system above which load is shed",
+    "disk_abort_fraction": "used share of the file system above which the run is aborted",
+    "descriptors_fraction": "open share of the host's descriptors above which load is shed",
+    "descriptors_abort_fraction": "open share of the host's descriptors above which the run is aborted",
+    "stale_s": "age of the newest host snapshot above which the node's load is ended",
+}
+LIMITS: Final = Record(
+    LimitOverrides,
+    tuple(Field(name.removesuffix("_s"), name, DURATION if name.endswith("_s") else FRACTION, text) for name, text in _LIMIT_HELP.items()),
+    "Limits of a node that differ from the profile's.",
+)
+
+
+class _ThresholdRecord(Record):
+    """A threshold: the unit in which its value is written must be the metric's."""
+
+    __slots__ = ()
+
+    def read(self, node: Node, label: str) -> Threshold:
+        """Return the threshold."""
+        if not isinstance(node, Entries):
+            raise expected(node, label, "a mapping with metric, stat, op, value")
+        values = self.values(node, label, ())
+        number, of = values.pop("measure")
+        threshold: Threshold = self.make(node, label, {**values, "value": number})
+        if of not in ("number", threshold.quantity):
+            what = f"{label}.value: expected a {threshold.quantity}, as {threshold.metric} {threshold.stat} is one, found a {of}"
+            raise wrong(node.nodes["value"].place, "invalid_value", what)
+        return threshold
+
+    def write(self, value: Threshold) -> dict[str, Any]:
+        """Return the keys whose values differ from their defaults."""
+        rest = Record(Threshold, tuple(item for item in self.table if item.key != "value")).write(value)
+        measure = Measure().write((value.value, value.quantity))
+        order = [item.key for item in self.table]
+        return dict(sorted({**rest, "value": measure}.items(), key=lambda item: order.index(item[0])))
+
+    def required(self) -> set[str]:
+        """Return the attributes that have no default."""
+        return (Record.required(self) - {"value"}) | {"measure"}
+
+
+THRESHOLD: Final = _ThresholdRecord(
+    Threshold,
+    (
+        Field("name", "name", Text(), "what the report calls it"),
+        Field("metric", "metric", Text(), "a metric of the catalogue"),
+        Field("stat", "stat", Word(STATS), "which statistic of it"),
+        Field("op", "op", Word(OPERATORS), "how it compares"),
+        Field("value", "measure", Measure(), "with what, in the metric's unit"),
+        Field("unit", "unit", Text(), "which unit, where the metric has several"),
+        Field("node", "node", Text(), "on one node only"),
+        Field("labels", "labels", Labels(), "only rows with these labels"),
+        Field("when", "when", Word(WHEN), "during the load or after its undo"),
+    ),
+    "A statistic of a metric compared with a value.",
+)
+PROBE: Final = Record(
+    ActorProbe,
+    (
+        Field("name", "name", Text(), "what the report calls it"),
+        Field("rate_hz", "rate_hz", Number(), "calls a second, on schedule whether or not earlier ones returned"),
+        Field("timeout", "timeout_s", DURATION, "after which a call is an error"),
+        Field("target", "target", Word(PLACES), "where the probed actors live"),
+        Field("stat", "stat", Word(PROBE_STATS), "which statistic of the response time"),
+        Field("op", "op", Word(("<=", "<")), "how it compares"),
+        Field("value", "value_s", DURATION, "with what"),
+        Field("errors_fraction_max", "errors_fraction_max", FRACTION, "which share of the calls may fail"),
+    ),
+    "An open-loop probe of an actor call; response time counts from the intended start.",
+)
+HYPOTHESES: Final = Listed(OneOf({"threshold": THRESHOLD, "actor_probe": PROBE}))
+
+SIMULATORS: Final[Mapping[str, Record]] = {
+    "CpuLoad": Record(
+        CpuLoad,
+        (
+            Field("fraction", "fraction", Strength("fraction"), "of the node's CPU capacity"),
+            Field("mode", "mode", Word(MODES), "own: the load's own share; host_total: fill the host up to it"),
+            Field("kernel", "kernel", Word(KERNELS), "what is computed"),
+            Field("cores", "cores", CoresKind(), "how many threads load at most"),
+        ),
+        "Keep processors busy.",
+    ),
+    "MemoryPressure": Record(
+        MemoryPressure,
+        (
+            Field("fraction", "fraction", Strength("fraction"), "of the node's memory limit"),
+            Field("bytes", "bytes", Strength("size"), "as a size"),
+        ),
+        "Hold anonymous memory.",
+    ),
+    "DiskFill": Record(
+        DiskFill,
+        (
+            Field("fraction", "fraction", Strength("fraction"), "of the file system"),
+            Field("bytes", "bytes", Strength("size"), "as a size"),
+            Field("dir", "dir", Text(), "folder on the node; the node's own state folder where not given"),
+            Field("reserve", "reserve_bytes", SIZE, "bytes that stay free whatever is asked"),
+        ),
+        "Hold blocks of a file system.",
+    ),
+}
+_HOLD_KEYS: Final = (
+    Field("for", "for_s", DURATION, "how long"),
+    Field("phase", "phase", Text(), "name of the phase"),
+    Field("targets", "targets", TARGETS, "which of the scenario's targets"),
+    Field("tolerance", "tolerance", FRACTION, "how far achieved may differ from asked"),
+)
+_HOLD: Final = Record(Hold, _HOLD_KEYS)
+_LISTS: Final[Mapping[str, Any]] = {"sequence": Sequence, "together": Together}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanKind:
+    """The composition tree: a simulator with `for`, a `pause`, or a list of parts under `sequence` or `together`."""
+
+    depth: int = 1
+
+    def read(self, node: Node, label: str) -> Tree:
+        """Return the tree."""
+        if not isinstance(node, Entries):
+            raise expected(node, label, f"a mapping with one of {', '.join(_WORDS)}")
+        words = [key for key in node.nodes if key in _WORDS]
+        if len(words) != 1:
+            self._refuse(node, label, words)
+        word = words[0]
+        if word == "pause":
+            return self._pause(node, label)
+        return self._parts(node, label, word) if word in _LISTS else self._hold(node, label, word)
+
+    def _refuse(self, node: Entries, label: str, words: list[str]) -> None:
+        for key in node.nodes:
+            if not words and key not in _BESIDE:
+                raise unknown_key(node, key, label, (*_WORDS, *_BESIDE))
+        what = " and ".join(words) or "none of them"
+        raise wrong(node.place, "invalid_document", f"{label}: expected exactly one of {', '.join(_WORDS)}, found {what}")
+
+    def _pause(self, node: Entries, label: str) -> Pause:
+        for key in node.nodes:
+            if key != "pause":
+                raise unknown_key(node, key, label, ("pause",))
+        span = DURATION.read(node.nodes["pause"], f"{label}.pause")
+        try:
+            return Pause(span)
+        except InputError as error:
+            raise placed(node.nodes["pause"], label, error) from error
+
+    def _hold(self, node: Entries, label: str, word: str) -> Hold:
+        values = _HOLD.values(node, label, (word,)) if "for" in node.nodes else self._no_span(node, label, word)
+        simulator = SIMULATORS[word].read(node.nodes[word], f"{label}.{word}")
+        made: Hold = _HOLD.make(node, label, {**values, "simulator": simulator})
+        return made
+
+    def _no_span(self, node: Entries, label: str, word: str) -> dict[str, Any]:
+        known = {item.key for item in _HOLD_KEYS} | {word}
+        strange = next((key for key in node.nodes if key not in known), None)
+        if strange is not None:
+            raise unknown_key(node, strange, label, [*(item.key for item in _HOLD_KEYS), word])
+        raise wrong(node.place, "invalid_document", f"{label}: {word} needs the key 'for', such as for: 30s")
+
+    def _parts(self, node: Entries, label: str, word: str) -> Tree:
+        for key in node.nodes:
+            if key not in (word, "phase"):
+                raise unknown_key(node, key, label, (word, "phase"))
+        if self.depth > DEPTH_MAX:
+            raise wrong(node.place, "invalid_document", f"{label}: the plan is nested deeper than {DEPTH_MAX} levels")
+        inner = node.nodes[word]
+        parts = Listed(PlanKind(self.depth + 1)).read(inner, f"{label}.{word}")
+        phase = Text().read(node.nodes["phase"], f"{label}.phase") if "phase" in node.nodes else ""
+        try:
+            tree: Tree = _LISTS[word](parts, phase)
+        except InputError as error:
+            raise placed(inner, label, error) from error
+        return tree
+
+    def write(self, value: Tree) -> dict[str, Any]:
+        """Return the tree as data."""
+        if isinstance(value, Pause):
+            return {"pause": DURATION.write(value.for_s)}
+        if isinstance(value, Hold):
+            word = next(name for name, cls in KINDS.items() if type(value.simulator) is cls)
+            beside = Record(Hold, _HOLD_KEYS).write(value)
+            return {word: SIMULATORS[word].write(value.simulator), **beside}
+        word = next(name for name, cls in _LISTS.items() if type(value) is cls)
+        phase = {"phase": value.phase} if value.phase else {}
+        return {**phase, word: [self.write(part) for part in value.parts]}
+
+    def schema(self) -> Schema:
+        """Return the schema, by reference: it contains itself."""
+        return {"$ref": "#/$defs/plan"}
+
+    def definition(self) -> Schema:
+        """Return what the reference stands for."""
+        beside = {item.key: {**item.kind.schema(), "description": item.help} for item in _HOLD_KEYS}
+        holds = [_object({word: record.schema(), **beside}, (word, "for")) for word, record in SIMULATORS.items()]
+        parts = {"type": "array", "items": self.schema(), "minItems": 1}
+        lists = [_object({word: parts, "phase": {"type": "string"}}, (word,)) for word in _LISTS]
+        return {"oneOf": [*holds, *lists, _object({"pause": DURATION.schema()}, ("pause",))]}
+
+
+_WORDS: Final = (*_LISTS, "pause", *SIMULATORS)
+_BESIDE: Final = ("for", "phase", "targets", "tolerance")
+
+
+def _object(properties: Schema, required: tuple[str, ...]) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+METRICS: Final = Record(Metrics, (Field("level", "level", Word(METRIC_LEVELS), "core metrics, or detail as well"),))
+PROMETHEUS: Final = Record(
+    Prometheus,
+    (
+        Field("port", "port", Whole(0, 65_535), "0 takes a free one"),
+        Field("host", "host", Text(), "address to listen at"),
+    ),
+)
+EXPORTERS: Final = Record(Exporters, (Field("prometheus", "prometheus", PROMETHEUS, "serve metrics over HTTP"),))
+SCENARIO: Final = Record(
+    Scenario,
+    (
+        Field("version", "version", Whole(VERSION, VERSION), "version of this form"),
+        Field("name", "name", Text(), "a short word; part of the run's id"),
+        Field("description", "description", Text(), "what it is for"),
+        Field("seed", "seed", Whole(0, SEED_MAX), "every choice follows from it"),
+        Field("targets", "targets", TARGETS, "which nodes may be harmed"),
+        Field("budget", "budget", BUDGET, "what the run may take in all"),
+        Field("profile", "profile", Word(PROFILES), "set of limits of a node"),
+        Field("limits", "limits", LIMITS, "limits that differ from the profile's"),
+        Field("on_node_lost", "on_node_lost", Word(ON_NODE_LOST), "what the rest does when a node is lost"),
+        Field("hypotheses", "hypotheses", HYPOTHESES, "what must hold"),
+        Field("metrics", "metrics", METRICS, "what is recorded"),
+        Field("exporters", "exporters", EXPORTERS, "where metrics go beside the run directory"),
+        Field("plan", "plan", PlanKind(), "what happens when"),
+    ),
+    "A stress-cluster scenario.",
+)
+
+
+SCHEMA_ID: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema() -> Schema:
+    """Return the JSON Schema (draft 2020-12) of a scenario document."""
+    body = SCENARIO.schema()
+    body["required"] = ["version", "name", "plan"]
+    definitions = {
+        "plan": PlanKind().definition(),
+        "strength_fraction": Strength("fraction").definition(),
+        "strength_size": Strength("size").definition(),
+    }
+    return {"$schema": SCHEMA_ID, "title": "stress-cluster scenario", **body, "$defs": definitions}
+
+
+def reference() -> str:
+    """Return the reference page of the scenario document, as Markdown, from the tables above."""
+    parts = [_INTRODUCTION, _rows("Top level", SCENARIO)]
+    parts += [_rows(f"`{name}`", record) for name, record in (("targets", TARGETS), ("budget", BUDGET), ("limits", LIMITS))]
+    parts += [_rows("`hypotheses`: `threshold`", THRESHOLD), _rows("`hypotheses`: `actor_probe`", PROBE)]
+    parts += [_rows("`metrics`", METRICS), _rows("`exporters`: `prometheus`", PROMETHEUS)]
+    parts += [_PLAN, _rows("Beside a simulator", _HOLD)]
+    parts += [_rows(f"`{name}`", record) for name, record in SIMULATORS.items()]
+    parts += [_SHAPES, *(_rows(f"`{name}`", record) for name, record in Strength("fraction").kinds().items())]
+    return "\n".join(parts)
+
+
+def _rows(heading: str, record: Record) -> str:
+    lines = [f"### {heading}", "", *([record.help, ""] if record.help else []), "| key | takes | default | means |", "|---|---|---|---|"]
+    lines += [f"| `{item.key}` | {_takes(item.kind)} | {_default(record, item)} | {item.help} |" for item in record.table]
+    return "\n".join([*lines, ""])
+
+
+def _default(record: Record, item: Field) -> str:
+    if item.attribute in record.required() or item.key == "version":
+        return "required"
+    default = record.defaults().get(item.attribute)
+    if default is None or default in ((), "") or isinstance(item.kind, (Record, Listed, Labels)):
+        return "all" if isinstance(item.kind, CoresKind) else "-"
+    return f"`{item.kind.write(default)}`"
+
+
+def _takes(kind: Any) -> str:
+    if isinstance(kind, Word):
+        return ", ".join(f"`{word}`" for word in kind.known)
+    if isinstance(kind, Strength):
+        return "share or shape" if kind.of == "fraction" else "size or shape"
+    if isinstance(kind, Quantity):
+        return {"fraction": "share"}.get(kind.of, kind.of)
+    if isinstance(kind, Listed):
+        return f"list of {_takes(kind.item)}"
+    return _KIND_WORDS.get(type(kind), "mapping")
+
+
+_KIND_WORDS: Final[Mapping[type, str]] = {
+    Text: "text",
+    Whole: "whole number",
+    Number: "number",
+    Measure: "number, duration, size or share",
+    CoresKind: "`all` or a number",
+    OneOf: "mapping with one key",
+    Labels: "mapping of texts",
+}
+_INTRODUCTION: Final = """# Scenario documents
+
+A scenario is a YAML document or its Python twin `scenarios.Scenario`. Durations (`250ms`, `30s`, `2m`, `1h30m`), sizes (`512MiB`,
+`1GB`) and shares (`60%`) take units; plain numbers are seconds, bytes and fractions of 1. Unknown keys, anchors, aliases and tags are
+refused with line and column. `stress-cluster validate FILE` checks a document, `stress-cluster schema` prints its JSON Schema, and
+`--set PATH=VALUE` sets a key: `--set plan.together.0.CpuLoad.fraction=30%`.
+"""
+_PLAN: Final = """### `plan`
+
+One of: a simulator with `for`; `pause: 5s`; or a list of parts under `sequence` (one after the other) or `together` (from the same
+instant). Lists
+take a `phase`, which names the parts that have no name of their own.
+"""
+_SHAPES: Final = """### Load shapes
+
+Wherever a strength stands, a level is a constant load and `{NAME: {...}}` is a shape of that name. Levels are shares or sizes like the
+strength's.
+"""

@@ -1,0 +1,64 @@
+"""One environment for all tests: a STATE folder of the session, no settings from the caller's shell, long forms only on request."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Said aloud on every node: without it Ray writes a token into HOME, and later nodes are turned away for not sending it.
+RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+STATE = pytest.StashKey[Path]()
+
+# No deadline: examples share the cores with other work. No database: a failure prints the line that replays it.
+hypothesis.settings.register_profile("suite", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `make soak` and `make simulate` pass."""
+    group = parser.getgroup("stress-cluster")
+    group.addoption("--soak", action="store_true", help="run the long forms too")
+    group.addoption("--seeds", type=int, default=0, metavar="N", help="run simulations with this many seeds instead of their own number")
+    group.addoption("--only-seed", type=int, default=None, metavar="SEED", help="run simulations with this one seed, to replay a failure")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session its own STATE and take the caller's settings away."""
+    for name in [name for name in os.environ if name.startswith(("STRESS_CLUSTER_", "RAY_"))]:
+        del os.environ[name]
+    config.stash[STATE] = Path(tempfile.mkdtemp(prefix="sc-state-"))
+    os.environ.update(RAY_ENVIRONMENT, STRESS_CLUSTER_STATE_DIR=str(config.stash[STATE]))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the session's STATE."""
+    shutil.rmtree(config.stash[STATE], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long forms out unless they are asked for."""
+    long = [item for item in items if item.get_closest_marker("soak")]
+    if long and not config.getoption("--soak"):
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(scope="session")
+def seeds(request: pytest.FixtureRequest) -> Callable[[int], range]:
+    """Return the seeds to use, given how many the test wants by itself: `for seed in seeds(200)`."""
+    count, only = request.config.getoption("--seeds"), request.config.getoption("--only-seed")
+
+    def choose(wanted: int) -> range:
+        return range(only, only + 1) if only is not None else range(count or wanted)
+
+    return choose

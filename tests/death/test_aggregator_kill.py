@@ -1,0 +1,78 @@
+"""An aggregator in a process of its own, killed with SIGKILL at random moments: what it acknowledged is there, once."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.clock import SystemClock
+from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.store import read_run
+from tests.support.windows import end, record
+
+ROOT = Path(__file__).parents[2]
+RECORDS = 120
+KILLS = 8
+
+CHILD = """
+import sys
+from pathlib import Path
+from actors.clock import SystemClock
+from cluster.metrics.aggregator import Aggregator
+from tests.support.windows import record
+
+directory, records, settle_bytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+aggregator = Aggregator("run", directory, SystemClock(), settle_bytes=settle_bytes)
+print("ready", flush=True)
+at = aggregator.push("n1", "a", [])
+while at < records:
+    at = aggregator.push("n1", "a", [record("n1", number, events=2) for number in range(max(1, at - 1), min(at + 4, records + 1))])
+    print(at, flush=True)
+    if at % 20 < 4:
+        aggregator.finish({"status": "passed"}, {"status": "passed"})
+"""
+
+
+def live_and_be_killed(directory: Path, settle_bytes: int, chance: random.Random) -> int:
+    """Run a child that pushes, kill it a random while after it was ready; return the last sequence number that it acknowledged."""
+    command = [sys.executable, "-c", CHILD, str(directory), str(RECORDS), str(settle_bytes)]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    try:
+        child.wait(chance.uniform(0.0, 0.12))
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGKILL)
+    acknowledged = [int(line) for line in child.stdout.read().split()]
+    child.stdout.close()
+    assert child.wait(10) in (0, -signal.SIGKILL)
+    return max(acknowledged, default=0)
+
+
+@pytest.mark.parametrize("settle_bytes", [20_000, 1 << 30], ids=["settles-often", "settles-at-the-end"])
+def test_what_a_killed_aggregator_acknowledged_is_there_once(tmp_path: Path, settle_bytes: int) -> None:
+    """After each of several SIGKILLs every acknowledged record is read once with its events, and the next life goes on."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    acknowledged = 0
+    for _ in range(KILLS):
+        acknowledged = max(acknowledged, live_and_be_killed(tmp_path / "run", settle_bytes, chance))
+        contents = read_run(tmp_path / "run")
+        numbers = [int(row["sum"]) for row in contents.metrics.to_pylist() if row["metric"] == "probe.requests"]
+        assert sorted(numbers) == list(range(1, len(numbers) + 1)), f"lost or doubled, seed {seed}"
+        assert len(numbers) >= acknowledged, f"acknowledged {acknowledged}, seed {seed}"
+        messages = contents.events["message"].to_pylist()
+        assert sorted(messages) == sorted(f"n1/{number}.{at}" for number in numbers for at in range(2)), f"seed {seed}"
+    assert acknowledged > 0, "no child lived long enough to acknowledge anything"
+    aggregator = Aggregator("run", tmp_path / "run", SystemClock())
+    held = aggregator.push("n1", "a", [])
+    assert aggregator.push("n1", "a", [*(record("n1", at) for at in range(held + 1, RECORDS + 1)), end(RECORDS + 1)]) == RECORDS + 1
+    aggregator.finish({"status": "passed"})
+    assert aggregator.evaluate("probe.requests", "sum") == sum(range(1, RECORDS + 1))
+    aggregator.close()

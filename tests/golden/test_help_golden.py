@@ -1,0 +1,130 @@
+"""The reference pages are made from the code: `UPDATE_GOLDEN=1` writes them anew; read them then."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from cluster import cli
+from cluster.settings import reference_rows
+from cluster.verdict import EXIT_CODES
+from scenarios import text
+
+ROOT = Path(cli.__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+
+
+def help_of(arguments, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("TERM", "dumb")
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert cli.main([*arguments, "--help"]) == 0
+    return capsys.readouterr().out.rstrip() + "\n"
+
+
+def check(path, found):
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(found)
+    assert found == path.read_text(), f"{path} is not what the code says; UPDATE_GOLDEN=1 writes it anew"
+
+
+def test_command_reference(capsys, monkeypatch):
+    """docs/reference/commands.md is the help of every command."""
+    names = [[], *([name] for name, _, _ in cli.COMMANDS), ["config", "show"]]
+    parts = ["# Commands\n\nThe help of every command, as it is printed.\n"]
+    for name in names:
+        title = " ".join(["stress-cluster", *name])
+        parts.append(f"## `{title}`\n\n```text\n{help_of(name, capsys, monkeypatch)}```\n")
+    check(REFERENCE / "commands.md", "\n".join(parts))
+
+
+def test_settings_reference():
+    """docs/reference/settings.md is the table of settings."""
+    head = """# Settings
+
+default < profile < file < environment < scenario < flag. The file is TOML: `stress-cluster.toml` in the current folder, or the one
+given with `--config`; a dot in a name below is a table there. Durations and sizes take units in quotes: `"30s"`, `"512MiB"`.
+`stress-cluster config show` prints what is in force and where each value came from. An unknown name is an error that offers the nearest.
+
+| setting | default | what it must be | variable | what it does |
+|---|---|---|---|---|
+"""
+    rows = [
+        f"| `{path}` | {default} | {expected} | `{variable}` | {told} |" for path, default, expected, variable, told in reference_rows()
+    ]
+    check(REFERENCE / "settings.md", head + "\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in cli.COMMANDS])
+def test_help_teaches_with_an_example(name, capsys, monkeypatch):
+    """Every command's help has a line that can be copied and that the parser accepts."""
+    told = help_of([name], capsys, monkeypatch)
+    lines = [line.strip() for line in told.splitlines() if line.startswith("    stress-cluster ")]
+    assert lines
+    for line in lines:
+        check_command(line.split("  ")[0])
+
+
+def test_exit_codes_are_documented():
+    """docs/reference/exit-codes.md has each code with its status."""
+    page = (REFERENCE / "exit-codes.md").read_text()
+    found = {(status, int(code)) for code, status in re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE)}
+    assert found == {(str(cause), code) for cause, code in EXIT_CODES.items()}
+
+
+def check_command(line):
+    """Raise unless the line names a command that exists, with options that it has."""
+    words = shlex.split(line.split("#")[0].split(" > ")[0])
+    while "=" in words[0]:
+        words.pop(0)
+    assert words.pop(0) == "stress-cluster"
+    if not words or words == ["--help"] or not words[0][0].islower():
+        return
+    known = {name: command for name, command, _ in cli.COMMANDS} | {"config": None}
+    assert words[0] in known, line
+    if words[0] == "config":
+        assert words[1] == "show", line
+        return
+    options = help_options(words[0])
+    for word in words[1:]:
+        if word.startswith("--"):
+            assert word in options, f"{line}: no option {word}"
+
+
+def help_options(name):
+    command = typer.main.get_command(cli.app).commands[name]
+    return {"--help"} | {option for parameter in command.params for option in parameter.opts}
+
+
+def blocks(language):
+    for page in PAGES:
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL):
+            yield pytest.param(block, id=f"{page.relative_to(ROOT)}:{block.splitlines()[0][:40]}")
+
+
+@pytest.mark.parametrize("block", list(blocks("sh")))
+def test_commands_in_documents_exist(block):
+    """Every command line in README and docs names a command and options that exist."""
+    for line in block.splitlines():
+        for part in line.split(" && "):
+            if part.strip().startswith("stress-cluster "):
+                check_command(part.strip())
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.values[0].startswith("version:")])
+def test_scenarios_in_documents_are_valid(block):
+    """Every scenario in README and docs is a valid document."""
+    assert text.load(block).plan.duration_s > 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_in_documents_lead_somewhere(page):
+    """Every relative link in README and docs leads to a file."""
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link

@@ -1,0 +1,244 @@
+"""Properties of scenarios and their text, over generated scenarios, values and bytes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import jsonschema
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from actors import shape as shapes
+from actors.errors import InputError
+from actors.metrics.registry import CATALOGUE
+from scenarios import combinators, document, hypotheses, model, simulators, targets, text, units
+
+fraction = st.floats(0, 1)
+size = st.integers(0, 1 << 53)
+seconds = st.floats(0.1, units.DURATION_MAX_S)
+word = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=12)
+line = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"), include_characters=" "), max_size=20).filter(
+    str.isprintable
+)
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def shape(level):
+    pair = st.lists(level, min_size=2, max_size=2).map(sorted)
+    return st.one_of(
+        level.map(shapes.Constant),
+        st.builds(shapes.Ramp, level, level, seconds),
+        st.builds(shapes.Steps, st.lists(level, min_size=1, max_size=4).map(tuple), seconds),
+        st.builds(lambda levels, period: shapes.Sine(*levels, period), pair, seconds),
+        st.builds(lambda levels, period, duty: shapes.Square(*levels, period, duty), pair, seconds, fraction),
+        st.builds(lambda levels, period: shapes.Burst(*levels, period, max(0.1, period / 3)), pair, seconds),
+    )
+
+
+simulator = st.one_of(
+    st.builds(
+        simulators.CpuLoad,
+        shape(fraction),
+        st.sampled_from(simulators.MODES),
+        st.sampled_from(simulators.KERNELS),
+        st.none() | st.integers(1, 64),
+    ),
+    st.builds(simulators.MemoryPressure, fraction=shape(fraction)),
+    st.builds(simulators.MemoryPressure, bytes=shape(size)),
+    st.builds(simulators.DiskFill, fraction=shape(fraction), reserve_bytes=size),
+    st.builds(simulators.DiskFill, bytes=shape(size), dir=line.map(lambda name: f"/{name}")),
+)
+selectors = st.builds(
+    targets.Targets,
+    role=st.sampled_from(targets.ROLES),
+    names=st.lists(word, max_size=3, unique=True).map(tuple),
+    addresses=st.lists(word, max_size=2, unique=True).map(tuple),
+    labels=st.dictionaries(word, line, max_size=3),
+    count=st.none() | st.integers(1, 100),
+    choice=st.sampled_from(targets.CHOICES),
+)
+hold = st.builds(
+    combinators.Hold, simulator, seconds.map(lambda span: min(span, 1000.0)), line, st.none() | selectors, st.none() | st.floats(0.001, 1)
+)
+tree = st.recursive(
+    hold,
+    lambda inner: st.one_of(
+        st.builds(combinators.Sequence, st.lists(inner | st.just(combinators.Pause(0.5)), min_size=1, max_size=3).map(tuple), line),
+        st.builds(combinators.Together, st.lists(inner, min_size=1, max_size=3).map(tuple), line),
+    ),
+    max_leaves=6,
+).filter(lambda plan: any(True for _ in combinators.placed(plan)))
+
+
+@st.composite
+def threshold(draw):
+    metric = draw(st.sampled_from(sorted(CATALOGUE)))
+    unit = draw(st.sampled_from(("", *CATALOGUE[metric].other_units)))
+    labels = draw(st.dictionaries(st.sampled_from(CATALOGUE[metric].labels), line)) if CATALOGUE[metric].labels else {}
+    return hypotheses.Threshold(
+        metric,
+        draw(st.sampled_from(hypotheses.STATS)),
+        draw(st.sampled_from(hypotheses.OPERATORS)),
+        draw(st.floats(-1e18, 1e18) | fraction | size | seconds),
+        unit,
+        draw(line),
+        labels,
+        draw(st.sampled_from(hypotheses.WHEN)),
+        draw(line),
+    )
+
+
+probe = st.builds(
+    hypotheses.ActorProbe,
+    value_s=st.floats(0, 600),
+    rate_hz=st.floats(0.01, 1000),
+    timeout_s=st.floats(0.01, 600),
+    stat=st.sampled_from(hypotheses.PROBE_STATS),
+    op=st.sampled_from(("<=", "<")),
+    errors_fraction_max=fraction,
+    target=st.sampled_from(hypotheses.PLACES),
+    name=line,
+)
+overrides = st.builds(
+    model.LimitOverrides,
+    **{name: st.none() | (st.floats(0.1, 3600) if name.endswith("_s") else fraction) for name in model.LimitOverrides.__dataclass_fields__},
+)
+scenario = st.builds(
+    model.Scenario,
+    name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True),
+    plan=tree,
+    seed=st.integers(0, model.SEED_MAX),
+    description=st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"), include_characters="\n "), max_size=60).filter(
+        lambda words: all(char.isprintable() or char == "\n" for char in words)
+    ),
+    targets=selectors,
+    budget=st.builds(
+        model.Budget,
+        nodes_max=st.none() | st.integers(1, 99),
+        cpu_cores_max=st.none() | st.floats(0, 1e6),
+        memory_bytes_max=st.none() | size,
+    ),
+    profile=st.sampled_from(model.PROFILES),
+    limits=overrides,
+    on_node_lost=st.sampled_from(model.ON_NODE_LOST),
+    hypotheses=st.lists(threshold() | probe, max_size=3, unique_by=hypotheses.title).map(tuple),
+    metrics=st.builds(model.Metrics, st.sampled_from(model.METRIC_LEVELS)),
+    exporters=st.builds(model.Exporters, st.none() | st.builds(model.Prometheus, st.integers(0, 65_535), word)),
+)
+
+
+@given(scenario)
+@QUICK
+def test_writing_and_reading_is_equality(value):
+    """Scenario -> YAML -> Scenario is equality, and the YAML is a fixed point."""
+    written = text.dump(value)
+    assert text.load(written) == value
+    assert text.load(written.encode()) == value
+    assert text.dump(text.load(written)) == written
+
+
+@given(scenario)
+@QUICK
+def test_every_scenario_fits_the_schema_and_survives_transport(value):
+    """What is written validates against the JSON Schema, as JSON reads back, and pickles."""
+    data = json.loads(json.dumps(text.to_data(value), allow_nan=False))
+    VALIDATOR.validate(data)
+    assert text.from_data(data) == value
+    assert pickle.loads(pickle.dumps(value)) == value
+
+
+VALIDATOR = jsonschema.Draft202012Validator(text.json_schema())
+
+
+@given(st.floats(0, units.DURATION_MAX_S))
+def test_durations_read_back_exactly(value):
+    """Every duration is written so that the same float is read."""
+    written = units.format_duration(value)
+    assert (units.parse_duration(written) if isinstance(written, str) else written) == value
+
+
+@given(size)
+def test_sizes_read_back_exactly(value):
+    """Every size is written so that the same number of bytes is read."""
+    assert units.parse_size(units.format_size(value)) == value
+
+
+@given(fraction)
+def test_fractions_read_back_exactly(value):
+    """Every fraction is written so that the same float is read, as a percentage or a number."""
+    written = units.format_fraction(value)
+    assert (units.parse_fraction(written) if isinstance(written, str) else written) == value
+
+
+@given(st.text(max_size=20) | st.text("0123456789.smhdKMGTiB% e-", max_size=8))
+def test_any_text_is_a_quantity_or_an_input_error(words):
+    """No text makes a unit parser raise anything but `InputError`, and what reads is finite and not negative."""
+    for parse in (units.parse_duration, units.parse_size, units.parse_fraction):
+        try:
+            assert 0 <= parse(words) < float("inf")
+        except InputError:
+            continue
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200) | st.text(" \n-:[]{},&*!?|>'\"%@`#abc1~", max_size=60))
+@settings(deadline=None, max_examples=300)
+def test_any_document_is_a_scenario_or_an_input_error(content):
+    """No bytes and no text make the loader raise anything but `InputError` that names the source."""
+    error = None
+    try:
+        text.load(content, "x.yaml")
+    except InputError as caught:
+        error = caught
+    assert error is None or error.message.startswith("x.yaml")
+
+
+BURST = (
+    "version: 1\nname: x\nplan:\n  sequence:\n  - CpuLoad: {fraction: 50%}\n    for: 10s\n  - MemoryPressure: {bytes: 1MiB}\n    for: 10s\n"
+)
+
+
+@given(st.integers(0, len(BURST)), st.integers(0, 6), st.text(" \n-:[]{},&*!%abc19.~", max_size=6))
+@settings(deadline=None, max_examples=300)
+def test_a_damaged_document_is_a_scenario_or_an_input_error(at, gone, put):
+    """Cutting and inserting anywhere in a good document gives a scenario that is canonical, or an `InputError`."""
+    try:
+        value = text.load(BURST[:at] + put + BURST[at + gone :])
+    except InputError:
+        return
+    assert text.load(text.dump(value)) == value
+    VALIDATOR.validate(text.to_data(value))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda d: st.lists(d, max_size=3) | st.dictionaries(st.text(max_size=5), d, max_size=3),
+    )
+)
+@QUICK
+def test_any_data_is_a_scenario_or_an_input_error(data):
+    """No JSON-like data makes the reader raise anything but `InputError`, wherever in a scenario it stands."""
+    base = text.to_data(text.load(BURST))
+    for key in ("plan", "targets", "hypotheses", "budget", "limits", "seed", "name", "version"):
+        try:
+            text.from_data({**base, key: data})
+        except InputError:
+            continue
+
+
+@given(st.text("0123456789+-.eEnaifNINF~trufalsTRUFALS ", max_size=8))
+def test_unquoted_words_mean_what_yaml_says(words):
+    """The core schema agrees with Python's own idea of the number, and everything else stays text."""
+    value = document.resolve(words)
+    assert value == words or value is None or isinstance(value, (bool, float, int))
+    if isinstance(value, int) and not isinstance(value, bool):
+        assert value == int(words)
+
+
+@given(scenario, st.integers(0, 1 << 62))
+@QUICK
+def test_setting_what_is_already_so_changes_nothing(value, seed):
+    """--set with the canonical document's own value is the identity, and a seed that is set is the seed."""
+    assert text.apply_settings(value, [f"seed={value.seed}", f"name='{value.name}'"]) == value
+    assert text.apply_settings(value, [f"seed={seed}"]).seed == seed

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.shape import Burst, Constant, Ramp, Shape, Sine, Square, Steps, from_spec
+
+level = st.floats(0, 1e15)
+span = st.floats(1e-3, 1e6)
+pair = st.tuples(level, level).map(sorted)
+shape = st.one_of(
+    st.builds(Constant, level),
+    st.builds(Ramp, level, level, span),
+    st.builds(lambda levels, each: Steps(tuple(levels), each), st.lists(level, min_size=1, max_size=8), span),
+    st.builds(lambda ends, period: Sine(*ends, period), pair, span),
+    st.builds(lambda ends, period, duty: Square(*ends, period, duty), pair, span, st.floats(0, 1)),
+    st.builds(lambda ends, period, share: Burst(*ends, period, period * share), pair, span, st.floats(0.001, 1)),
+)
+
+
+@given(shape, st.floats(0, 1e7), st.floats(0, 1))
+def test_no_value_passes_the_peak(shape: Shape, duration_s: float, at: float) -> None:
+    """Within a span no value is negative or above the span's peak: what is reserved is enough."""
+    assert 0.0 <= shape.value(duration_s * at) <= shape.peak(duration_s) * (1 + 1e-12)
+
+
+@given(shape)
+def test_survives_its_spec_as_json(shape: Shape) -> None:
+    """A shape and its spec are the same thing, also through JSON text."""
+    assert from_spec(json.loads(json.dumps(shape.to_spec()))) == shape
+
+
+@given(shape, st.floats(0, 1e3), st.floats(0, 1e7))
+def test_scaling_scales_every_value(shape: Shape, factor: float, elapsed_s: float) -> None:
+    """Scaling the shape is scaling its values: a fraction and the cores it means follow one another."""
+    assert shape.scaled(factor).value(elapsed_s) == pytest.approx(shape.value(elapsed_s) * factor, rel=1e-9, abs=1e-6)

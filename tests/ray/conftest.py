@@ -1,0 +1,83 @@
+"""A head and three raylets of this machine, for tests of Ray calls. Tests of the embedded Ray start theirs through the product."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import census
+
+OBJECT_STORE_BYTES = 80_000_000
+TARGETS = ("n1", "n2", "n3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder, so that `-m 'not ray'` leaves them out."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.ray)
+
+
+@dataclass(frozen=True, slots=True)
+class Raylets:
+    """A head and three targets as raylets of this machine, all in a private temp folder."""
+
+    cluster: Any
+    address: str
+    folder: Path
+
+    def node_id(self, name: str) -> str:
+        """Return Ray's id of a node by its name; a driver must be connected."""
+        import ray
+
+        return str(next(node["NodeID"] for node in ray.nodes() if node["NodeName"] == name and node["Alive"]))
+
+
+@contextlib.contextmanager
+def private_temp(folder: Path) -> Iterator[None]:
+    """Let Ray write its address file here and not in its default folder; only while its processes are started and ended."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        yield
+
+
+@pytest.fixture(scope="session")
+def raylets() -> Iterator[Raylets]:
+    """Start head, n1, n2 and n3 once; assert afterwards that none of their processes is left."""
+    from ray.cluster_utils import Cluster
+
+    folder = Path(tempfile.mkdtemp(prefix="sc-ray-"))
+    before = census.Comparison(lambda: census.take(census.Scope(marks=(str(folder),))))
+    common = {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES}
+    (folder / "ray").mkdir()
+    cluster = Cluster()
+    try:
+        with private_temp(folder):
+            cluster.add_node(node_name="head", include_dashboard=False, **common)
+            for name in TARGETS:
+                cluster.add_node(node_name=name, **common)
+        yield Raylets(cluster, cluster.address, folder)
+    finally:
+        with private_temp(folder):
+            cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not [line for line in before.left_behind() if line.startswith("process")]
+
+
+@pytest.fixture(scope="module")
+def driver(raylets: Raylets) -> Iterator[Raylets]:
+    """Connect this process as a driver for the tests of one module."""
+    import ray
+
+    ray.init(address=raylets.address, log_to_driver=False)
+    try:
+        yield raylets
+    finally:
+        ray.shutdown()

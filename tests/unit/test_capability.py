@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.capability import NodeFacts, cgroup_kind, effective_capabilities, filesystem_of, judge, nice_limit, read_facts
+from actors.simulator import REGISTRY
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> NodeFacts:
+    able = {"nice": 15, "nice_limit": -20, "capabilities": ("CAP_SYS_NICE",), "populates_memory": True, "swap_bytes": 0}
+    return replace(read_facts(tmp_path), **able, has_numba=True, state_local=True, state_filesystem="ext4", system="Linux", has_pidfd=True)
+
+
+def test_an_able_node_can_do_all(facts: NodeFacts) -> None:
+    """Where nothing is missing, everything is available and no reason is given."""
+    assert {(name, found.verdict, found.reason) for name, found in judge(facts).items()} == {(name, "available", "") for name in REGISTRY}
+
+
+@pytest.mark.parametrize(
+    ("change", "simulator", "verdict", "word"),
+    [
+        pytest.param({"capabilities": (), "nice_limit": 20}, "CpuLoad", "fallback", "nice 15", id="nice-cannot-be-raised"),
+        pytest.param({"has_numba": False}, "CpuLoad", "unavailable", "numba", id="no-compiler"),
+        pytest.param({"populates_memory": False}, "MemoryPressure", "fallback", "POPULATE", id="older-kernel"),
+        pytest.param({"swap_bytes": 1}, "MemoryPressure", "fallback", "swap", id="swap"),
+        pytest.param({"state_local": False, "state_filesystem": "nfs4"}, "DiskFill", "unavailable", "nfs4", id="network-disk"),
+        pytest.param({"state_filesystem": "overlay"}, "DiskFill", "fallback", "overlay", id="overlay"),
+        pytest.param({"system": "Darwin"}, "DiskFill", "unavailable", "Darwin", id="another-system"),
+        pytest.param({"has_pidfd": False}, "CpuLoad", "unavailable", "pidfd", id="no-pidfd"),
+    ],
+)
+def test_what_is_missing_is_named(facts: NodeFacts, change: dict[str, object], simulator: str, verdict: str, word: str) -> None:
+    """A verdict other than available names what is missing."""
+    found = judge(replace(facts, **change))[simulator]
+    assert found.verdict == verdict
+    assert word in found.reason
+
+
+def test_parsers() -> None:
+    """Capabilities, the nice limit, control group trees and file systems are read as the kernel writes them."""
+    assert effective_capabilities("Name:\tx\nCapEff:\t0000000000801000\n") == ("CAP_NET_ADMIN", "CAP_SYS_NICE")
+    assert [nice_limit(f"Max nice priority         {soft}   0  \n") for soft in ("0", "40", "unlimited")] == [20, -20, -20]
+    both = "1 0 0:1 / /a rw - cgroup2 none rw\n2 0 0:2 / /b rw - cgroup none rw,cpu\n"
+    assert [cgroup_kind(text) for text in (both, both.splitlines()[0], both.splitlines()[1], "")] == ["hybrid", "v2", "v1", "none"]
+    mounts = "1 0 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / /data rw - xfs /dev/b rw\n3 1 0:3 / /dat rw - tmpfs none rw\n"
+    assert filesystem_of(Path("/data/x"), mounts) == "xfs"
+    assert filesystem_of(Path("/database"), mounts) == "ext4"

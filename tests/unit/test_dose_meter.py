@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from actors.dose import OutsideMeter, ProcessFiles
+from actors.messages import Operation
+
+SHAPE = {"kind": "constant", "level": 1}
+
+
+def make_process(proc: Path, pid: int, tasks: dict[int, int], anonymous_kib: int) -> Path:
+    folder = proc / str(pid)
+    for task, ns in tasks.items():
+        (folder / "task" / str(task)).mkdir(parents=True, exist_ok=True)
+        (folder / "task" / str(task) / "schedstat").write_text(f"{ns} 5 6\n")
+    (folder / "status").write_text(f"Name:\tx\nRssAnon:\t{anonymous_kib} kB\nRssFile:\t99 kB\n")
+    return folder
+
+
+def operation(kind: str) -> Operation:
+    return Operation("o", kind, "n", 0.0, 1.0, "bytes", SHAPE)
+
+
+def test_cpu_is_the_sum_over_threads_and_never_falls(tmp_path: Path) -> None:
+    """A thread that ended keeps what it used: the total of a living process never runs backwards."""
+    folder = make_process(tmp_path, 10, {10: 1_000_000_000, 11: 500_000_000}, 0)
+    meter = OutsideMeter(operation("CpuLoad"), [10], proc=tmp_path)
+    first = meter.read()
+    (folder / "task/11/schedstat").unlink()
+    (folder / "task/11").rmdir()
+    (folder / "task/10/schedstat").write_text("1250000000 0 0\n")
+    assert (first, meter.read()) == (1.5, 1.75)
+    meter.close()
+
+
+def test_a_group_of_its_own_counts_before_threads(tmp_path: Path) -> None:
+    """Where the operation has a control group, short-lived children count too."""
+    make_process(tmp_path, 10, {10: 5}, 0)
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group/cpu.stat").write_text("usage_usec 3000000\n")
+    assert OutsideMeter(operation("CpuLoad"), [10], cgroup=tmp_path / "group", proc=tmp_path).read() == 3.0
+    assert OutsideMeter(operation("CpuLoad"), [10], cgroup=tmp_path / "gone", proc=tmp_path).read() == 5e-9
+
+
+def test_memory_counts_from_its_baseline(tmp_path: Path) -> None:
+    """What the process held before the ramp is no dose, and less than that is none either."""
+    make_process(tmp_path, 10, {10: 0}, 1000)
+    meter = OutsideMeter(operation("MemoryPressure"), [10], proc=tmp_path)
+    assert meter.set_baseline() == 1000 * 1024
+    make_process(tmp_path, 10, {10: 0}, 5000)
+    grown = meter.read()
+    make_process(tmp_path, 10, {10: 0}, 900)
+    assert (grown, meter.read()) == (4000 * 1024.0, 0.0)
+
+
+def test_gone_is_none_and_not_zero(tmp_path: Path) -> None:
+    """A process or file that is gone gives no figure, also when its number is used again."""
+    folder = make_process(tmp_path, 10, {10: 1}, 1)
+    files, meter = ProcessFiles(10, tmp_path), OutsideMeter(operation("CpuLoad"), [10], proc=tmp_path)
+    folder.rename(tmp_path / "old")
+    for path in sorted((tmp_path / "old").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (tmp_path / "old").rmdir()
+    make_process(tmp_path, 10, {10: 77}, 77)
+    assert (files.cpu_ns(), files.anonymous_bytes(), meter.read()) == (None, None, None)
+    assert OutsideMeter(operation("CpuLoad"), [4], proc=tmp_path).read() is None
+    assert OutsideMeter(operation("DiskFill"), path=tmp_path / "none").read() is None
+
+
+def test_disk_is_blocks_and_not_length(tmp_path: Path) -> None:
+    """A hole in a file is no dose."""
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.write(b"x" * 65536)
+        file.truncate(1 << 30)
+    found = OutsideMeter(operation("DiskFill"), path=path).read()
+    assert found is not None
+    assert 65536 <= found < 1 << 20

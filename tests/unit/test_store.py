@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.errors import HarnessError
+from actors.metrics.registry import Kind
+from cluster.metrics.store import (
+    Coverage,
+    End,
+    Entry,
+    Ranges,
+    RunStore,
+    log_files,
+    part_files,
+    read_json,
+    read_run,
+    write_json_atomic,
+    write_whole,
+)
+from cluster.metrics.windows import EVENTS, METRICS, Row, events_batch, metrics_batch
+
+STREAM = ("n1", "a")
+
+
+def entry(sequence: int, *, events: int = 1, end: bool = False, rows: int = 2) -> Entry:
+    made = [Row("host.cpu.busy", Kind.GAUGE, "ratio", f"w{at}", "p", (), 1, 0.5, 0.5, 0.5, float(sequence)) for at in range(rows)]
+    line = {"time": sequence * 1_000_000, "node": "n1", "worker": "", "phase": "", "kind": "k", "severity": "info", "data": "{}"}
+    told = [line | {"sequence": sequence * 10 + at, "message": f"{sequence}.{at}"} for at in range(events)]
+    metrics = metrics_batch(made, node="n1", start_ns=sequence * 10**9, window_s=1.0)
+    return Entry(STREAM, sequence, metrics, events_batch(told), End(sequence, True) if end else None)
+
+
+def seen(directory: Path) -> tuple[list[float], list[str]]:
+    contents = read_run(directory)
+    assert contents.metrics.schema.equals(METRICS)
+    assert contents.events.schema.equals(EVENTS)
+    return sorted(contents.metrics["last"].to_pylist()[::2]), sorted(contents.events["message"].to_pylist())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path)
+
+
+def test_the_log_is_readable_at_once(store: RunStore) -> None:
+    """What was appended is read back by another reader, in the contract's columns."""
+    store.append([entry(1), entry(2, events=0)])
+    assert seen(store.directory) == ([1.0, 2.0], ["1.0"])
+    assert store.coverage.held[STREAM].pairs() == [(1, 2)]
+
+
+def test_the_log_has_the_stream_beside_the_contracts_columns(store: RunStore) -> None:
+    """Who opens the log by hand sees which record a row belongs to."""
+    store.append([entry(1)])
+    with pa.ipc.open_stream(log_files(store.directory, "metrics")[0].open("rb")) as reader:
+        table = pa.Table.from_batches([reader.read_next_batch()])
+    assert table.column_names == [*METRICS.names, "stream_node", "incarnation", "record"]
+    assert table["record"].to_pylist() == [1, 1]
+
+
+def test_settling_moves_the_log_into_parquet(store: RunStore) -> None:
+    """After settling there is no log, the rows are the same, and the footer names the records."""
+    store.append([entry(1), entry(2, end=True)])
+    before = seen(store.directory)
+    store.settle()
+    assert seen(store.directory) == before
+    assert not (store.directory / "log").exists()
+    footer = json.loads(pq.read_schema(part_files(store.directory)[0]).metadata[b"stress_cluster"])
+    assert footer == {"schema": 1, "streams": [{"node": "n1", "incarnation": "a", "ranges": [[1, 2]], "end": 2, "clean": True}]}
+    assert pq.read_table(part_files(store.directory)[0]).column_names == METRICS.names
+    assert pq.read_table(store.directory / "events.parquet").column_names == EVENTS.names
+
+
+def test_late_data_is_a_new_part(store: RunStore) -> None:
+    """Parts are never rewritten; events.parquet is, whole."""
+    store.append([entry(1)])
+    store.settle()
+    first = part_files(store.directory)[0].read_bytes()
+    store.append([entry(2)])
+    store.settle()
+    assert [path.name for path in part_files(store.directory)] == ["part-0000.parquet", "part-0001.parquet"]
+    assert part_files(store.directory)[0].read_bytes() == first
+    assert seen(store.directory) == ([1.0, 2.0], ["1.0", "2.0"])
+
+
+def test_an_empty_run_has_its_files(store: RunStore) -> None:
+    """Without a single record the Parquet files exist with their columns."""
+    store.settle()
+    store.settle()
+    assert seen(store.directory) == ([], [])
+    assert [path.name for path in part_files(store.directory)] == ["part-0000.parquet"]
+
+
+def test_a_restart_begins_new_log_files(store: RunStore) -> None:
+    """A new writer knows what is held and never appends to what an old one wrote."""
+    store.append([entry(1)])
+    store.close()
+    again = RunStore(store.directory)
+    assert again.coverage.has(STREAM, 1)
+    again.append([entry(2)])
+    assert [path.name for path in log_files(store.directory, "metrics")] == ["metrics-0001.arrows", "metrics-0002.arrows"]
+    assert seen(store.directory) == ([1.0, 2.0], ["1.0", "2.0"])
+
+
+def test_every_cut_of_the_metrics_log_gives_whole_records(store: RunStore) -> None:
+    """Cut anywhere, the log gives a prefix of its records, each with its events, and none of an uncommitted record."""
+    for sequence in (1, 2, 3):
+        store.append([entry(sequence)])
+    store.close()
+    path = log_files(store.directory, "metrics")[0]
+    whole = path.read_bytes()
+    found = set()
+    for cut in range(0, len(whole), 37):
+        path.write_bytes(whole[:cut])
+        lasts, messages = seen(store.directory)
+        assert lasts == [float(at) for at in range(1, len(lasts) + 1)]
+        assert messages == [f"{at}.0" for at in range(1, len(lasts) + 1)]
+        found.add(len(lasts))
+    assert found >= {0, 1, 2}
+
+
+def test_a_record_that_is_in_the_log_twice_counts_once(store: RunStore) -> None:
+    """Sent again after an append whose acknowledgement was lost, a record is read once."""
+    store.append([entry(1)])
+    store.close()
+    again = RunStore(store.directory)
+    again.append([entry(1), entry(2)])
+    assert seen(store.directory) == ([1.0, 2.0], ["1.0", "2.0"])
+    again.settle()
+    assert seen(store.directory) == ([1.0, 2.0], ["1.0", "2.0"])
+
+
+@pytest.mark.parametrize("fail_at", ["part", "events", "unlink"])
+def test_a_crash_while_settling_loses_and_doubles_nothing(store: RunStore, monkeypatch: pytest.MonkeyPatch, fail_at: str) -> None:
+    """Stopped before the part, between part and events, or before the log is deleted: each record is read once, and settling goes on."""
+    store.append([entry(1), entry(2)])
+    want = seen(store.directory)
+
+    class Died(BaseException):
+        pass
+
+    def die(path: Path, *_: object) -> None:
+        if fail_at in path.name or fail_at == "unlink":
+            raise Died
+        write_whole(path, *_)
+
+    with monkeypatch.context() as patched:
+        if fail_at == "unlink":
+            patched.setattr(Path, "unlink", die)
+        else:
+            patched.setattr("cluster.metrics.store.write_whole", die)
+        with pytest.raises(Died):
+            store.settle()
+    assert seen(store.directory) == want
+    store.close()
+    again = RunStore(store.directory)
+    again.append([entry(3)])
+    again.settle()
+    assert seen(store.directory) == ([1.0, 2.0, 3.0], ["1.0", "2.0", "3.0"])
+    assert not log_files(store.directory, "metrics")
+
+
+def test_one_writer_at_a_time(store: RunStore) -> None:
+    """A second writer is refused while the first lives."""
+    with pytest.raises(HarnessError, match="another process writes"):
+        RunStore(store.directory)
+    store.close()
+    RunStore(store.directory).close()
+
+
+def test_a_failed_append_holds_nothing_and_the_next_one_begins_new_files(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk refuses, no record of the call counts as held; the torn files are left behind."""
+    store.append([entry(1)])
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            store.append([entry(2)])
+    assert not store.coverage.has(STREAM, 2)
+    store.append([entry(2), entry(3)])
+    assert seen(store.directory) == ([1.0, 2.0, 3.0], ["1.0", "2.0", "3.0"])
+    assert len(log_files(store.directory, "metrics")) == 2
+
+
+def test_a_document_appears_whole(tmp_path: Path) -> None:
+    """A write that fails leaves the old document and no temporary file; NaN and infinities become null."""
+    path = tmp_path / "summary.json"
+    write_json_atomic(path, {"a": 1, "b": [float("nan"), float("inf"), {"c": (1.5,)}]})
+    assert read_json(path) == {"a": 1, "b": [None, None, {"c": [1.5]}]}
+
+    def fail(sink: object) -> None:
+        raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"):
+        write_whole(path, fail)
+    assert read_json(path) == {"a": 1, "b": [None, None, {"c": [1.5]}]}
+    assert [found.name for found in tmp_path.iterdir()] == ["summary.json"]
+    assert read_json(tmp_path / "none.json") is None
+
+
+def test_left_over_temporary_files_are_swept(tmp_path: Path) -> None:
+    """A new writer removes what one that died in mid-write left."""
+    RunStore(tmp_path).close()
+    for name in (".summary.json.tmp", "metrics/.part-0000.parquet.tmp"):
+        (tmp_path / name).write_bytes(b"x")
+    RunStore(tmp_path).close()
+    assert [path for path in tmp_path.rglob("*.tmp")] == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "pairs", "contiguous"),
+    [
+        pytest.param([], [], 0, id="empty"),
+        pytest.param([1, 2, 3], [(1, 3)], 3, id="in-order"),
+        pytest.param([3, 1, 2, 2], [(1, 3)], 3, id="any-order"),
+        pytest.param([2, 3, 7], [(2, 3), (7, 7)], 0, id="one-is-missing"),
+        pytest.param([1, 2, 5, 4], [(1, 2), (4, 5)], 2, id="a-gap"),
+    ],
+)
+def test_ranges(numbers: list[int], pairs: list[tuple[int, int]], contiguous: int) -> None:
+    """A set of numbers as ranges, whatever the order of adding."""
+    ranges = Ranges()
+    for number in numbers:
+        ranges.add(number)
+    assert (ranges.pairs(), ranges.contiguous) == (pairs, contiguous)
+    assert all(number in ranges for number in numbers)
+    assert 100 not in ranges
+
+
+def test_coverage_survives_its_footer() -> None:
+    """Ranges and ends come back from a footer; a foreign footer names no record."""
+    coverage = Coverage()
+    for sequence in (1, 2, 5):
+        coverage.add(STREAM, sequence, End(5, False) if sequence == 5 else None)
+    assert Coverage.of_footer({b"stress_cluster": coverage.to_footer()}) == coverage
+    assert Coverage.of_footer({b"pandas": b"{}"}).held == {}
+    assert Coverage.of_footer(None).held == {}
