@@ -161,8 +161,10 @@ class SimulatorShell:
             self._take_task()
             try:
                 self._look(born_ns)
-            except StressError as error:
-                self._feed(Event.BROKE, str(error))
+            except Exception as error:  # a shell that cannot look at its load ends it
+                if self._carrier is not None:
+                    self._carrier.kill()
+                self._feed(Event.BROKE, f"{type(error).__name__}: {error}")
         last_ns = self._clock.boot_ns() + round(LINGER_S * SECOND_NS)
         while self._clock.boot_ns() < last_ns:
             self._take_task()

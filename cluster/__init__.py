@@ -1,3 +1,26 @@
-"""Runs scenarios on a Ray cluster, watches them, tells about them."""
+"""Runs scenarios on a Ray cluster, watches them, tells about them.
+
+import cluster
+from scenarios import catalogue
+
+outcome = cluster.run(catalogue.get("burst"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scenarios.model import Scenario
+
+    from .driver import Outcome
 
 __distribution__ = "stress-cluster"
+__all__ = ["run"]
+
+
+def run(scenario: Scenario, **options: Any) -> Outcome:
+    """Run a scenario and return its outcome; see `start.run_scenario` for the options."""
+    from .start import run_scenario  # noqa: PLC0415  # `import cluster` stays light
+
+    return run_scenario(scenario, **options)

@@ -12,12 +12,13 @@ from typing import Any
 
 from actors.clock import SECOND_NS
 from actors.messages import Amounts, Capacity, Event, Halt, HostSnapshot, Operation
+from actors.simulator import record_of
 
 from . import agent_state
 from .agent_state import Effect, Stage
 from .exchange import Goal, OperationReport, Order, Reply, Report, RunReport
 from .exchange import Stage as RunStage
-from .safety.policies import Level, Verdict, next_ceiling
+from .safety.policies import THROTTLES, Level, Verdict, next_ceiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Agent:
         self.effects: list[Do] = []
         self.events: list[Event] = []
         self.verdict = Verdict(Level.OK, "")
-        self.ceiling = 1.0
+        self.ceilings = dict.fromkeys(THROTTLES, 1.0)
         self.halt = Halt()
         self.deposed = ""
         self.host: dict[str, float] = {}
@@ -119,7 +120,7 @@ class Agent:
             runs=tuple(self._run_report(run) for run in self.runs.values()),
             verdict_level=int(self.verdict.level),
             verdict_reason=self.verdict.reason,
-            ceiling=self.ceiling,
+            ceiling=min(self.ceilings.values()),
             halt=self.halt,
             host=self.host,
             capacity=self.capacity,
@@ -209,7 +210,7 @@ class Agent:
         here = {op.id: OperationHere(op) for op in order.operations}
         run = RunHere(order.run, here, Goal.PREPARE, order.capacity, order.machine_limits)
         self.runs[order.run] = run
-        self._do("run_begins", order.run, data={"metrics": order.metrics})
+        self._do("run_begins", order.run, data={"terms": order.terms})
         for op in here.values():
             self._step(run, op, agent_state.Event.OPEN)
         return run
@@ -310,8 +311,8 @@ class Agent:
             run.unswept = False
             self._do("exchange")
 
-    def on_snapshot(self, snapshot: HostSnapshot, verdict: Verdict) -> None:
-        """Apply the safety verdict on a host snapshot: lower or raise the ceiling, or end everything here."""
+    def on_snapshot(self, snapshot: HostSnapshot, verdict: Verdict, by_resource: Mapping[str, Verdict]) -> None:
+        """Apply the safety verdicts on a host snapshot: move the ceilings by resource, or end everything here on ABORT."""
         self.host = {
             "cpu": snapshot.cpu_busy_fraction,
             "memory_available_bytes": float(snapshot.memory_available_bytes),
@@ -319,18 +320,26 @@ class Agent:
             "disk_free_bytes": float(snapshot.disk_free_bytes),
         }
         before, self.verdict = self.verdict, verdict
-        ceiling = next_ceiling(self.ceiling, verdict)
-        if ceiling != self.ceiling:
-            self.ceiling = ceiling
-            slots = [[op.slot, op.generation, ceiling] for run in self.runs.values() for op in run.operations.values() if self._leased(op)]
+        ceilings = {resource: next_ceiling(ceiling, by_resource.get(resource, verdict)) for resource, ceiling in self.ceilings.items()}
+        changed = {resource for resource, ceiling in ceilings.items() if ceiling != self.ceilings[resource]}
+        self.ceilings = ceilings
+        slots = [[op.slot, op.generation, self._ceiling(op)] for op in self._all_leased() if resource_of(op) in changed]
+        if slots:
             self._do("throttle", data={"ceilings": slots})
         if verdict.level != before.level and self.runs:
             severity = {Level.OK: "info", Level.HOLD: "info", Level.SHED: "warning", Level.ABORT: "error"}[verdict.level]
-            self._event("safety", verdict.reason or "back within limits", severity, {"level": verdict.level.name, "ceiling": self.ceiling})
+            data = {"level": verdict.level.name, "ceilings": dict(ceilings)}
+            self._event("safety", verdict.reason or "back within limits", severity, data)
         if verdict.level is Level.ABORT:
             for run in self.runs.values():
                 if not run.failure and run.goal in {Goal.PREPARE, Goal.START}:
                     self._fail(run, "safety_abort", verdict.reason, kill=True)
+
+    def _all_leased(self) -> list[OperationHere]:
+        return [op for run in self.runs.values() for op in run.operations.values() if self._leased(op)]
+
+    def _ceiling(self, op: OperationHere) -> float:
+        return self.ceilings[resource_of(op)]
 
     def live_slots(self) -> list[tuple[RunHere, OperationHere]]:
         """Return the operations that hold a slot now."""
@@ -367,9 +376,13 @@ class Agent:
         ticket = {"slot": op.slot, "generation": op.generation}
         name = op.operation.id
         if effect is Effect.OPEN_SLOT:
-            self._do("open_slot", run.run, name, {"operation": op.operation, "capacity": run.capacity, "machine_limits": run.machine_limits})
+            self._do(
+                "open_slot", run.run, name, {"operation": op.operation, "capacity": run.capacity, "machine_limits": run.machine_limits}
+            )
         elif effect is Effect.PREPARE:
-            self._do("prepare", run.run, name, {"operation": op.operation, "capacity": run.capacity, "ceiling": self.ceiling, **ticket})
+            self._do(
+                "prepare", run.run, name, {"operation": op.operation, "capacity": run.capacity, "ceiling": self._ceiling(op), **ticket}
+            )
         elif effect is Effect.WRITE_START:
             at_ns = run.start_at_ns + round(op.operation.start_s * SECOND_NS)
             self._do("write_start", run.run, name, {"start_ns": at_ns, **ticket})
@@ -403,3 +416,8 @@ class Agent:
 
     def _event(self, kind: str, message: str, severity: str, data: Mapping[str, Any]) -> None:
         self.events.append(replace(Event(kind, message, severity), node=self.node, data=data))
+
+
+def resource_of(op: OperationHere) -> str:
+    """Return what of the node's capacity an operation takes."""
+    return record_of(op.operation.kind).resource

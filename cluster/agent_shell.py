@@ -28,15 +28,17 @@ from actors.guardian import GuardianClient
 from actors.host import HostSampler
 from actors.limits import read_capacity
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
+from actors.metrics.registry import Level as MetricLevel
 from actors.origin import code_id
 from actors.simulator import peak_amounts
 from actors.state import default_state_dir, open_state_dir
+from scenarios.model import LimitOverrides
 
 from .agent import Agent, Do, OperationHere
 from .exchange import Reply, Report
 from .node_metrics import NodeMetrics
-from .safety.policies import Level, Verdict, busy_since, judge
-from .safety.profiles import limits_for
+from .safety.policies import Level, Verdict, busy_since, judge, judge_resources
+from .safety.profiles import Limits, limits_for, strictest
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class AgentShell:
         )
         self._capacity = read_capacity(self.state_dir)
         self._limits = limits_for(config.profile)
+        self._limits_of: dict[str, Limits] = {}
         self._agent = Agent(
             config.node, config.cluster, self._guardian.hello["guardian_id"], self._incarnation, config.epoch, self._capacity
         )
@@ -220,12 +223,15 @@ class AgentShell:
         lag_s = (begun_ns - self._snapshot_ns) / SECOND_NS
         self._snapshot_ns = begun_ns
         if lag_s > self._config.stale_s and self._agent.live_slots():
-            verdict = Verdict(Level.ABORT, f"{self._config.node}: no host snapshot for {lag_s:.1f} s, at most {self._config.stale_s:.1f} s allowed")
+            verdict = Verdict(
+                Level.ABORT, f"{self._config.node}: no host snapshot for {lag_s:.1f} s, at most {self._config.stale_s:.1f} s allowed"
+            )
+        by_resource = judge_resources(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
         with self._lock:
-            self._agent.on_snapshot(snapshot, verdict)
+            self._agent.on_snapshot(snapshot, verdict, by_resource)
             self._look_at_loads()
-            ceiling = self._agent.ceiling
-        self._metrics.on_snapshot(snapshot, int(verdict.level), ceiling, lag_s)
+            ceilings = dict(self._agent.ceilings)
+        self._metrics.on_snapshot(snapshot, int(verdict.level), ceilings, lag_s)
         self._perform()
         self._exit_when_idle(begun_ns)
         spent_s = (self._clock.boot_ns() - begun_ns) / SECOND_NS
@@ -317,11 +323,17 @@ class AgentShell:
         elif effect.what == "exchange":
             self._asked.set()
         elif effect.what == "run_begins":
-            self._metrics.begin(effect.run)
+            terms = data["terms"]
+            self._metrics.begin(effect.run, detailed=terms.get("level") == MetricLevel.DETAIL)
+            overrides = LimitOverrides(**terms.get("limits", {}))
+            self._limits_of[effect.run] = limits_for(terms.get("profile", self._config.profile), overrides)
+            self._limits = strictest(self._limits_of.values())
         elif effect.what == "seal":
             self._workers.submit(self._guarded, self._seal, effect)
         elif effect.what == "forget":
             self._metrics.forget(effect.run)
+            self._limits_of.pop(effect.run, None)
+            self._limits = strictest(self._limits_of.values()) if self._limits_of else limits_for(self._config.profile)
         elif effect.what in {"open_slot", "prepare", "close_slot"}:
             body = {"open_slot": self._open_slot, "prepare": self._prepare, "close_slot": self._close_slot}[effect.what]
             self._workers.submit(self._guarded, body, effect)
@@ -349,7 +361,9 @@ class AgentShell:
     def _open_slot(self, effect: Do) -> None:
         operation: Operation = effect.data["operation"]
         capacity: Capacity = effect.data["capacity"] or self._capacity
-        limits: Amounts = effect.data["machine_limits"] or Amounts(self._capacity.cpu_cores, self._capacity.memory_bytes, self._capacity.disk_bytes)
+        limits: Amounts = effect.data["machine_limits"] or Amounts(
+            self._capacity.cpu_cores, self._capacity.memory_bytes, self._capacity.disk_bytes
+        )
         amounts = peak_amounts(operation, capacity)
         answer = self._guardian.call(
             "open_slot",
@@ -433,5 +447,3 @@ def release_s(amounts: Amounts) -> float:
 
 def _amounts(amounts: Amounts) -> dict[str, float]:
     return {"cpu_cores": amounts.cpu_cores, "memory_bytes": amounts.memory_bytes, "disk_bytes": amounts.disk_bytes}
-
-

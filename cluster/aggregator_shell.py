@@ -5,7 +5,7 @@ A plain class without Ray. Ray may run its constructor again after its process d
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -159,13 +159,15 @@ class AggregatorShell:
             try:
                 self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock)
             except OSError as error:
-                raise HarnessError("os", f"cannot serve metrics at {endpoint['host']}:{endpoint['port']}: {error}", "choose another port") from error
+                raise HarnessError(
+                    "os", f"cannot serve metrics at {endpoint['host']}:{endpoint['port']}: {error}", "choose another port"
+                ) from error
 
     def _heartbeat(self) -> None:
         """Keep the manifest's heartbeat fresh while the run lives; end when nobody needs this process any more."""
         while not self._ending.wait(HEARTBEAT_S):
             idle_s = (self._clock.boot_ns() - self._touched_ns) / SECOND_NS
-            if self._outcome is not None and idle_s > LINGER_S or idle_s > 10 * LINGER_S:
+            if (self._outcome is not None and idle_s > LINGER_S) or idle_s > 10 * LINGER_S:
                 break
             with self._manifest_lock:
                 manifest = read_json(self.directory / "manifest.json")
@@ -177,7 +179,7 @@ class AggregatorShell:
         self._on_end()
 
     def _now(self) -> str:
-        return datetime.datetime.fromtimestamp(self._clock.wall_ns() / SECOND_NS, datetime.UTC).isoformat()
+        return dt.datetime.fromtimestamp(self._clock.wall_ns() / SECOND_NS, dt.UTC).isoformat()
 
 
 def _write(file: Any, data: bytes) -> None:

@@ -126,7 +126,7 @@ class Connection:
 
     def _run_id(self, run: str, known: Sequence[str]) -> str:
         if run == "latest" and known:
-            return sorted(known)[-1]
+            return max(known)
         name = Path(run).name
         if name in known:
             return name
@@ -176,7 +176,11 @@ class Connection:
             while True:
                 status = guardian.call("status")
                 live = {slot["operation"] for slot in status["slots"]}
-                left = [f"{one['kind']} of {one['operation']}: {one['state']} {one['detail']}" for one in status["records"] if one["operation"] not in live]
+                left = [
+                    f"{one['kind']} of {one['operation']}: {one['state']} {one['detail']}"
+                    for one in status["records"]
+                    if one["operation"] not in live
+                ]
                 if not left or clock.boot_ns() > deadline_ns:
                     return left
                 clock.sleep(0.1)
@@ -201,9 +205,12 @@ def ray_facts() -> dict[str, Any]:
     """Return what of Ray's own settings matters: authentication, and how long it takes to declare a node dead."""
     environ = os.environ
     period, limit, count = (
-        int(environ.get(f"RAY_health_check_{name}", default)) for name, default in (("period_ms", 3000), ("timeout_ms", 10000), ("failure_threshold", 5))
+        int(environ.get(f"RAY_health_check_{name}", default))
+        for name, default in (("period_ms", 3000), ("timeout_ms", 10000), ("failure_threshold", 5))
     )
     return {
-        "ray_authentication": environ.get("RAY_AUTH_MODE", "not set: anyone who reaches the head may run code; set RAY_AUTH_MODE=token on all nodes"),
+        "ray_authentication": environ.get(
+            "RAY_AUTH_MODE", "not set: anyone who reaches the head may run code; set RAY_AUTH_MODE=token on all nodes"
+        ),
         "ray_declares_a_node_dead_after_s": count * (period + limit) / 1000,
     }

@@ -133,9 +133,10 @@ def _dose(operation: Operation, ending: Ending, figures: Figures) -> DoseResult 
         windows,
         operation=operation.id,
         node=operation.node,
-        unit="fraction" if record_of(operation.kind).resource == "cpu_cores" else "bytes",
+        unit=operation.unit,
+        relative=record_of(operation.kind).resource != "cpu_cores",
         duration_s=operation.duration_s,
-        tolerance=record_of(operation.kind).tolerance,
+        tolerance=record_of(operation.kind).tolerance if operation.tolerance is None else operation.tolerance,
         host_total=operation.options.get("mode") == "host_total",
     )
 

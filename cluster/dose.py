@@ -6,6 +6,9 @@ is reached when in at least 95 % of those windows achieved and asked differ by a
     fraction    5 points of the node's CPU           |achieved - asked| <= 0.05
     bytes       2 % of the asked bytes, at least 1 MiB (page tables and block rounding of small amounts)
 
+Memory and disk that are asked as a fraction of the node's capacity are `relative`: 2 % of the asked fraction, at least a thousandth
+of the capacity.
+
 A change is a step between neighbouring windows that is larger than the tolerance, the operation's start, or a gap in the windows.
 A shape that moves more slowly than that (a long ramp, a long sine) is judged window by window against each window's mean. A shape that
 never rests for 2 s has no settled window: then the means over all its moving windows from 2 s on are compared, where there are
@@ -30,6 +33,7 @@ MOVING_MIN: Final = 5
 FRACTION_TOLERANCE: Final = 0.05
 BYTES_TOLERANCE: Final = 0.02
 BYTES_FLOOR: Final = 1 << 20
+FRACTION_FLOOR: Final = 0.001
 EDGE_S: Final = 1e-6
 
 
@@ -70,12 +74,14 @@ def reached(
     duration_s: float | None = None,
     tolerance: float | None = None,
     host_total: bool = False,
+    relative: bool | None = None,
 ) -> DoseResult:
     """Return whether the dose of one operation was reached.
 
-    `unit` is "fraction" (`tolerance` in points of capacity) or "bytes" (`tolerance` as a share of the asked bytes).
+    `unit` is that of the windows' values, "fraction" or "bytes". `relative` says what `tolerance` is a share of: the asked value
+    (memory and disk), or the node's capacity (CPU); by default bytes are relative and fractions are not.
     """
-    judge = _Judge(unit, tolerance, host_total)
+    judge = _Judge(unit, tolerance, host_total, unit == "bytes" if relative is None else relative)
     whole = _whole(windows, duration_s)
     settled = _settled(whole, judge)
     chosen = settled or [window for window in whole if window.start_s >= SETTLE_S - EDGE_S]
@@ -115,12 +121,14 @@ class _Judge:
     unit: str
     tolerance: float | None
     host_total: bool
+    relative: bool
 
     def margin(self, requested: float) -> float:
         """Return how far achieved may differ from this asked value, in the operation's unit."""
-        if self.unit == "fraction":
+        if not self.relative:
             return (FRACTION_TOLERANCE if self.tolerance is None else self.tolerance) + 1e-9
-        return max((BYTES_TOLERANCE if self.tolerance is None else self.tolerance) * requested, BYTES_FLOOR)
+        floor = FRACTION_FLOOR if self.unit == "fraction" else BYTES_FLOOR
+        return max((BYTES_TOLERANCE if self.tolerance is None else self.tolerance) * requested, floor)
 
     def is_change(self, before: DoseWindow, window: DoseWindow) -> bool:
         """Tell whether the asked value changed between two windows, or may have in a gap between them."""

@@ -183,6 +183,6 @@ def mark_died(run_dir: Path, message: str) -> bool:
 
 
 def _now_iso() -> str:
-    import datetime  # noqa: PLC0415
+    import datetime as dt  # noqa: PLC0415
 
-    return datetime.datetime.fromtimestamp(SystemClock().wall_ns() / SECOND_NS, datetime.UTC).isoformat()
+    return dt.datetime.fromtimestamp(SystemClock().wall_ns() / SECOND_NS, dt.UTC).isoformat()

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,16 @@ class Driver:
     # ---- set-up
 
     def _guardian(self) -> GuardianClient:
-        return GuardianClient.connect(self._state_dir, role="driver", code_id=code_id(), watch=[os.getpid()], cluster="embedded", node=f"driver-{os.getpid()}", epoch=0, incarnation=os.getpid())
+        return GuardianClient.connect(
+            self._state_dir,
+            role="driver",
+            code_id=code_id(),
+            watch=[os.getpid()],
+            cluster="embedded",
+            node=f"driver-{os.getpid()}",
+            epoch=0,
+            incarnation=os.getpid(),
+        )
 
     def _connect(self, guardian: GuardianClient) -> None:
         request = self._request
@@ -110,7 +118,9 @@ class Driver:
         submission = self._submission()
         if self._embedded is None and not self._request.assume_yes:
             self._tell("plan", **self._orchestrator.call("preview", submission, timeout_s=180.0, group="control"))
-            self._tell("event", kind="waiting", severity="info", message="load starts in 3 s; Ctrl-C stops here (--yes skips this)", node="")
+            self._tell(
+                "event", kind="waiting", severity="info", message="load starts in 3 s; Ctrl-C stops here (--yes skips this)", node=""
+            )
             if self._stopping.wait(GRACE_S):
                 return self._outcome("cancelled", 130, "stopped before any load", {})
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
@@ -121,7 +131,9 @@ class Driver:
         for drift in admitted["drift"]:
             self._tell("event", kind="drift", severity="warning", message=drift, node="")
         if self._request.detach:
-            return self._outcome("passed", 0, f"run {self._request.run} goes on without this command; `stress-cluster watch {self._request.run}`", {})
+            return self._outcome(
+                "passed", 0, f"run {self._request.run} goes on without this command; `stress-cluster watch {self._request.run}`", {}
+            )
         try:
             outcome = self._follow()
         except StressError as error:
@@ -150,7 +162,7 @@ class Driver:
             "seed": request.seed,
             "code_id": code_id(),
             "versions": versions(),
-            "settings": asdict(settings),
+            "settings": settings.to_json(),
             "replay_of": request.replay_of,
         }
         return Submission(
@@ -199,7 +211,7 @@ class Driver:
             self._stopping.wait(FOLLOW_S) if not self._stopping.is_set() else self._clock.sleep(FOLLOW_S)
 
     def _salvage(self, cause: StressError) -> dict[str, Any]:
-        """The orchestrator died: leases end the load; a new one has what is left ended, delivered and concluded."""
+        """Replace an orchestrator that died: leases end the load, the new one has what is left ended, delivered and concluded."""
         self._tell("event", kind="orchestrator_lost", severity="error", message=f"the orchestrator was lost: {cause}", node="")
         from . import ray_port  # noqa: PLC0415
         from .conclusion import Ending  # noqa: PLC0415
@@ -233,13 +245,15 @@ class Driver:
                 raise HarnessError("lost", "the aggregator is gone")
             listing = {entry["name"]: entry["size"] for entry in actor.call("files", timeout_s=20.0)}
             for name, size in listing.items():
-                if not only and not name.startswith("log/") or name in only:
+                if (not only and not name.startswith("log/")) or name in only:
                     data = b"".join(chunks(actor, name, size))
                     (self._run_dir / name).parent.mkdir(parents=True, exist_ok=True)
                     write_whole(self._run_dir / name, lambda file, data=data: write(file, data))  # type: ignore[misc]
         except StressError as error:
             if not only:
-                self._tell("event", kind="mirror_failed", severity="warning", message=f"the run directory is not whole here: {error}", node="")
+                self._tell(
+                    "event", kind="mirror_failed", severity="warning", message=f"the run directory is not whole here: {error}", node=""
+                )
         else:
             if not only and actor is not None:
                 actor.send("leave")
@@ -268,13 +282,17 @@ class Driver:
             outcomes = self._embedded.stop()
         except StressError as error:
             return f"the embedded Ray ({error})"
-        bad = [f"{outcome['kind']}: {outcome['outcome']} {outcome.get('detail', '')}" for outcome in outcomes if outcome["outcome"] not in {"undone", "expired"}]
+        bad = [
+            f"{outcome['kind']}: {outcome['outcome']} {outcome.get('detail', '')}"
+            for outcome in outcomes
+            if outcome["outcome"] not in {"undone", "expired"}
+        ]
         return ", ".join(bad)
 
     def _failed(self, error: StressError) -> dict[str, Any]:
         status = {2: "invalid", 6: "refused", 1: "failed"}.get(error.exit_code, "error")
         run_dir = str(self._run_dir) if self._run_dir.exists() else None
-        return {"status": status, "exit_code": error.exit_code, "message": str(error), "code": error.code, "run_dir": run_dir, "summary": {}}
+        return {"status": status, "exit_code": error.exit_code, "message": str(error), **error.to_json(), "run_dir": run_dir, "summary": {}}
 
     def _outcome(self, status: str, exit_code: int, message: str, summary: dict[str, Any]) -> dict[str, Any]:
         return {"status": status, "exit_code": exit_code, "message": message, "run_dir": str(self._run_dir), "summary": summary}

@@ -27,7 +27,7 @@ from actors.proc import read_stat
 HEALTH: Final = {"health_check_period_ms": 1000, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 4}
 START_S: Final = 120.0
 STOP_S: Final = 15.0
-TOKEN_FILE: Final = "stress-cluster-embedded"
+TOKEN_FILE: Final = "stress-cluster-embedded"  # noqa: S105  # a file name
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -92,7 +92,15 @@ class EmbeddedRay:
         self.seconds = (self._clock.boot_ns() - begun_ns) / SECOND_NS
         self._entry.parent.mkdir(exist_ok=True, mode=0o700)
         self._entry.write_text(
-            json.dumps({"run": self._run, "address": self.address, "folder": str(self.folder), "pid": self._host.pid, "starttime": start_time(self._host.pid)})
+            json.dumps(
+                {
+                    "run": self._run,
+                    "address": self.address,
+                    "folder": str(self.folder),
+                    "pid": self._host.pid,
+                    "starttime": start_time(self._host.pid),
+                }
+            )
         )
 
     def stop(self) -> list[dict[str, Any]]:
@@ -108,7 +116,9 @@ class EmbeddedRay:
         self._ended.set()
         outcomes: list[dict[str, Any]] = []
         if self._slot:
-            answer = self._guardian.call("close_slot", slot=self._slot["slot"], generation=self._slot["generation"], grace_s=0.0, timeout_s=60.0)
+            answer = self._guardian.call(
+                "close_slot", slot=self._slot["slot"], generation=self._slot["generation"], grace_s=0.0, timeout_s=60.0
+            )
             outcomes = answer["outcomes"]
         if self._host is not None:
             self._host.wait()
@@ -155,7 +165,9 @@ class EmbeddedRay:
         if not line:
             host.wait()
             words = (self.folder / "host.log").read_text(errors="replace").strip().splitlines()
-            raise HarnessError("internal", f"the embedded Ray did not start: {words[-1] if words else f'code {host.returncode}'}", "see doctor")
+            raise HarnessError(
+                "internal", f"the embedded Ray did not start: {words[-1] if words else f'code {host.returncode}'}", "see doctor"
+            )
         return str(json.loads(line)["address"])
 
 
@@ -173,5 +185,3 @@ def find_embedded(state_dir: Path) -> Iterator[dict[str, Any]]:
             entry = json.loads(path.read_text())
             if start_time(entry["pid"]) == entry["starttime"]:
                 yield entry
-
-

@@ -95,7 +95,7 @@ class Order:
     machine_limits: Amounts | None = None
     grace_s: float = 0.0
     kill: bool = False
-    metrics: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)  # the scenario's metric level, profile and limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class NodeMetrics:
         self._streams: dict[str, MetricStream] = {}
         self._orphans: dict[str, list[Outbox]] = {}
         self._delivered: set[str] = set()
+        self._detailed: set[str] = set()
         self._sealed: set[str] = set()
         self._watched: dict[str, Watched] = {}
         self._segments: dict[str, Segment] = {}
@@ -83,11 +84,12 @@ class NodeMetrics:
 
     # ---- runs
 
-    def begin(self, run: str) -> None:
-        """Open a run's stream and its outbox file."""
+    def begin(self, run: str, *, detailed: bool) -> None:
+        """Open a run's stream and its outbox file; `detailed`: with the metrics of level `detail`."""
         path = self._state_dir / "outbox" / run / f"{self._node}-{self._incarnation}.box"
         box = Outbox(path, node=self._node, incarnation=self._incarnation, run=run, max_bytes=self._outbox_max_bytes)
         with self._lock:
+            self._detailed |= {run} if detailed else set()
             self._streams[run] = MetricStream(self._node, self._incarnation, run, box, self._clock)
 
     def seal(self, run: str) -> None:
@@ -102,7 +104,11 @@ class NodeMetrics:
     def _take_over(self, run: str) -> list[Outbox]:
         boxes = []
         for path in leftovers(self._state_dir / "outbox"):
-            if path.parent.name != run or not path.name.startswith(f"{self._node}-") or path.name == f"{self._node}-{self._incarnation}.box":
+            if (
+                path.parent.name != run
+                or not path.name.startswith(f"{self._node}-")
+                or path.name == f"{self._node}-{self._incarnation}.box"
+            ):
                 continue
             try:
                 box = Outbox(path)
@@ -122,6 +128,7 @@ class NodeMetrics:
             self._streams.pop(run, None)
             self._orphans.pop(run, None)
             self._delivered.discard(run)
+            self._detailed.discard(run)
             self._sealed.discard(run)
 
     def runs(self) -> list[str]:
@@ -276,7 +283,7 @@ class NodeMetrics:
 
     # ---- host and events
 
-    def on_snapshot(self, host: HostSnapshot, level: int, ceiling: float, lag_s: float) -> None:
+    def on_snapshot(self, host: HostSnapshot, level: int, ceilings: Mapping[str, float], lag_s: float) -> None:
         """Record a host snapshot and the safety verdict on it in every run's stream."""
         used = host.memory_limit_bytes - host.memory_available_bytes
         values: Mapping[str, float] = {
@@ -287,14 +294,22 @@ class NodeMetrics:
             "host.disk.free": host.disk_free_bytes,
             "host.descriptors.used": host.descriptors_used,
             "safety.verdict": level,
-            "safety.ceiling": ceiling,
             "agent.tick.lag": lag_s,
+        }
+        details: Mapping[str, float] = {
+            "host.load.average": host.load_average_1m,
+            "host.disk.size": host.disk_total_bytes,
+            "host.descriptors.limit": host.descriptors_limit,
         }
         with self._lock:
             for run, stream in self._streams.items():
                 if run not in self._sealed:
-                    for name, value in values.items():
+                    for name, value in {**values, **(details if run in self._detailed else {})}.items():
                         stream.observe(name, float(value))
+                    if run in self._detailed:
+                        stream.observe("agent.outbox", float(stream.unacked_bytes))
+                    for resource, ceiling in ceilings.items():
+                        stream.observe("safety.ceiling", ceiling, labels={"resource": resource})
 
     def event(self, kind: str, message: str, severity: str = "info") -> None:
         """Add a line to every run's story."""
@@ -319,5 +334,3 @@ class NodeMetrics:
         """Return how long to wait so that windows begin at whole multiples of their length."""
         window_ns = round(window_s * SECOND_NS)
         return max(0.01, (window_ns - self._clock.wall_ns() % window_ns) / SECOND_NS)
-
-

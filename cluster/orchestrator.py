@@ -57,7 +57,7 @@ class Admission:
     timeout_s: float | None = None
     capacities: Mapping[str, Capacity] = field(default_factory=dict)  # each node's share of its machine
     machine_limits: Mapping[str, Amounts] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    terms: Mapping[str, Any] = field(default_factory=dict)  # the scenario's metric level, profile and limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,9 @@ class Orchestrator:
         """Reserve, confirm and begin to prepare a run; raises `RefusedError` and changes nothing when it may not run."""
         self.now_ns = now_ns
         if self.halt.on:
-            raise RefusedError("halted", f"an emergency halt is in force (generation {self.halt.generation})", "run `stress-cluster resume`")
+            raise RefusedError(
+                "halted", f"an emergency halt is in force (generation {self.halt.generation})", "run `stress-cluster resume`"
+            )
         times = self.times
         held = ledgers.reserve(
             self.ledger, admission.run, admission.amounts, admission.duration_s, now_ns, round(times.reserve_s * SECOND_NS)
@@ -315,7 +317,7 @@ class Orchestrator:
             machine_limits=admission.machine_limits.get(node),
             grace_s=0.0 if run.kill else self.times.grace_s,
             kill=run.kill,
-            metrics=dict(admission.metrics),
+            terms=dict(admission.terms),
         )
 
     def _orphan_order(self, theirs: RunReport) -> Order:

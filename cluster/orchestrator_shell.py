@@ -153,7 +153,9 @@ class Extras:
 class OrchestratorShell:
     """The one orchestrator of a cluster."""
 
-    def __init__(self, config: OrchestratorConfig, port: OrchestratorPort, cluster: str, epoch: int, journal: Journal, clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: OrchestratorConfig, port: OrchestratorPort, cluster: str, epoch: int, journal: Journal, clock: Clock | None = None
+    ) -> None:
         self._config, self._port, self._clock, self._journal = config, port, clock or SystemClock(), journal
         self._lock = threading.RLock()
         self._submitting = threading.Lock()
@@ -199,14 +201,16 @@ class OrchestratorShell:
             admission, shared = self._admission(submission, plan, hellos)
             manifest = {**submission.manifest, **self._facts(plan, hellos, shared, drift)}
             if self._core.halt.on:
-                raise RefusedError("halted", f"an emergency halt is in force (generation {self._core.halt.generation})", "run `stress-cluster resume`")
+                raise RefusedError(
+                    "halted", f"an emergency halt is in force (generation {self._core.halt.generation})", "run `stress-cluster resume`"
+                )
             with self._lock:
                 self._core.ledger = replace(self._core.ledger, budget=self._budget(hellos))
                 self._core.admit(admission, self._clock.boot_ns())
         try:
             aggregator = self._port.aggregator(submission.run, manifest, create=True)
             assert aggregator is not None
-            aggregator.call("begin", manifest, plan.to_json(), submission.prometheus_host, submission.prometheus_port)
+            aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
         except StressError as error:
             with self._lock:
                 self._core.stop(submission.run, Cause.ERROR, f"no aggregator: {error}", self._clock.boot_ns())
@@ -273,14 +277,27 @@ class OrchestratorShell:
                 "halt": asdict(self._core.halt),
                 "runs": runs,
                 "finished": {name: extras.outcome for name, extras in self._extras.items() if extras.outcome},
-                "budget": {"used": asdict(ledger.total(now_ns)), "nodes_harmed": sorted(ledger.nodes_harmed()), "limits": asdict(ledger.budget)},
-                "nodes": {name: {"heard_s": (now_ns - heard.heard_ns) / SECOND_NS, "machine": heard.machine} for name, heard in self._core.nodes.items()},
+                "budget": {
+                    "used": asdict(ledger.total(now_ns)),
+                    "nodes_harmed": sorted(ledger.nodes_harmed()),
+                    "limits": asdict(ledger.budget),
+                },
+                "nodes": {
+                    name: {"heard_s": (now_ns - heard.heard_ns) / SECOND_NS, "machine": heard.machine}
+                    for name, heard in self._core.nodes.items()
+                },
             }
 
     def doctor(self) -> dict[str, Any]:
         """Ask every alive node what it can do."""
         hellos = self._hello_all([node.name for node in self._port.nodes()], tolerant=True)
-        return {name: {"machine": hello.get("machine", ""), **hello.get("report", hello)} for name, hello in hellos.items()}
+        return {name: self._doctor_entry(hello) for name, hello in hellos.items()}
+
+    @staticmethod
+    def _doctor_entry(hello: Mapping[str, Any]) -> dict[str, Any]:
+        if "error" in hello:
+            return dict(hello)
+        return {"machine": hello["machine"], "capacity": asdict(hello["capacity"]), **hello["report"]}
 
     def recover(self, wait_s: float) -> dict[str, Any]:
         """Start agents everywhere, have them end, undo and deliver what earlier lives left; say what remains."""
@@ -386,6 +403,7 @@ class OrchestratorShell:
             timeout_s=submission.timeout_s,
             capacities=capacities,
             machine_limits=limits,
+            terms={"level": scenario.metrics.level, "profile": scenario.profile, "limits": scenario.limits.given()},
         )
         return admission, {machine: sorted(names) for machine, names in machines.items() if len(names) > 1}
 
@@ -411,7 +429,9 @@ class OrchestratorShell:
             duration_s_max=config.duration_s_max,
         )
 
-    def _facts(self, plan: Plan, hellos: Mapping[str, Mapping[str, Any]], shared: Mapping[str, list[str]], drift: Sequence[str]) -> dict[str, Any]:
+    def _facts(
+        self, plan: Plan, hellos: Mapping[str, Mapping[str, Any]], shared: Mapping[str, list[str]], drift: Sequence[str]
+    ) -> dict[str, Any]:
         nodes = [
             {
                 "name": name,
@@ -615,6 +635,14 @@ def _probe(probe: ActorProbe) -> dict[str, Any]:
     return {"name": title(probe), "rate_hz": probe.rate_hz, "timeout_s": probe.timeout_s, "target": probe.target}
 
 
+def endpoint_of(submission: Submission, plan: Plan) -> tuple[str, int | None]:
+    """Return where to serve metrics: what the command or settings say, else what the scenario says, else nowhere."""
+    wanted = plan.scenario.exporters.prometheus
+    if submission.prometheus_port is None and wanted is not None:
+        return wanted.host, wanted.port
+    return submission.prometheus_host, submission.prometheus_port
+
+
 def preview_of(plan: Plan, amounts: Mapping[str, Amounts], shared: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Return what is told before load starts."""
     total = Amounts()
@@ -643,5 +671,3 @@ def check_machine(names: Sequence[str], amounts: Mapping[str, Amounts], limits: 
             f"{limits.disk_bytes / gib:.2f} GiB",
             "ask for less, or use more machines",
         )
-
-

@@ -233,7 +233,9 @@ def connect(address: str, *, ship: Sequence[Path] = ()) -> None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error", runtime_env=environment or None)
     except (ConnectionError, ray_errors.RayError, RuntimeError, ValueError, AssertionError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RefusedError("lost", f"no Ray cluster answers at {address}: {first}", "give --address, or leave it out for an embedded Ray") from error
+        raise RefusedError(
+            "lost", f"no Ray cluster answers at {address}: {first}", "give --address, or leave it out for an embedded Ray"
+        ) from error
 
 
 def disconnect() -> None:
@@ -589,7 +591,9 @@ def orchestrator(config: OrchestratorConfig) -> Actor:
         if hello is not None and hello["code_id"] == config.code_id and (hello["busy"] or hello["config"] == config):
             return found
         if hello is not None and hello["busy"]:
-            raise RefusedError("busy", f"an orchestrator of other code ({hello['code_id']}) is running something on this cluster", "wait for it")
+            raise RefusedError(
+                "busy", f"an orchestrator of other code ({hello['code_id']}) is running something on this cluster", "wait for it"
+            )
         if hello is not None:
             found.send("leave", group="control")
             _await_gone(ORCHESTRATOR)

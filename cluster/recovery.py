@@ -46,7 +46,9 @@ def _recover(directory: Path, run: str, boxes: list[Path]) -> bool:
         else:
             message = "the run died before its end and was recovered"
             ended = {"status": "error", "exit_code": 3}
-            aggregator.finish({**ended, "run": run, "reasons": [{"cause": "error", "reason": message}]}, {**manifest, **ended, "message": message})
+            aggregator.finish(
+                {**ended, "run": run, "reasons": [{"cause": "error", "reason": message}]}, {**manifest, **ended, "message": message}
+            )
     finally:
         aggregator.close()
     return True

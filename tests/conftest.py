@@ -36,7 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give the session its own STATE and take the caller's settings away."""
     for name in [name for name in os.environ if name.startswith(("STRESS_CLUSTER_", "RAY_"))]:
         del os.environ[name]
-    config.stash[STATE] = Path(tempfile.mkdtemp(prefix="sc-state-"))
+    for left in Path(tempfile.gettempdir()).glob("sc-state-*-*"):  # by sessions that were killed
+        if not Path(f"/proc/{left.name.split('-')[2]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    config.stash[STATE] = Path(tempfile.mkdtemp(prefix=f"sc-state-{os.getpid()}-"))
     os.environ.update(RAY_ENVIRONMENT, STRESS_CLUSTER_STATE_DIR=str(config.stash[STATE]))
 
 

@@ -25,7 +25,7 @@ from . import spawn
 from .owners import PROTOCOL
 
 RETRY_S: Final = 2.0
-SPAWN_S: Final = 5.0
+SPAWN_S: Final = 10.0
 CALL_S: Final = 30.0
 TAKEOVER_NS: Final = 300 * MILLISECOND_NS  # what a standby gets before a new guardian is started beside it
 PACKET_BYTES: Final = 65_536
@@ -194,9 +194,27 @@ class GuardianClient:
                     "timeout", f"no guardian answers in {self._state_dir}: {trouble}", f"see {self._state_dir}/guardian.log"
                 ) from trouble
             if self._may_spawn and now_ns >= spawn_after_ns:
-                spawn.start_guardian(self._state_dir)
-                spawn_after_ns = now_ns + SECOND_NS // 2
+                self._start()
+                spawn_after_ns = self._clock.boot_ns() + SECOND_NS // 2
             self._clock.sleep(0.01)
+
+    def _start(self) -> None:
+        """Start a guardian unless another caller is just doing so, and let others wait until it listens."""
+        with spawn.turn(self._state_dir) as mine:
+            if not mine or self._listens():
+                return
+            spawn.start_guardian(self._state_dir)
+            for _ in range(50):
+                if self._listens():
+                    return
+                self._clock.sleep(0.01)
+
+    def _listens(self) -> bool:
+        try:
+            connect_socket(self._state_dir).close()
+        except OSError:
+            return False
+        return True
 
     def _greet(self, patience_s: float) -> tuple[int, socket.socket]:
         with self._lock:

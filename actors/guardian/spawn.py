@@ -7,6 +7,7 @@ directories. It makes itself a daemon; the process started here ends at once, so
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import io
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +54,7 @@ REMOTE_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "gpfs", "afs", "fuse.sshfs", "fuse.glusterfs", "beegfs"}
 )
 PASSED_ON: Final = ("LD_LIBRARY_PATH", "PATH", IDLE_EXIT_ENV)
-START_S: Final = 10.0
+START_S: Final = 20.0
 
 
 @functools.cache
@@ -101,6 +103,28 @@ def write_archive(state_dir: Path) -> Path:
                 Path(temporary).unlink()
             raise
     return path
+
+
+@contextlib.contextmanager
+def turn(state_dir: Path) -> Iterator[bool]:
+    """Yield whether it is this caller's turn to start a guardian, so that many callers do not start one each.
+
+    A courtesy that saves work: the guardian's own lock decides who stays.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(state_dir / "guardian.start", flags, 0o600)
+    try:
+        yield _try_lock(fd)
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def start_guardian(state_dir: Path) -> None:

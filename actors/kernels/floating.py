@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-import numba
 import numpy as np
 
-from . import Kernel
+from . import compile_kernel
 
 
 def _work(rounds: int, seed: int) -> int:
@@ -21,4 +18,4 @@ def _work(rounds: int, seed: int) -> int:
     return np.uint64(a + b + c + d)  # type: ignore[return-value]  # numba gives an int to the caller
 
 
-work = cast("Kernel", numba.njit("uint64(uint64, uint64)", nogil=True, cache=True)(_work))
+work = compile_kernel(_work)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-import numba
 import numpy as np
 
-from . import Kernel
+from . import compile_kernel
 
 
 def _work(rounds: int, seed: int) -> int:
@@ -20,4 +17,4 @@ def _work(rounds: int, seed: int) -> int:
     return state  # type: ignore[return-value]  # numba gives an int to the caller
 
 
-work = cast("Kernel", numba.njit("uint64(uint64, uint64)", nogil=True, cache=True)(_work))
+work = compile_kernel(_work)

@@ -79,7 +79,7 @@ C, G, H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 
 _TABLE: Final = (
     # the dose: asked and achieved strength of each operation, measured from outside its processes
-    Metric("dose.requested", G, "ratio", "Strength asked of an operation after the ceiling.", other_units=("bytes",)),
+    Metric("dose.requested", G, "ratio", "Strength that the scenario asks of an operation, before any ceiling.", other_units=("bytes",)),
     Metric("dose.achieved", G, "ratio", "Strength achieved by an operation, measured from outside its processes.", other_units=("bytes",)),
     Metric("dose.own", G, "ratio", "The part of dose.achieved that is our own load; differs from it in host-total mode only."),
     # the host, with the container's limits as denominators
@@ -102,7 +102,7 @@ _TABLE: Final = (
     Metric("probe.failures", C, "", "Probe calls without a right answer, by reason.", ("probe", "reason")),
     # safety
     Metric("safety.verdict", G, "", "Worst verdict of the node's policies: 0 ok, 1 hold, 2 shed, 3 abort."),
-    Metric("safety.ceiling", G, "ratio", "Ceiling that the node's policies put on every operation."),
+    Metric("safety.ceiling", G, "ratio", "Ceiling that the node's policies put on operations, by resource.", ("resource",)),
     # the harness itself
     Metric("agent.lease.remaining", G, "seconds", "Time until the operation's lease ends."),
     Metric("agent.tick.lag", H, "seconds", "How late a tick of the agent began."),

@@ -429,7 +429,7 @@ class RunStore:
                 for entry in entries:
                     if entry.events.num_rows:
                         self._events.write(entry.events, entry)
-                pass
+                self._events.sync()
             self._metrics = self._metrics or self._open("metrics", METRICS)
             for entry in entries:
                 self._metrics.write(entry.metrics, entry)

@@ -74,7 +74,9 @@ class Prober:
         self._segment = Segment.create()
         self._recorder = Recorder(self._segment, self._clock)
         box = state_dir / "outbox" / run / f"{node}-{self._incarnation}.box"
-        self._stream = MetricStream(node, self._incarnation, run, Outbox(box, node=node, incarnation=self._incarnation, run=run), self._clock)
+        self._stream = MetricStream(
+            node, self._incarnation, run, Outbox(box, node=node, incarnation=self._incarnation, run=run), self._clock
+        )
         self._stream.attach(self._segment, worker=WORKER, phase="")
         self._window_ns = round(window_s * SECOND_NS)
         self._window_end_ns = self._clock.boot_ns() + self._window_ns

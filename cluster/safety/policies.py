@@ -13,8 +13,9 @@ an answer that is no verdict, aborts as well: a plug-in that cannot judge denies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from actors.clock import SECOND_NS
@@ -152,6 +153,21 @@ def judge(
         if worst_so_far.level is Level.ABORT:
             break  # nothing can be worse
     return worst_so_far
+
+
+# What a policy's verdict throttles; one without a resource throttles everything.
+THROTTLES: Final[Mapping[str, tuple[Policy, ...]]] = MappingProxyType(
+    {
+        "cpu_cores": (descriptors_headroom, cpu_headroom),
+        "memory_bytes": (descriptors_headroom, memory_headroom),
+        "disk_bytes": (descriptors_headroom, disk_headroom),
+    }
+)
+
+
+def judge_resources(snapshot: HostSnapshot, limits: Limits, now_ns: int, busy_since_ns: int = 0) -> dict[str, Verdict]:
+    """Return by resource the worst verdict of the policies that throttle it: a busy CPU is no reason to give memory back."""
+    return {resource: judge(snapshot, limits, now_ns, busy_since_ns, policies) for resource, policies in THROTTLES.items()}
 
 
 def _denied(policy: Policy, why: str) -> Verdict:

@@ -6,7 +6,7 @@ what the fraction leaves, but at most a cap: 10 % of a large host is more than R
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -140,6 +140,13 @@ def _uncapped(limits: Limits, given: Mapping[str, float]) -> Limits:
     memory = UNCAPPED if {"memory_used_fraction", "memory_abort_fraction"} & set(given) else limits.memory_reserve_bytes_max
     disk = UNCAPPED if {"disk_used_fraction", "disk_abort_fraction"} & set(given) else limits.disk_reserve_bytes_max
     return replace(limits, memory_reserve_bytes_max=memory, disk_reserve_bytes_max=disk)
+
+
+def strictest(limits: Iterable[Limits]) -> Limits:
+    """Return for each limit the strictest of several: runs that share a node share its limits. Needs at least one."""
+    given = list(limits)
+    kept = {item.name: max if item.name.endswith("_reserve_bytes_max") else min for item in fields(Limits)}
+    return Limits(**{name: pick(getattr(one, name) for one in given) for name, pick in kept.items()})
 
 
 def checked(limits: Limits) -> Limits:

@@ -236,6 +236,17 @@ class TestStart:
         assert len({client.hello["guardian_id"] for client in clients}) == 1
         until(lambda: len(site.guardians()) == 2, 10, lambda: f"one guardian and its standby, not {site.guardians()}")
 
+    def test_processes_that_start_at_once_leave_one_guardian(self, site):
+        """Without any courtesy among the callers the lock alone decides; the others leave by themselves."""
+        threads = [threading.Thread(target=spawning.start_guardian, args=(site.state,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        pid = site.client(role="cli").call("status")["pid"]
+        until(lambda: len(site.guardians()) == 2, 15, lambda: f"one guardian and its standby, not {site.guardians()}")
+        assert pid in site.guardians()
+
     def test_a_long_state_path_works(self, tmp_path):
         """A unix socket's name has 108 bytes; STATE may be longer."""
         deep = tmp_path
@@ -534,7 +545,9 @@ class TestForeign:
 
     def test_a_process_with_another_start_time_is_never_signalled(self, site):
         """A forged record whose pid means another process now changes nothing."""
-        innocent = site.child()
+        innocent = site.child("sh", "-c", "sleep 300 & wait")
+        until(lambda: len(proc.session_members(innocent.pid)) == 2, 5)
+        members = proc.session_members(innocent.pid)
         client = site.client()
         ticket = open_slot(client)
         grant(client, ticket, 30)
@@ -542,7 +555,7 @@ class TestForeign:
         client.call("arm", **ticket, kind="session", fields={"sid": innocent.pid, "starttime": stat.starttime + 1})
         report = client.call("close_slot", **ticket)
         assert {one["kind"]: one["outcome"] for one in report["outcomes"]}["session"] == "undone"
-        never(lambda: innocent.poll() is not None, 1.5, "the innocent process was killed")
+        never(lambda: proc.session_members(innocent.pid) != members, 1.5, "an innocent process was killed")
 
     def test_a_session_and_then_its_tree_are_removed_when_the_driver_dies(self, site, tmp_path):
         """The embedded Ray's record: every process of the session, also when its leader is dead, then the marked folder."""

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from actors.clock import VirtualClock
+from actors.errors import HarnessError
 from actors.messages import Event
 from cluster.metrics import store as store_module
 from cluster.metrics.aggregator import Aggregator
@@ -30,6 +31,15 @@ from cluster.outbox import Outbox
 
 RUN = "run"
 DEATHS: Counter[str] = Counter()
+SETTINGS = settings(
+    max_examples=50,
+    stateful_step_count=25,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking real files takes minutes
+)
+
+
+troubles = st.tuples(st.sampled_from(["none", "none", "death", "refusal"]), st.integers(0, 6))
 
 
 class Died(BaseException):
@@ -41,6 +51,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.left: int | None = None
+        self.error: BaseException = Died()
         self.synced: dict[str, int] = {}
         self.steps = 0
 
@@ -50,7 +61,12 @@ class Disk:
             self.left -= 1
             if self.left < 0:
                 self.left = None
-                raise Died
+                raise self.error
+
+    def expect(self, trouble: str, after: int) -> None:
+        """Let the step after this many be a death, a refusal, or nothing."""
+        self.left = None if trouble == "none" else after
+        self.error = Died() if trouble == "death" else OSError(28, "No space left on device")
 
     def patches(self) -> ExitStack:
         """Let every step of the store pass through here; nothing is really synced, for speed."""
@@ -138,7 +154,7 @@ class MetricPath(RuleBasedStateMachine):
         self.aggregator = Aggregator(RUN, self.folder / RUN, self.clock, settle_bytes=self.settle_bytes)
 
     def guarded(self, call: Any) -> Any:
-        """Let the aggregator do something; when it dies doing it, bury it and begin a new one. None when it died."""
+        """Let the aggregator do something; when it dies doing it, bury it and begin a new one. None when it died or failed."""
         assert self.aggregator is not None
         try:
             with self.disk.patches():
@@ -148,12 +164,25 @@ class MetricPath(RuleBasedStateMachine):
             self.disk.bury(self.aggregator, self.chance)
             self.new_aggregator()
             return None
+        except HarnessError as error:
+            assert "No space" in str(error)
+            DEATHS["refusal"] += 1
+            return None
 
     # what happens
 
-    @rule(values=st.lists(st.integers(0, 5), max_size=4), events=st.integers(0, 2), step_s=st.sampled_from([0.0, 86_400.0, -3.0]))
+    @rule(
+        values=st.lists(st.integers(0, 5), max_size=4),
+        events=st.integers(0, 2),
+        step_s=st.sampled_from([0.0, 86_400.0, -3.0]),
+        times=st.integers(1, 3),
+    )
+    def windows(self, values: list[int], events: int, step_s: float, times: int) -> None:
+        """Windows of this many increments and events, sealed; the wall clock may jump."""
+        for _ in range(times):
+            self.window(values, events, step_s)
+
     def window(self, values: list[int], events: int, step_s: float) -> None:
-        """A window of this many increments and events, sealed; the wall clock may jump."""
         name = f"{self.life}/{self.stream.outbox.last + 1}"
         for value in values:
             self.stream.observe("probe.requests", value, worker=name, labels={"probe": "p"})
@@ -164,9 +193,10 @@ class MetricPath(RuleBasedStateMachine):
         assert self.stream.close_window(self.clock.wall_ns())
         self.sealed[name] = (float(sum(values)) if values else -1.0, events)
 
-    @rule(size=st.integers(1, 30_000), twice=st.booleans(), acked=st.booleans(), shuffled=st.booleans())
-    def push(self, size: int, twice: bool, acked: bool, shuffled: bool) -> None:
+    @rule(size=st.integers(1, 30_000), twice=st.booleans(), acked=st.booleans(), shuffled=st.booleans(), trouble=troubles)
+    def push(self, size: int, twice: bool, acked: bool, shuffled: bool, trouble: tuple[str, int]) -> None:
         """Some of what waits is sent, perhaps twice or out of order; the answer may be lost on its way."""
+        self.disk.expect(*trouble)
         records = self.stream.unacked(size)
         records = records * 2 if twice else records
         if shuffled:
@@ -198,14 +228,10 @@ class MetricPath(RuleBasedStateMachine):
         """The next agent delivers what the dead one had sealed."""
         self.drain(self.orphans.pop())
 
-    @rule(after=st.integers(0, 12))
-    def aggregator_will_die(self, after: int) -> None:
-        """At a step to come the aggregator dies."""
-        self.disk.left = after
-
-    @rule()
-    def finish(self) -> None:
+    @rule(trouble=troubles)
+    def finish(self, trouble: tuple[str, int]) -> None:
         """The run ends, for now: log to Parquet, documents."""
+        self.disk.expect(*trouble)
         self.guarded(lambda one: one.finish({"status": "passed"}, {"status": "passed"}))
 
     # the end, and what must hold
@@ -257,5 +283,6 @@ class MetricPath(RuleBasedStateMachine):
 def test_every_acknowledged_window_exactly_once() -> None:
     """Whatever dies, is repeated, reordered or cut off: acknowledged windows are there once, and in the end all counts are exact."""
     DEATHS.clear()
-    run_state_machine_as_test(MetricPath, settings=settings(max_examples=50, stateful_step_count=25, deadline=None))
-    assert DEATHS["aggregator"] > 20, "the aggregator hardly died: this showed little"
+    run_state_machine_as_test(MetricPath, settings=SETTINGS)
+    assert DEATHS["aggregator"] > 10, "the aggregator hardly died: this showed little"
+    assert DEATHS["refusal"] > 5, "the disk hardly refused: this showed little"

@@ -58,6 +58,21 @@ def test_bytes_are_judged_by_two_percent(asked, achieved, want):
     assert reached(steady(achieved, requested=asked), unit="bytes").reached is want
 
 
+@pytest.mark.parametrize(
+    ("achieved", "want"),
+    [
+        pytest.param(0.246, True, id="1.6-percent-under"),
+        pytest.param(0.244, False, id="2.4-percent-under"),
+        pytest.param(0.256, False, id="2.4-percent-over"),
+        pytest.param(0.0, False, id="nothing"),
+    ],
+)
+def test_memory_asked_as_a_fraction_is_judged_by_two_percent_of_it(achieved, want):
+    """A fraction of memory or disk is held to 2 % of the asked bytes, not to 5 points of the capacity."""
+    assert reached(steady(achieved, requested=0.25), relative=True).reached is want
+    assert reached(steady(0.0005, requested=0.0), relative=True).reached
+
+
 def test_a_scenario_may_set_the_tolerance():
     """The scenario's own tolerance replaces the default, in points or as a share of the bytes."""
     assert reached(steady(0.42), tolerance=0.1).reached

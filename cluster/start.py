@@ -1,0 +1,94 @@
+"""`cluster.run`: a run from a notebook, a script or a Ray job. The Ray driver is a child process, as for the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from actors.clock import SystemClock
+from scenarios import text
+from scenarios.model import Scenario
+
+from . import settings as all_settings
+from .cli.run import out_folder, run_id
+from .driver import DriverProcess, Outcome, RunRequest, start
+
+
+def run_scenario(
+    scenario: Scenario,
+    *,
+    address: str | None = None,
+    nodes: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    timeout_s: float | None = None,
+    allow_head: bool = False,
+    allow_starve: bool = False,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Run a scenario to its end and return the outcome (`status`, `exit_code`, `message`, `run_dir`, `summary`).
+
+    `address`: default RAY_ADDRESS (set inside a Ray job), else the cluster that this process is connected to, else an embedded Ray
+    with `nodes` target raylets. `settings` are dotted paths to values, as flags are. Signals stop the run gracefully meanwhile.
+    Raises `InputError` for wrong options.
+    """
+    flags = {**(settings or {}), **({"out": str(out)} if out is not None else {}), "profile": scenario.profile}
+    resolved = all_settings.load(flags, environ=os.environ)
+    request = RunRequest(
+        scenario_text=text.dump(scenario),
+        run=run_id(scenario.name, SystemClock()),
+        out=out_folder(resolved, os.environ),
+        settings=resolved,
+        address=address or os.environ.get("RAY_ADDRESS") or _connected_address(),
+        nodes=nodes,
+        seed=scenario.seed if seed is None else seed,
+        timeout_s=timeout_s,
+        allow_head=allow_head,
+        allow_starve=allow_starve,
+        assume_yes=True,
+    )
+    process = start(request)
+    with _stopping_on_signals(process):
+        for event in process.events():
+            if not quiet and event["type"] in {"event", "phase"}:
+                print(event.get("message") or event.get("phase"), file=sys.stderr)
+        outcome = process.wait()
+    if not quiet:
+        print(f"{outcome.status}: {outcome.message}", file=sys.stderr)
+        print(f"run directory: {outcome.run_dir}", file=sys.stderr)
+    return outcome
+
+
+def _connected_address() -> str | None:
+    """Return the cluster that this process is connected to, if Ray is in use here."""
+    if "ray" not in sys.modules:
+        return None
+    from . import ray_port  # noqa: PLC0415
+
+    return ray_port.gcs_address() if ray_port.is_connected() else None
+
+
+@contextmanager
+def _stopping_on_signals(process: DriverProcess) -> Iterator[None]:
+    """Turn signals into a graceful stop while a run lives, where this thread may set handlers."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        process.stop(f"signal {signal.Signals(number).name}")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    try:
+        before = {number: signal.signal(number, stop) for number in numbers}
+    except ValueError:  # not the main thread: the caller's handlers stay
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
