@@ -171,11 +171,11 @@ class Agent:
             self._do("halt", data={"generation": reply.halt.generation, "on": reply.halt.on})
         leases: list[list[int]] = []
         for order in reply.orders:
-            leases += self._on_order(order, t0_ns, now_ns)
+            leases += self._on_order(order, t0_ns)
         if leases:
             self._do("grant", data={"leases": leases, "epoch": self.epoch})
 
-    def _on_order(self, order: Order, t0_ns: int, now_ns: int) -> list[list[int]]:
+    def _on_order(self, order: Order, t0_ns: int) -> list[list[int]]:
         run = self.runs.get(order.run)
         if run is None:
             run = self._new_run(order)

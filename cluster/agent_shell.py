@@ -69,7 +69,7 @@ class SimulatorPort(Protocol):
         ...
 
     def poll(self) -> Mapping[str, Any] | None:
-        """Return its newest status without waiting: {"phase", "reason", "first_slice_ns"}; None before the first. Raises when it is dead."""
+        """Return its newest status without waiting: phase, reason, first_slice_ns; None before the first. Raises when it is dead."""
         ...
 
     def kill(self) -> None:
@@ -222,7 +222,7 @@ class AgentShell:
         verdict = judge(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
         lag_s = (begun_ns - self._snapshot_ns) / SECOND_NS
         self._snapshot_ns = begun_ns
-        if lag_s > self._config.stale_s and self._agent.live_slots():
+        if lag_s > self._config.stale_s and any(op.stage in {"armed", "running"} for _, op in self._agent.live_slots()):
             verdict = Verdict(
                 Level.ABORT, f"{self._config.node}: no host snapshot for {lag_s:.1f} s, at most {self._config.stale_s:.1f} s allowed"
             )

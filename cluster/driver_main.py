@@ -152,7 +152,7 @@ class Driver:
                 self._orchestrator.call("beat", self._request.run, timeout_s=self._settings.lease_s, group="exchange")
 
     def _submission(self) -> Any:
-        from .orchestrator_shell import Submission  # noqa: PLC0415  # imports the planner
+        from .orchestrator_api import Submission  # noqa: PLC0415  # imports the planner
 
         request, settings = self._request, self._settings
         manifest = {
@@ -272,7 +272,7 @@ class Driver:
         """End an embedded Ray and say what of it is left."""
         from . import ray_port  # noqa: PLC0415
 
-        with contextlib.suppress(Exception):  # a cluster that is gone cannot be left politely
+        with contextlib.suppress(StressError, ray_port.RayError, RuntimeError):  # a cluster that is gone cannot be left politely
             if self._embedded is not None and self._orchestrator is not None:
                 self._orchestrator.send("leave", group="control")
             ray_port.disconnect()
@@ -304,7 +304,7 @@ class Driver:
 
 def orchestrator_config(settings: Settings) -> Any:
     """Return the orchestrator's part of the settings."""
-    from .orchestrator_shell import OrchestratorConfig  # noqa: PLC0415  # imports the planner
+    from .orchestrator_api import OrchestratorConfig  # noqa: PLC0415  # imports the planner
 
     return OrchestratorConfig(
         profile=settings.profile,

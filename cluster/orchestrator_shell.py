@@ -10,130 +10,29 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError, RefusedError, StressError
-from actors.messages import Amounts, Capacity, Event, Halt, NodeSpec, Operation
+from actors.messages import Event, Halt
 from actors.origin import check_same_code, code_id
 from scenarios import plan as plans
 from scenarios import text
-from scenarios.hypotheses import ActorProbe, title
 from scenarios.plan import Plan
 
+from .admission import admission_of, budget_of, endpoint_of, facts_of, preview_of, probes_of
 from .agent_shell import AgentConfig
 from .conclusion import Ending, NodeEnding
 from .exchange import Reply, Report, Stage
 from .journal import Journal
-from .orchestrator import Admission, Do, NodeInRun, Orchestrator, Run, Times
+from .orchestrator import Do, NodeInRun, Orchestrator, Run
+from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAgent, RemoteAggregator, Submission
 from .run_state import Phase
 from .safety.budget import Budget
-from .safety.profiles import check_planned, limits_for
 from .verdict import Cause
 
 TICK_S = 0.05
 HELLO_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class OrchestratorConfig:
-    """What the orchestrator is started with: the control plane's times and the cluster-wide budget's shares."""
-
-    profile: str = "balanced"
-    lease_s: float = 5.0
-    renew_s: float = 1.0
-    sample_hz: float = 10.0
-    stale_s: float = 2.0
-    prepare_timeout_s: float = 60.0
-    stop_grace_s: float = 2.0
-    idle_exit_s: float = 60.0
-    window_s: float = 1.0
-    collect_s: float = 15.0
-    outbox_max_bytes: int = 256 << 20
-    nodes_max: int | None = None
-    cpu_fraction: float = 0.9
-    memory_fraction: float = 0.8
-    disk_bytes_max: int | None = None
-    duration_s_max: float | None = None
-    code_id: str = ""
-
-    def times(self) -> Times:
-        """Return the control plane's durations."""
-        return Times(lease_s=self.lease_s, prepare_s=self.prepare_timeout_s, grace_s=self.stop_grace_s, collect_s=self.collect_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A driver's wish: a scenario as canonical YAML, and how to run it."""
-
-    run: str
-    scenario: str
-    seed: int
-    allow_head: bool = False
-    allow_starve: bool = False
-    detached: bool = False
-    timeout_s: float | None = None
-    prometheus_port: int | None = None
-    prometheus_host: str = "127.0.0.1"
-    replay_plan: str = ""
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-    code_id: str = ""
-
-
-class RemoteAgent(Protocol):
-    """One node's agent, as the orchestrator reaches it."""
-
-    def hello(self, timeout_s: float) -> dict[str, Any]:
-        """Return what the agent says of its node."""
-        ...
-
-    def poke(self) -> None:
-        """Make it ask now; never waits."""
-        ...
-
-    def leave(self) -> None:
-        """Make it end; never waits."""
-        ...
-
-
-class RemoteAggregator(Protocol):
-    """One run's aggregator."""
-
-    def call(self, method: str, *args: Any, timeout_s: float = 30.0) -> Any:
-        """Call a method of `aggregator_shell.AggregatorShell`."""
-        ...
-
-
-class OrchestratorPort(Protocol):
-    """What the orchestrator needs of the cluster around it."""
-
-    def nodes(self) -> list[NodeSpec]:
-        """Return the alive nodes."""
-        ...
-
-    def agent(self, config: AgentConfig) -> RemoteAgent:
-        """Create the agent of a node, or take over the one that is there and alive."""
-        ...
-
-    def agent_alive(self, node: str) -> bool:
-        """Tell whether the node and its agent's process are alive as far as Ray knows; cheap."""
-        ...
-
-    def aggregator(self, run: str, manifest: Mapping[str, Any], *, create: bool) -> RemoteAggregator | None:
-        """Return the run's aggregator."""
-        ...
-
-    def prober(self, run: str, probes: Sequence[Mapping[str, Any]], nodes: Sequence[str], start_in_s: float) -> Any:
-        """Create the prober of a run."""
-        ...
-
-    def end_actor(self, actor: Any) -> None:
-        """End an actor of a run that is over."""
-        ...
-
-    def exit(self) -> None:
-        """End this orchestrator."""
-        ...
 
 
 @dataclass(slots=True)
@@ -198,14 +97,14 @@ class OrchestratorShell:
         plan, drift = self._plan(submission)
         hellos = self._hello_all(plan.targets)
         with self._submitting:
-            admission, shared = self._admission(submission, plan, hellos)
-            manifest = {**submission.manifest, **self._facts(plan, hellos, shared, drift)}
+            admission, shared = admission_of(submission, plan, hellos, self._config.memory_fraction)
+            manifest = {**submission.manifest, **facts_of(plan, hellos, shared, drift), "cluster": self._cluster, "epoch": self._epoch}
             if self._core.halt.on:
                 raise RefusedError(
                     "halted", f"an emergency halt is in force (generation {self._core.halt.generation})", "run `stress-cluster resume`"
                 )
             with self._lock:
-                self._core.ledger = replace(self._core.ledger, budget=self._budget(hellos))
+                self._core.ledger = replace(self._core.ledger, budget=budget_of(self._config, {**self._hellos, **hellos}))
                 self._core.admit(admission, self._clock.boot_ns())
         try:
             aggregator = self._port.aggregator(submission.run, manifest, create=True)
@@ -223,7 +122,7 @@ class OrchestratorShell:
         """Return what a submission would do: targets, peak, duration; asks the nodes, reserves nothing."""
         check_same_code(submission.code_id, "the driver")
         plan, _ = self._plan(submission)
-        admission, shared = self._admission(submission, plan, self._hello_all(plan.targets))
+        admission, shared = admission_of(submission, plan, self._hello_all(plan.targets), self._config.memory_fraction)
         return preview_of(plan, admission.amounts, shared)
 
     def beat(self, run_id: str) -> None:
@@ -377,73 +276,6 @@ class OrchestratorShell:
             return {"error": str(error)}
         return hello
 
-    def _admission(
-        self, submission: Submission, plan: Plan, hellos: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[Admission, dict[str, list[str]]]:
-        machines: dict[str, list[str]] = {}
-        for name in plan.targets:
-            machines.setdefault(hellos[name]["machine"], []).append(name)
-        capacities = {name: share(hellos[name]["capacity"], len(names)) for names in machines.values() for name in names}
-        limits = {name: self._machine_limits(hellos[name]["capacity"]) for name in plan.targets}
-        by_node = plan.by_node
-        amounts = plan.reservations(capacities)
-        self._check_capability(by_node, hellos)
-        scenario = plan.scenario
-        check_planned(amounts, capacities, limits_for(scenario.profile, scenario.limits, allow_starve=submission.allow_starve))
-        plans.check_budget(plan, scenario.budget, capacities)
-        for names in machines.values():
-            check_machine(names, amounts, limits[names[0]])
-        admission = Admission(
-            run=submission.run,
-            operations=by_node,
-            amounts=amounts,
-            duration_s=plan.duration_s,
-            on_node_lost=scenario.on_node_lost,
-            detached=submission.detached,
-            timeout_s=submission.timeout_s,
-            capacities=capacities,
-            machine_limits=limits,
-            terms={"level": scenario.metrics.level, "profile": scenario.profile, "limits": scenario.limits.given()},
-        )
-        return admission, {machine: sorted(names) for machine, names in machines.items() if len(names) > 1}
-
-    def _machine_limits(self, capacity: Capacity) -> Amounts:
-        return Amounts(capacity.cpu_cores, round(capacity.memory_bytes * self._config.memory_fraction), capacity.disk_bytes)
-
-    def _check_capability(self, by_node: Mapping[str, Sequence[Operation]], hellos: Mapping[str, Mapping[str, Any]]) -> None:
-        for name, operations in by_node.items():
-            can = hellos[name]["report"]["simulators"]
-            for kind in sorted({op.kind for op in operations}):
-                if can[kind]["verdict"] == "unavailable":
-                    raise RefusedError("capability", f"{name} cannot run {kind}: {can[kind]['reason']}", "see `stress-cluster doctor`")
-
-    def _budget(self, hellos: Mapping[str, Mapping[str, Any]]) -> Budget:
-        """Return the cluster-wide budget: shares of what the machines known so far have."""
-        machines = {hello["machine"]: hello["capacity"] for hello in {**self._hellos, **hellos}.values() if "capacity" in hello}
-        config = self._config
-        return Budget(
-            nodes_max=config.nodes_max,
-            cpu_cores_max=sum(capacity.cpu_cores for capacity in machines.values()) * config.cpu_fraction,
-            memory_bytes_max=round(sum(capacity.memory_bytes for capacity in machines.values()) * config.memory_fraction),
-            disk_bytes_max=config.disk_bytes_max,
-            duration_s_max=config.duration_s_max,
-        )
-
-    def _facts(
-        self, plan: Plan, hellos: Mapping[str, Mapping[str, Any]], shared: Mapping[str, list[str]], drift: Sequence[str]
-    ) -> dict[str, Any]:
-        nodes = [
-            {
-                "name": name,
-                "machine": hellos[name]["machine"],
-                "capacity": asdict(hellos[name]["capacity"]),
-                "shares_machine_with": [other for other in shared.get(hellos[name]["machine"], []) if other != name],
-                "facts": hellos[name]["report"],
-            }
-            for name in plan.targets
-        ]
-        return {"plan_digest": plan.digest, "nodes": nodes, "drift": list(drift), "cluster": self._cluster, "epoch": self._epoch}
-
     # ---- time
 
     def _tick_loop(self) -> None:
@@ -521,7 +353,7 @@ class OrchestratorShell:
 
     def _start_probes(self, run_id: str, start_at_ns: int) -> None:
         extras = self._extras[run_id]
-        probes = [_probe(probe) for probe in extras.plan.scenario.hypotheses if isinstance(probe, ActorProbe)]
+        probes = probes_of(extras.plan)
         if not probes:
             return
         try:
@@ -624,50 +456,3 @@ class OrchestratorShell:
             "operations": operations,
             "nodes": nodes,
         }
-
-
-def share(machine: Capacity, sharers: int) -> Capacity:
-    """Return one raylet's share of its machine."""
-    return Capacity(machine.cpu_cores / sharers, machine.memory_bytes // sharers, machine.disk_bytes // sharers, sharers)
-
-
-def _probe(probe: ActorProbe) -> dict[str, Any]:
-    return {"name": title(probe), "rate_hz": probe.rate_hz, "timeout_s": probe.timeout_s, "target": probe.target}
-
-
-def endpoint_of(submission: Submission, plan: Plan) -> tuple[str, int | None]:
-    """Return where to serve metrics: what the command or settings say, else what the scenario says, else nowhere."""
-    wanted = plan.scenario.exporters.prometheus
-    if submission.prometheus_port is None and wanted is not None:
-        return wanted.host, wanted.port
-    return submission.prometheus_host, submission.prometheus_port
-
-
-def preview_of(plan: Plan, amounts: Mapping[str, Amounts], shared: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return what is told before load starts."""
-    total = Amounts()
-    for one in amounts.values():
-        total = total.plus(one)
-    return {
-        "targets": list(plan.targets),
-        "peak": asdict(total),
-        "end_s": plan.duration_s,
-        "shared_machine": bool(shared),
-        "stop_hint": "Ctrl-C, or `stress-cluster stop` from another terminal",
-    }
-
-
-def check_machine(names: Sequence[str], amounts: Mapping[str, Amounts], limits: Amounts) -> None:
-    """Refuse a plan whose nodes together ask more of the machine that they share than its limits allow."""
-    total = Amounts()
-    for name in names:
-        total = total.plus(amounts[name])
-    if not total.within(limits):
-        gib = 1 << 30
-        raise RefusedError(
-            "budget",
-            f"on the machine of {', '.join(names)} the plan asks {total.cpu_cores:.2f} cores, {total.memory_bytes / gib:.2f} GiB of memory and "
-            f"{total.disk_bytes / gib:.2f} GiB of disk; its limits are {limits.cpu_cores:.2f} cores, {limits.memory_bytes / gib:.2f} GiB and "
-            f"{limits.disk_bytes / gib:.2f} GiB",
-            "ask for less, or use more machines",
-        )

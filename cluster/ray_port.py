@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError, RefusedError, StressError
 from actors.messages import Capacity, NodeSpec, Operation, SlotTicket
+from actors.proc import raise_priority
 from actors.shell import SimulatorActor
 from actors.state import default_state_dir, open_state_dir
 
@@ -32,7 +33,8 @@ from .agent_shell import AgentConfig, AgentShell
 from .aggregator_shell import AggregatorShell
 from .exchange import Reply, Report
 from .journal import Journal
-from .orchestrator_shell import OrchestratorConfig, OrchestratorShell
+from .orchestrator_api import OrchestratorConfig
+from .orchestrator_shell import OrchestratorShell
 from .probes.prober import Prober
 
 NAMESPACE = "stress-cluster"
@@ -301,7 +303,7 @@ class Embedded:
     def stop(self) -> None:
         """End this Ray gracefully; the guardian ends what is left and removes the folder."""
         if self.cluster is not None:
-            with contextlib.suppress(Exception), _quiet():  # whatever fails here, the guardian's record is what counts
+            with contextlib.suppress(OSError, RuntimeError, ray_errors.RayError), _quiet():  # the guardian's record is what counts
                 self.cluster.shutdown()
 
 
@@ -421,6 +423,7 @@ class _AgentActor(AgentShell):
     """The node agent as an actor: watched pids are its own and its raylet's."""
 
     def __init__(self, config: AgentConfig) -> None:
+        raise_priority(os.getpid())  # Ray starts its workers at nice 15; what guards load must not wait for it
         super().__init__(replace(config, watch=(os.getppid(),)), _AgentPort())
 
 
@@ -521,6 +524,7 @@ class _AggregatorActor(AggregatorShell):
     """A run's aggregator as an actor."""
 
     def __init__(self, run: str) -> None:
+        raise_priority(os.getpid())
         super().__init__(run, _leave())
 
 
@@ -528,6 +532,7 @@ class _OrchestratorActor(OrchestratorShell):
     """The orchestrator as an actor."""
 
     def __init__(self, config: OrchestratorConfig) -> None:
+        raise_priority(os.getpid())
         cluster = cluster_id()
         state_dir = open_state_dir(default_state_dir(os.environ, os.geteuid()))
         journal = Journal(state_dir / "orchestrator" / f"{cluster}.log")

@@ -14,9 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.errors import InputError
-
+from ..clock import SECOND_NS, Clock, SystemClock
+from ..errors import InputError
 from . import histogram
 from .registry import Kind, find
 from .segment import (

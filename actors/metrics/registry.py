@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from actors.errors import InputError
+from ..errors import InputError
 
 PREFIX: Final = "stress_cluster"
 RESERVED_LABELS: Final = ("run", "node", "worker", "phase", "le")

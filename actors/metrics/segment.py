@@ -23,8 +23,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from actors.errors import HarnessError
-
+from ..errors import HarnessError
 from .histogram import BUCKETS, OCTAVES, OVERFLOW, SUB, Counts, Keys
 from .registry import Kind
 

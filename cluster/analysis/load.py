@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from actors.errors import HarnessError, InputError
-from cluster.metrics.store import RunStore, log_files, read_json, read_run
+
+from ..metrics.store import RunStore, log_files, read_json, read_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from prometheus_client.utils import floatToGoString
 from actors.clock import MILLISECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError
 from actors.metrics.registry import CATALOGUE, Kind, Metric
-from cluster.metrics.live import Sample, bounds
+
+from ..metrics.live import Sample, bounds
 
 _LOG: Final = logging.getLogger(__name__)
 _COMMON: Final = ("run", "node", "worker", "phase")

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from actors.clock import SECOND_NS, Clock
 from actors.errors import HarnessError, InputError
-from cluster.outbox import Kind as RecordKind
-from cluster.outbox import parse
 
+from ..outbox import Kind as RecordKind
+from ..outbox import parse
 from .live import DoseWindow, Live, Sample
 from .query import COLUMNS, STATS, Between, condition, figure, labelled
 from .query import peaks as peaks_of

@@ -20,9 +20,9 @@ from actors.messages import Event
 from actors.metrics import histogram
 from actors.metrics.registry import Kind, find
 from actors.metrics.segment import H_REFUSED_SAMPLES, Cells, Segment, difference
-from cluster.outbox import Kind as RecordKind
-from cluster.outbox import Outbox, OutboxFullError
 
+from ..outbox import Kind as RecordKind
+from ..outbox import Outbox, OutboxFullError
 from .windows import Row, events_batch, metrics_batch, seal
 
 WINDOW_NS: Final = SECOND_NS

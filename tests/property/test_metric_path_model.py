@@ -32,14 +32,14 @@ from cluster.outbox import Outbox
 RUN = "run"
 DEATHS: Counter[str] = Counter()
 SETTINGS = settings(
-    max_examples=50,
+    max_examples=60,
     stateful_step_count=25,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking real files takes minutes
 )
 
 
-troubles = st.tuples(st.sampled_from(["none", "none", "death", "refusal"]), st.integers(0, 6))
+troubles = st.tuples(st.sampled_from(["none", "death", "refusal"]), st.integers(0, 6))
 
 
 class Died(BaseException):
@@ -193,7 +193,7 @@ class MetricPath(RuleBasedStateMachine):
         assert self.stream.close_window(self.clock.wall_ns())
         self.sealed[name] = (float(sum(values)) if values else -1.0, events)
 
-    @rule(size=st.integers(1, 30_000), twice=st.booleans(), acked=st.booleans(), shuffled=st.booleans(), trouble=troubles)
+    @rule(size=st.sampled_from([1, 9_000, 1 << 20]), twice=st.booleans(), acked=st.booleans(), shuffled=st.booleans(), trouble=troubles)
     def push(self, size: int, twice: bool, acked: bool, shuffled: bool, trouble: tuple[str, int]) -> None:
         """Some of what waits is sent, perhaps twice or out of order; the answer may be lost on its way."""
         self.disk.expect(*trouble)
@@ -242,6 +242,7 @@ class MetricPath(RuleBasedStateMachine):
         while records := box.unacked():
             answer = self.guarded(lambda one, records=records: one.push("n1", life, records))
             if answer is not None:
+                assert answer >= records[0][0], "what had been acknowledged is gone, so the rest is refused"
                 self.acked[life] = max(self.acked[life], answer)
                 box.ack(answer)
 
@@ -251,7 +252,9 @@ class MetricPath(RuleBasedStateMachine):
         self.stream.finish()
         while records := self.stream.unacked():
             assert self.aggregator is not None
-            self.stream.ack(self.aggregator.push("n1", self.life, records))
+            answer = self.aggregator.push("n1", self.life, records)
+            assert answer >= records[0][0], "what had been acknowledged is gone, so the rest is refused"
+            self.stream.ack(answer)
         assert self.aggregator is not None
         self.aggregator.finish({"status": "passed"})
         self.check(everything=True)

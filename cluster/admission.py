@@ -1,0 +1,146 @@
+"""Whether a run may start: from a plan and what its nodes said of themselves to amounts, limits and refusals. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from actors.errors import RefusedError
+from actors.messages import Amounts, Capacity, Operation
+from scenarios import plan as plans
+from scenarios.hypotheses import ActorProbe, title
+from scenarios.plan import Plan
+
+from .orchestrator import Admission
+from .orchestrator_api import OrchestratorConfig, Submission
+from .safety.budget import Budget
+from .safety.profiles import check_planned, limits_for
+
+Hellos = Mapping[str, Mapping[str, Any]]
+
+
+def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_fraction: float) -> tuple[Admission, dict[str, list[str]]]:
+    """Return what a run asks for, and by machine the targets that share it.
+
+    Raises `RefusedError`: `capability` for a simulator that a node cannot run, `budget` where a node, a machine or the scenario's own
+    budget would be passed.
+    """
+    machines: dict[str, list[str]] = {}
+    for name in plan.targets:
+        machines.setdefault(hellos[name]["machine"], []).append(name)
+    capacities = {name: share(hellos[name]["capacity"], len(names)) for names in machines.values() for name in names}
+    limits = {name: machine_limits(hellos[name]["capacity"], memory_fraction) for name in plan.targets}
+    by_node = plan.by_node
+    amounts = plan.reservations(capacities)
+    _check_capability(by_node, hellos)
+    scenario = plan.scenario
+    check_planned(amounts, capacities, limits_for(scenario.profile, scenario.limits, allow_starve=submission.allow_starve))
+    plans.check_budget(plan, scenario.budget, capacities)
+    for names in machines.values():
+        check_machine(names, amounts, limits[names[0]])
+    admission = Admission(
+        run=submission.run,
+        operations=by_node,
+        amounts=amounts,
+        duration_s=plan.duration_s,
+        on_node_lost=scenario.on_node_lost,
+        detached=submission.detached,
+        timeout_s=submission.timeout_s,
+        capacities=capacities,
+        machine_limits=limits,
+        terms={"level": scenario.metrics.level, "profile": scenario.profile, "limits": scenario.limits.given()},
+    )
+    return admission, {machine: sorted(names) for machine, names in machines.items() if len(names) > 1}
+
+
+def machine_limits(capacity: Capacity, memory_fraction: float) -> Amounts:
+    """Return the most that all runs together may take of a machine; its guardian holds them to it."""
+    return Amounts(capacity.cpu_cores, round(capacity.memory_bytes * memory_fraction), capacity.disk_bytes)
+
+
+def _check_capability(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos) -> None:
+    for name, operations in by_node.items():
+        can = hellos[name]["report"]["simulators"]
+        for kind in sorted({op.kind for op in operations}):
+            if can[kind]["verdict"] == "unavailable":
+                raise RefusedError("capability", f"{name} cannot run {kind}: {can[kind]['reason']}", "see `stress-cluster doctor`")
+
+
+def budget_of(config: OrchestratorConfig, hellos: Hellos) -> Budget:
+    """Return the cluster-wide budget: shares of what the machines known so far have."""
+    machines = {hello["machine"]: hello["capacity"] for hello in hellos.values() if "capacity" in hello}
+    return Budget(
+        nodes_max=config.nodes_max,
+        cpu_cores_max=sum(capacity.cpu_cores for capacity in machines.values()) * config.cpu_fraction,
+        memory_bytes_max=round(sum(capacity.memory_bytes for capacity in machines.values()) * config.memory_fraction),
+        disk_bytes_max=config.disk_bytes_max,
+        duration_s_max=config.duration_s_max,
+    )
+
+
+def facts_of(plan: Plan, hellos: Hellos, shared: Mapping[str, Sequence[str]], drift: Sequence[str]) -> dict[str, Any]:
+    """Return what the manifest says of plan and nodes."""
+    nodes = [
+        {
+            "name": name,
+            "machine": hellos[name]["machine"],
+            "capacity": asdict(hellos[name]["capacity"]),
+            "shares_machine_with": [other for other in shared.get(hellos[name]["machine"], []) if other != name],
+            "facts": hellos[name]["report"],
+        }
+        for name in plan.targets
+    ]
+    return {"plan_digest": plan.digest, "nodes": nodes, "drift": list(drift)}
+
+
+def share(machine: Capacity, sharers: int) -> Capacity:
+    """Return one raylet's share of its machine."""
+    return Capacity(machine.cpu_cores / sharers, machine.memory_bytes // sharers, machine.disk_bytes // sharers, sharers)
+
+
+def probes_of(plan: Plan) -> list[dict[str, Any]]:
+    """Return what the prober is to call."""
+    probes = [one for one in plan.scenario.hypotheses if isinstance(one, ActorProbe)]
+    return [{"name": title(one), "rate_hz": one.rate_hz, "timeout_s": one.timeout_s, "target": one.target} for one in probes]
+
+
+def endpoint_of(submission: Submission, plan: Plan) -> tuple[str, int | None]:
+    """Return where to serve metrics: what the command or settings say, else what the scenario says, else nowhere."""
+    wanted = plan.scenario.exporters.prometheus
+    if submission.prometheus_port is None and wanted is not None:
+        return wanted.host, wanted.port
+    return submission.prometheus_host, submission.prometheus_port
+
+
+def preview_of(plan: Plan, amounts: Mapping[str, Amounts], shared: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return what is told before load starts."""
+    total = Amounts()
+    for one in amounts.values():
+        total = total.plus(one)
+    return {
+        "targets": list(plan.targets),
+        "peak": asdict(total),
+        "end_s": plan.duration_s,
+        "shared_machine": bool(shared),
+        "stop_hint": "Ctrl-C, or `stress-cluster stop` from another terminal",
+    }
+
+
+def check_machine(names: Sequence[str], amounts: Mapping[str, Amounts], limits: Amounts) -> None:
+    """Refuse a plan whose nodes together ask more of the machine that they share than its limits allow."""
+    total = Amounts()
+    for name in names:
+        total = total.plus(amounts[name])
+    if not total.within(limits):
+        raise RefusedError(
+            "budget",
+            f"on the machine of {', '.join(names)} the plan asks {_told(total)}; its limits are {_told(limits)}",
+            "ask for less, or use more machines",
+        )
+
+
+def _told(amounts: Amounts) -> str:
+    gib = 1 << 30
+    memory, disk = amounts.memory_bytes / gib, amounts.disk_bytes / gib
+    return f"{amounts.cpu_cores:.2f} cores, {memory:.2f} GiB of memory and {disk:.2f} GiB of disk"

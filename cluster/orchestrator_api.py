@@ -1,0 +1,113 @@
+"""What the orchestrator is started with, what a driver submits to it, and what it needs of the cluster around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from actors.messages import NodeSpec
+
+from .agent_shell import AgentConfig
+from .orchestrator import Times
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorConfig:
+    """What the orchestrator is started with: the control plane's times and the cluster-wide budget's shares."""
+
+    profile: str = "balanced"
+    lease_s: float = 5.0
+    renew_s: float = 1.0
+    sample_hz: float = 10.0
+    stale_s: float = 2.0
+    prepare_timeout_s: float = 60.0
+    stop_grace_s: float = 2.0
+    idle_exit_s: float = 60.0
+    window_s: float = 1.0
+    collect_s: float = 15.0
+    outbox_max_bytes: int = 256 << 20
+    nodes_max: int | None = None
+    cpu_fraction: float = 0.9
+    memory_fraction: float = 0.8
+    disk_bytes_max: int | None = None
+    duration_s_max: float | None = None
+    code_id: str = ""
+
+    def times(self) -> Times:
+        """Return the control plane's durations."""
+        return Times(lease_s=self.lease_s, prepare_s=self.prepare_timeout_s, grace_s=self.stop_grace_s, collect_s=self.collect_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A driver's wish: a scenario as canonical YAML, and how to run it."""
+
+    run: str
+    scenario: str
+    seed: int
+    allow_head: bool = False
+    allow_starve: bool = False
+    detached: bool = False
+    timeout_s: float | None = None
+    prometheus_port: int | None = None
+    prometheus_host: str = "127.0.0.1"
+    replay_plan: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    code_id: str = ""
+
+
+class RemoteAgent(Protocol):
+    """One node's agent, as the orchestrator reaches it."""
+
+    def hello(self, timeout_s: float) -> dict[str, Any]:
+        """Return what the agent says of its node."""
+        ...
+
+    def poke(self) -> None:
+        """Make it ask now; never waits."""
+        ...
+
+    def leave(self) -> None:
+        """Make it end; never waits."""
+        ...
+
+
+class RemoteAggregator(Protocol):
+    """One run's aggregator."""
+
+    def call(self, method: str, *args: Any, timeout_s: float = 30.0) -> Any:
+        """Call a method of `aggregator_shell.AggregatorShell`."""
+        ...
+
+
+class OrchestratorPort(Protocol):
+    """What the orchestrator needs of the cluster around it."""
+
+    def nodes(self) -> list[NodeSpec]:
+        """Return the alive nodes."""
+        ...
+
+    def agent(self, config: AgentConfig) -> RemoteAgent:
+        """Create the agent of a node, or take over the one that is there and alive."""
+        ...
+
+    def agent_alive(self, node: str) -> bool:
+        """Tell whether the node and its agent's process are alive as far as Ray knows; cheap."""
+        ...
+
+    def aggregator(self, run: str, manifest: Mapping[str, Any], *, create: bool) -> RemoteAggregator | None:
+        """Return the run's aggregator."""
+        ...
+
+    def prober(self, run: str, probes: Sequence[Mapping[str, Any]], nodes: Sequence[str], start_in_s: float) -> Any:
+        """Create the prober of a run."""
+        ...
+
+    def end_actor(self, actor: Any) -> None:
+        """End an actor of a run that is over."""
+        ...
+
+    def exit(self) -> None:
+        """End this orchestrator."""
+        ...
