@@ -207,6 +207,8 @@ class CpuLoad:
         kernel, watch, clock, pacer = self._kernel, self._watch, self._watch.clock, Pacer()
         assert kernel is not None, "warm_up comes before run"
         rounds, last_ns, last_cpu_ns = self._rounds, start_ns, thread_cpu_ns()
+        if watch.may_go_on():
+            watch.first_slice()  # the shape is followed from here, also where it asks for nothing yet or others fill the host
         while watch.may_go_on() and last_ns < end_ns:
             now_ns, cpu_ns = clock.boot_ns(), thread_cpu_ns()
             share = self._share((last_ns + now_ns - 2 * start_ns) / 2 / SECOND_NS)
@@ -216,7 +218,6 @@ class CpuLoad:
             if pause_s > 0.0:
                 clock.sleep(pause_s)
                 continue
-            watch.first_slice()
             kernel(rounds, index + 1)
             worker.operations += rounds
             if self._meters is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -106,6 +107,12 @@ class AggregatorShell:
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return bytes of one of them."""
         return self._core.read(name, offset, size)
+
+    def abandon(self) -> None:
+        """End, and remove the directory: the run was not admitted."""
+        self._core.close()
+        shutil.rmtree(self.directory)
+        self._ending.set()
 
     def leave(self) -> None:
         """End: the run directory is whole."""

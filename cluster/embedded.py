@@ -8,6 +8,7 @@ the folder. Nothing of it touches HOME or Ray's default folder.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import secrets
@@ -88,6 +89,7 @@ class EmbeddedRay:
         # The host waits for its request before it starts anything: the record is armed first.
         self._arm("session", {"sid": self._host.pid, "starttime": start_time(self._host.pid)})
         threading.Thread(target=self._renew, name="embedded-lease", daemon=True).start()
+        threading.Thread(target=importlib.import_module, args=(f"{__package__}.ray_port",), name="import-ray", daemon=True).start()
         self.address = self._ask_host()
         self.seconds = (self._clock.boot_ns() - begun_ns) / SECOND_NS
         self._entry.parent.mkdir(exist_ok=True, mode=0o700)

@@ -7,7 +7,7 @@ that question, so nothing that is delayed on the way can extend a load.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -375,7 +375,7 @@ class Orchestrator:
             self._step(run, run_state.Event.ALL_READY)
         if run.phase is Phase.STARTING and self.now_ns >= run.start_at_ns:
             self._step(run, run_state.Event.STARTED)
-        if run.phase is Phase.RUNNING and self.now_ns >= run.start_at_ns + round(run.admission.duration_s * SECOND_NS):
+        if run.phase is Phase.RUNNING and self._is_over(run, active):
             self._step(run, run_state.Event.STOP)
         if run.phase is Phase.RUNNING and not active:
             self._stop(run, Cause.ERROR, "every target node is lost")
@@ -383,6 +383,14 @@ class Orchestrator:
             self._step(run, run_state.Event.ALL_CLEAN)
         if run.phase is Phase.COLLECTING and self._all_collected(run):
             self._step(run, run_state.Event.COLLECTED)
+
+    def _is_over(self, run: Run, active: Sequence[NodeInRun]) -> bool:
+        """Tell whether the plan's time is over and every load has ended by itself, or had a grace time to do so."""
+        over_ns = self.now_ns - run.start_at_ns - round(run.admission.duration_s * SECOND_NS)
+        if over_ns < 0:
+            return False
+        ended = all(op.stage == "clean" for state in active if state.report for op in state.report.operations)
+        return ended or over_ns > self.times.grace_s * SECOND_NS
 
     def _all_ended(self, run: Run) -> bool:
         """Tell whether each node is clean, was never reached, or is lost beyond its charge."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -95,28 +95,35 @@ class OrchestratorShell:
         check_same_code(submission.code_id, "the driver")
         self._idle_since_ns = self._clock.boot_ns()
         plan, drift = self._plan(submission)
+        made = self._workers.submit(self._port.aggregator, submission.run, {}, create=True)  # beside the agents: each takes a second
+        try:
+            return self._admit(submission, plan, drift, made)
+        except BaseException:
+            self._extras.pop(submission.run, None)
+            self._workers.submit(self._abandon, made)
+            raise
+
+    def _admit(self, submission: Submission, plan: Plan, drift: tuple[str, ...], made: Future[RemoteAggregator | None]) -> dict[str, Any]:
         hellos = self._hello_all(plan.targets)
         with self._submitting:
             admission, shared = admission_of(submission, plan, hellos, self._config.memory_fraction)
+            aggregator = made.result(HELLO_S)
+            assert aggregator is not None
             manifest = {**submission.manifest, **facts_of(plan, hellos, shared, drift), "cluster": self._cluster, "epoch": self._epoch}
-            if self._core.halt.on:
-                raise RefusedError(
-                    "halted", f"an emergency halt is in force (generation {self._core.halt.generation})", "run `stress-cluster resume`"
-                )
+            aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
+            self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
             with self._lock:
                 self._core.ledger = replace(self._core.ledger, budget=budget_of(self._config, {**self._hellos, **hellos}))
                 self._core.admit(admission, self._clock.boot_ns())
-        try:
-            aggregator = self._port.aggregator(submission.run, manifest, create=True)
-            assert aggregator is not None
-            aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
-        except StressError as error:
-            with self._lock:
-                self._core.stop(submission.run, Cause.ERROR, f"no aggregator: {error}", self._clock.boot_ns())
-            raise
-        self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
         self._drain()
         return {"preview": preview_of(plan, admission.amounts, shared), "drift": list(drift)}
+
+    @staticmethod
+    def _abandon(made: Future[RemoteAggregator | None]) -> None:
+        """End the aggregator of a run that was not admitted; it leaves nothing."""
+        aggregator = made.result(HELLO_S)
+        if aggregator is not None:
+            aggregator.call("abandon")
 
     def preview(self, submission: Submission) -> dict[str, Any]:
         """Return what a submission would do: targets, peak, duration; asks the nodes, reserves nothing."""

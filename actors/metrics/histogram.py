@@ -150,6 +150,8 @@ def decode(digest: bytes) -> Histogram:
     if len(digest) != _HEAD.size + size * (2 + _WIDTHS[width].itemsize):
         raise ValueError(f"a digest of {size} buckets cannot have {len(digest)} bytes")
     keys = np.frombuffer(digest, "<i2", size, _HEAD.size)
+    if size and not -OVERFLOW <= int(keys[0]) <= int(keys[-1]) <= OVERFLOW:
+        raise ValueError("a digest's keys are out of their range")
     counts = np.frombuffer(digest, _WIDTHS[width], size, _HEAD.size + 2 * size).astype(np.int64)
     return Histogram(keys, counts, total, low, high, nan)
 

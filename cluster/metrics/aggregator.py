@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from actors.clock import SECOND_NS, Clock
 from actors.errors import HarnessError, InputError
+from actors.metrics.histogram import Histogram
 
 from ..outbox import Kind as RecordKind
 from ..outbox import parse
@@ -30,6 +31,11 @@ from .windows import EVENTS, METRICS, events_batch, histograms, unseal, with_qua
 _LOG: Final = logging.getLogger(__name__)
 _STALE_NS: Final = 30 * SECOND_NS
 _PEAKS: Final = ("host.cpu.busy", "host.load.average", "host.memory.used", "host.descriptors.used", "agent.tick.lag")
+
+_NO_METRICS: Final = pa.RecordBatch.from_pylist([], schema=METRICS)
+_NO_EVENTS: Final = pa.RecordBatch.from_pylist([], schema=EVENTS)
+
+_Taken = tuple[Entry, list[Histogram | None]]
 
 
 class Aggregator:
@@ -73,26 +79,21 @@ class Aggregator:
         """
         with self._lock:
             stream = (node, incarnation)
-            entries = self._new_entries(stream, records)
-            if entries:
-                self._append(stream, entries)
+            taken = self._taken(stream, records)
+            if taken:
+                self._append(stream, taken)
             return self._contiguous(stream)
 
-    def _append(self, stream: Stream, entries: list[Entry]) -> None:
-        decoded = [histograms(entry.metrics) for entry in entries]
-        filled = [
-            Entry(entry.stream, entry.sequence, with_quantiles(entry.metrics, found), entry.events, entry.end)
-            for entry, found in zip(entries, decoded, strict=True)
-        ]
+    def _append(self, stream: Stream, taken: list[_Taken]) -> None:
         try:
-            self._store.append(filled)
+            self._store.append([entry for entry, _ in taken])
         except OSError as error:
             raise HarnessError(
                 "os", f"cannot write the log of run {self.run_id}: {error}", "the agents keep what was not acknowledged"
             ) from error
         self._expected.add(stream)
         now_ns = self._clock.boot_ns()
-        for entry, found in zip(filled, decoded, strict=True):
+        for entry, found in taken:
             self._live.absorb(entry.metrics, found, now_ns)
         if self._store.log_bytes >= self._settle_bytes:
             self._settle_early()
@@ -104,24 +105,23 @@ class Aggregator:
             self._settle_bytes *= 2  # the log stands; try again when it has grown
             _LOG.warning("run %s: the log stays as it is for now: %s", self.run_id, error)
 
-    def _new_entries(self, stream: Stream, records: Iterable[tuple[int, bytes]]) -> list[Entry]:
-        """Return entries for the records that follow what is held, up to the first gap."""
-        entries: list[Entry] = []
+    def _taken(self, stream: Stream, records: Iterable[tuple[int, bytes]]) -> list[_Taken]:
+        """Return the records that follow what is held, up to the first gap."""
+        taken: list[_Taken] = []
         wanted = self._contiguous(stream) + 1
         for sequence, data in sorted(records):
             if sequence < wanted:
                 continue
-            entry = self._entry(stream, sequence, data) if sequence == wanted else None
-            if entry is None:
+            one = self._entry(stream, sequence, data) if sequence == wanted else None
+            if one is None:
                 break
             if not self._store.coverage.has(stream, sequence):
-                entries.append(entry)
+                taken.append(one)
             wanted += 1
-        return entries
+        return taken
 
-    def _entry(self, stream: Stream, sequence: int, data: bytes) -> Entry | None:
-        """Return a record's entry, or None when the frame is not whole: it is sent again."""
-        nothing = pa.RecordBatch.from_pylist([], schema=METRICS), pa.RecordBatch.from_pylist([], schema=EVENTS)
+    def _entry(self, stream: Stream, sequence: int, data: bytes) -> _Taken | None:
+        """Return a record's entry, its quantiles filled in, and its histograms; None when the frame is not whole: it is sent again."""
         try:
             record = parse(data)
         except ValueError:
@@ -129,13 +129,13 @@ class Aggregator:
         if record.sequence != sequence:
             return None
         if record.kind is RecordKind.END:
-            return Entry(stream, sequence, *nothing, End(sequence, b'"clean": true' in record.payload))
+            return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, End(sequence, b'"clean": true' in record.payload)), []
         try:
             metrics, events = unseal(record.payload)
-            histograms(metrics)
+            decoded = histograms(metrics)
         except (ValueError, OSError) as error:  # whole, but not ours to understand: sending it again would not help
-            return Entry(stream, sequence, nothing[0], self._undecoded(stream, sequence, error))
-        return Entry(stream, sequence, metrics, events)
+            return Entry(stream, sequence, _NO_METRICS, self._undecoded(stream, sequence, error)), []
+        return Entry(stream, sequence, with_quantiles(metrics, decoded), events), decoded
 
     def _undecoded(self, stream: Stream, sequence: int, error: Exception) -> pa.RecordBatch:
         self._undecodable += 1

@@ -113,7 +113,7 @@ class Prober:
         for lane in self._lanes:
             for sample in lane.loop.abandon(self._clock.boot_ns()):
                 self._record(lane, sample)
-        self._recorder.tick()
+        self._recorder.close()
         self._stream.close_window(self._clock.wall_ns())
 
     def _pause_s(self) -> float:

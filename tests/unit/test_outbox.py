@@ -102,7 +102,7 @@ def test_one_owner_at_a_time(path: Path) -> None:
         Outbox(path)
     with pytest.raises(HarnessError, match="File exists"):
         _new(path)
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
     box.close()
     Outbox(path).close()
 

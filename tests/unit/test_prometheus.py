@@ -56,7 +56,9 @@ class Source:
 def test_promtool_is_content_with_the_whole_catalogue() -> None:
     """`promtool check metrics` has nothing to say about any metric that there is."""
     assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, "check", "metrics"], input=render("run-1", whole_catalogue()), capture_output=True, check=False, timeout=30)
+    done = subprocess.run(
+        [PROMTOOL, "check", "metrics"], input=render("run-1", whole_catalogue()), capture_output=True, check=False, timeout=30
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 

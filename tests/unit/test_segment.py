@@ -160,7 +160,7 @@ def test_timer_records_seconds(segment: Segment) -> None:
 
 def test_only_the_catalogue_can_be_recorded(recorder: Recorder) -> None:
     """Unknown names, undeclared labels and other kinds are refused with the nearest name."""
-    with pytest.raises(InputError, match="did you mean 'load.slice'"):
+    with pytest.raises(InputError, match=r"did you mean 'load\.slice'"):
         recorder.histogram("load.slise")
     with pytest.raises(InputError, match="no label 'x'"):
         recorder.histogram("load.slice", x="1")

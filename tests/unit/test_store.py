@@ -54,6 +54,24 @@ def test_the_log_is_readable_at_once(store: RunStore) -> None:
     assert store.coverage.held[STREAM].pairs() == [(1, 2)]
 
 
+def test_an_append_is_synced_events_first(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When append returns, every byte of both logs is synced, and the events were before the batch that commits them was written."""
+    synced: list[tuple[str, int]] = []
+
+    def fsync(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if path.suffix == ".arrows":
+            synced.append((path.name, path.stat().st_size))
+            if path.name.startswith("events"):
+                assert not seen(store.directory)[0][len(synced) // 2 :], "a record was committed before its events were safe"
+
+    monkeypatch.setattr("os.fsync", fsync)
+    for sequence in (1, 2):
+        store.append([entry(sequence)])
+        sizes = [(path.name, path.stat().st_size) for stem in ("events", "metrics") for path in log_files(store.directory, stem)]
+        assert synced[-2:] == sizes
+
+
 def test_the_log_has_the_stream_beside_the_contracts_columns(store: RunStore) -> None:
     """Who opens the log by hand sees which record a row belongs to."""
     store.append([entry(1)])
@@ -208,7 +226,7 @@ def test_left_over_temporary_files_are_swept(tmp_path: Path) -> None:
     for name in (".summary.json.tmp", "metrics/.part-0000.parquet.tmp"):
         (tmp_path / name).write_bytes(b"x")
     RunStore(tmp_path).close()
-    assert [path for path in tmp_path.rglob("*.tmp")] == []
+    assert list(tmp_path.rglob("*.tmp")) == []
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,8 @@ def test_extremes_of_a_straddling_drain_lie_in_their_bucket(stream: MetricStream
     row = close(stream, clock)["load.slice", "op1"]
     assert row["min"] == pytest.approx(0.1, rel=2**-7)
     assert row["max"] == pytest.approx(0.3, rel=2**-7)
-    assert row["min"] <= 0.1 < 0.3 <= row["max"]
+    assert row["min"] <= 0.1
+    assert row["max"] >= 0.3
 
 
 def test_detaching_keeps_the_rest_and_marks_a_killed_recorder(stream: MetricStream, clock: VirtualClock) -> None:

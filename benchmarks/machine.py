@@ -1,0 +1,50 @@
+"""What a figure was measured on, and where it is stored."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def facts(*packages: str) -> dict[str, Any]:
+    """Return processor, cores, load, kernel and versions: a figure without them says nothing."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average_1m": round(os.getloadavg()[0], 2),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def store(name: str, figures: dict[str, Any], goals: dict[str, tuple[float, bool]], packages: tuple[str, ...] = ()) -> int:
+    """Print and store figures as results/<name>.json; return 1 when a goal (limit, reached) was missed, else 0."""
+    document = {
+        "benchmark": name,
+        "machine": facts(*packages),
+        "figures": figures,
+        "goals": {goal: {"limit": limit, "reached": reached} for goal, (limit, reached) in goals.items()},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    json.dump(document, sys.stdout, indent=2)
+    print()
+    return 0 if all(reached for _, reached in goals.values()) else 1
