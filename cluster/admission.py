@@ -79,15 +79,19 @@ def budget_of(config: OrchestratorConfig, hellos: Hellos) -> Budget:
     )
 
 
-def facts_of(plan: Plan, hellos: Hellos, shared: Mapping[str, Sequence[str]], drift: Sequence[str]) -> dict[str, Any]:
+def facts_of(
+    plan: Plan, hellos: Hellos, addresses: Mapping[str, str], shared: Mapping[str, Sequence[str]], drift: Sequence[str]
+) -> dict[str, Any]:
     """Return what the manifest says of plan and nodes."""
     nodes = [
         {
             "name": name,
             "machine": hellos[name]["machine"],
+            "address": addresses.get(name, ""),
             "capacity": asdict(hellos[name]["capacity"]),
+            "capabilities": hellos[name]["report"]["simulators"],
             "shares_machine_with": [other for other in shared.get(hellos[name]["machine"], []) if other != name],
-            "facts": hellos[name]["report"],
+            "facts": {key: value for key, value in hellos[name]["report"].items() if key != "simulators"},
         }
         for name in plan.targets
     ]
@@ -121,8 +125,8 @@ def preview_of(plan: Plan, amounts: Mapping[str, Amounts], shared: Mapping[str, 
     return {
         "targets": list(plan.targets),
         "peak": asdict(total),
-        "end_s": plan.duration_s,
-        "shared_machine": bool(shared),
+        "duration_s": plan.duration_s,
+        "shared": [list(names) for names in shared.values()],
         "stop_hint": "Ctrl-C, or `stress-cluster stop` from another terminal",
     }
 

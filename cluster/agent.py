@@ -300,6 +300,11 @@ class Agent:
             run.delivered = True
             self._do("exchange")
 
+    def on_halt(self, halt: Halt) -> None:
+        """Take the guardian's halt: one that was given on the node itself travels to the orchestrator with the next question."""
+        if halt.generation > self.halt.generation:
+            self.halt = halt
+
     def adopt(self, run_id: str) -> None:
         """Take over what an earlier agent of this node left of a run: the guardian ends it, its outbox is delivered."""
         self.runs.setdefault(run_id, RunHere(run_id, {}, Goal.STOP, foreign=True, unswept=True))

@@ -126,8 +126,9 @@ class NodeHeard:
 class Orchestrator:
     """Decides for one cluster. `effects` and each run's `events` are drained by the shell after every call."""
 
-    def __init__(self, cluster: str, epoch: int, times: Times, budget: Budget, halt: Halt | None = None) -> None:
+    def __init__(self, cluster: str, epoch: int, times: Times, budget: Budget, halt: Halt | None = None, *, quiet_until_ns: int = 0) -> None:
         self.cluster = cluster
+        self.quiet_until_ns = quiet_until_ns  # until when load that an earlier orchestrator allowed may exist
         self.epoch = epoch
         self.times = times
         self.ledger = Ledger(budget)
@@ -147,6 +148,9 @@ class Orchestrator:
             raise RefusedError(
                 "halted", f"an emergency halt is in force (generation {self.halt.generation})", "run `stress-cluster resume`"
             )
+        if now_ns < self.quiet_until_ns:
+            wait_s = (self.quiet_until_ns - now_ns) / SECOND_NS
+            raise RefusedError("busy", f"load of an earlier orchestrator may live for another {wait_s:.1f} s", "try again then")
         times = self.times
         held = ledgers.reserve(
             self.ledger, admission.run, admission.amounts, admission.duration_s, now_ns, round(times.reserve_s * SECOND_NS)

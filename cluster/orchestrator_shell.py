@@ -109,7 +109,9 @@ class OrchestratorShell:
             admission, shared = admission_of(submission, plan, hellos, self._config.memory_fraction)
             aggregator = made.result(HELLO_S)
             assert aggregator is not None
-            manifest = {**submission.manifest, **facts_of(plan, hellos, shared, drift), "cluster": self._cluster, "epoch": self._epoch}
+            addresses = {node.name: node.address for node in self._port.nodes()}
+            facts = facts_of(plan, hellos, addresses, shared, drift)
+            manifest = {**submission.manifest, **facts, "cluster": self._cluster, "epoch": self._epoch}
             aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
             self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
             with self._lock:

@@ -182,8 +182,6 @@ def _counted(count: int, one: str, many: str) -> str:
 def hypothesis_words(one: Mapping[str, Any]) -> str:
     """Return a hypothesis of a summary in words."""
     name = text(one.get("name") or one.get("metric") or one.get("kind") or "hypothesis")
-    observed = one.get("observed")
     expected = f", expected {text(one['tolerance'])}" if one.get("tolerance") not in {None, "", name} else ""
-    seen = f", saw {text(observed)}" if observed is not None else ""
-    why = f" ({text(one['reason'])})" if one.get("reason") else ""
-    return f"{name}{expected}{seen}{why}"
+    seen = f" ({text(one['reason'])})" if one.get("reason") else ""
+    return f"{name}{expected}{seen}"

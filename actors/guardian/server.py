@@ -52,7 +52,7 @@ from .model import (
     WriteStop,
 )
 
-BEAT_NS: Final = 200 * MILLISECOND_NS
+BEAT_NS: Final = 300 * MILLISECOND_NS
 LOG_BYTES_MAX: Final = 1 << 20
 PACKETS_PER_TURN: Final = 32
 FIRST: Final = (WriteStop, WriteLeases, Kill)

@@ -89,10 +89,10 @@ def _hypotheses(hypotheses: Sequence[Hypothesis]) -> str:
     words = {True: '<span class="good">held</span>', False: '<span class="bad">broke</span>', None: '<span class="warn">unknown</span>'}
     rows = "".join(
         f"<tr><td>{words[one.held]}</td><td>{_esc(one.name)}</td><td>{_esc(one.expected)}</td>"
-        f"<td>{_esc(one.observed or '-')}</td><td>{_esc(one.reason)}</td></tr>"
+        f"<td>{_esc(one.seen)}</td></tr>"
         for one in hypotheses
     )
-    head = "<tr><th></th><th>hypothesis</th><th>expected</th><th>observed</th><th></th></tr>"
+    head = "<tr><th></th><th>hypothesis</th><th>expected</th><th>seen</th></tr>"
     return f'<h2>Hypotheses</h2><div class="wide"><table>{head}{rows}</table></div>' if rows else ""
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 Point = tuple[float, float]
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 20
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 8, 10, 20
 
 
 @dataclass(frozen=True, slots=True)

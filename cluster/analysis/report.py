@@ -42,9 +42,8 @@ class Hypothesis:
 
     name: str
     expected: str
-    observed: str
+    seen: str
     held: bool | None
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,8 +310,7 @@ def _shared(nodes: Iterable[Node]) -> tuple[tuple[str, ...], ...]:
 
 def _hypothesis(one: Mapping[str, Any]) -> Hypothesis:
     name = str(one.get("name") or one.get("metric") or one.get("kind") or "hypothesis")
-    observed = one.get("observed")
-    return Hypothesis(name, text(one.get("tolerance")), text(observed), one.get("held"), text(one.get("reason")))
+    return Hypothesis(name, text(one.get("tolerance")), text(one.get("reason") or "nothing was observed"), one.get("held"))
 
 
 def _headline(status: str, hypotheses: Sequence[Hypothesis], summary: Mapping[str, Any]) -> str:

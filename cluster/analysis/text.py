@@ -22,8 +22,7 @@ def render_text(report: Report) -> str:
         _section(
             "Hypotheses",
             [
-                f"  {_held(one.held)}  {one.name}: expected {one.expected}, saw {one.observed or '-'}"
-                + (f"  ({one.reason})" if one.reason else "")
+                f"  {_held(one.held)}  {one.name}: expected {one.expected}; {one.seen}"
                 for one in report.hypotheses
             ],
         ),

@@ -222,17 +222,23 @@ class Terminal:
         return max(self.out.iterdir(), key=lambda path: path.name)
 
     def close(self) -> None:
-        """End whatever is left of the commands here, and remove their files."""
+        """End whatever is left of the commands here, and remove their files. In a shared STATE only the commands themselves."""
+        ours = {command.pid for command in self._commands}
         for one in self.belonging("command", "driver"):
-            with contextlib.suppress(OSError):
-                one.signal(signal.SIGCONT)
-                one.signal(signal.SIGKILL)
+            if {one.pid, one.parent} & ours or self.shared_state is None:
+                with contextlib.suppress(OSError):
+                    one.signal(signal.SIGCONT)
+                    one.signal(signal.SIGKILL)
+        if self.shared_state is None:
+            self._end_all()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end_all(self) -> None:
         with contextlib.suppress(AssertionError):  # what the guardian did not end in its time is ended here
             waiting.until(lambda: not [one for one in self.belonging() if one.role != "guardian"], 12)
         for one in self.belonging():
             with contextlib.suppress(OSError):
                 one.signal(signal.SIGKILL)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -69,6 +69,17 @@ def test_a_flipped_bit_ends_the_reading(path: Path) -> None:
     assert _held(Outbox(path)) == [(1, b"first")]
 
 
+def test_a_gap_in_the_file_ends_the_reading(path: Path) -> None:
+    """A whole record with a number out of turn, left of an earlier write, is not handed out."""
+    box = _new(path)
+    box.append(Kind.WINDOW, b"first")
+    box.close()
+    path.write_bytes(path.read_bytes() + frame(Record(3, Kind.WINDOW, b"third")))
+    left = Outbox(path)
+    assert _held(left) == [(1, b"first")]
+    assert left.append(Kind.WINDOW, b"second") == 2
+
+
 def test_the_acknowledged_end_removes_the_file(path: Path) -> None:
     """A stream that has ended and arrived leaves nothing."""
     box = _new(path)

@@ -68,7 +68,7 @@ class Process:
         self.holds = 0
         self._backlog: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
-    def run(self, call: Callable[..., Any], *args: Any) -> None:
+    def take(self, call: Callable[..., Any], *args: Any) -> None:
         """Take an event now, after the stop, or never."""
         if not self.alive:
             return
@@ -79,7 +79,7 @@ class Process:
 
     def after(self, delay_ns: int, call: Callable[..., Any], *args: Any) -> None:
         """Schedule an event of this process."""
-        self.timeline.after(delay_ns, self.run, call, *args)
+        self.timeline.after(delay_ns, self.take, call, *args)
 
     def hold(self) -> None:
         """SIGSTOP, or the whole machine is suspended."""
@@ -91,4 +91,4 @@ class Process:
         if self.holds == 0:
             backlog, self._backlog = self._backlog, []
             for call, args in backlog:
-                self.timeline.after(0, self.run, call, *args)
+                self.timeline.after(0, self.take, call, *args)

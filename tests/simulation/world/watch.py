@@ -25,6 +25,7 @@ class Watch:
         self.world = world
         self.seen: Counter[str] = Counter()
         self.live = Amounts()
+        self.harmed: Counter[str] = Counter()  # nodes under load
         self.hellos: dict[tuple[str, str], int] = {}  # (machine life, node) -> highest incarnation
         self.tokens: dict[tuple[str, str], tuple[int, int]] = {}
         self.granted_until: dict[str, tuple[int, int]] = {}  # node -> latest t0 + duration that was answered, the epoch's charge until (true)
@@ -99,29 +100,35 @@ class Watch:
         limit = Amounts(world.budget.cpu_cores_max or 0.0, world.budget.memory_bytes_max or 0, world.budget.disk_bytes_max or 0)
         if not self.live.within(limit):
             self.fail(6, f"{load}: {self.live} is under load in all, the budget is {limit}")
-        if world.live_nodes_count(load) > (world.budget.nodes_max or 0):
+        self.harmed[load.node] += 1
+        if len(self.harmed) > (world.budget.nodes_max or 0):
             self.fail(6, f"{load}: more nodes under load than the budget allows")
 
     def ends(self, load: Load, local_ns: int, *, look: bool) -> None:
         """1, 17: no load lives past its deadline, one look, and what a kill may take; 2: its charge is still there."""
-        allowed_ns = max(load.last_deadline_ns, load.thawed_ns) + load.look_ns
+        allowed_ns = max(load.deadline_ns, load.thawed_ns) + load.look_ns
         if not look or load.hung:  # it was ended from outside
-            allowed_ns = max(load.last_deadline_ns, load.thawed_ns) + self.world.allowance_ns
-        if load.last_deadline_ns and local_ns > allowed_ns:
-            self.fail(1, f"{load}: lives {(local_ns - allowed_ns) / MS:.3f} ms too long (deadline {load.last_deadline_ns}, hung {load.hung})")
+            allowed_ns = max(load.deadline_ns, load.thawed_ns) + self.world.allowance_ns
+        if load.deadline_ns and local_ns > allowed_ns:
+            self.fail(1, f"{load}: lives {(local_ns - allowed_ns) / MS:.3f} ms too long (deadline {load.deadline_ns}, hung {load.hung})")
 
     def gone(self, load: Load) -> None:
         """2: what a load takes is charged until it is gone."""
         if not load.counted:
             return
         self.live = self.live.minus(load.amounts)
+        self.harmed[load.node] -= 1
+        if not self.harmed[load.node]:
+            del self.harmed[load.node]
+        if load.excused:
+            return
         core, now_ns = self.world.head.core, self.world.head.clock.now()
-        run = load.run
+        run = load.run_id
         if core is None or not (run in core.runs or run in core.finished_runs):
             return
         held = core.ledger.reservations.get(run)
         charge = held.charges.get(load.node) if held else None
-        if load.thawed_ns > load.last_deadline_ns:
+        if load.thawed_ns > load.deadline_ns:
             return  # suspended past its lease: nothing of it ran meanwhile
         if charge is None:
             self.fail(2, f"{load}: given back while it was there")

@@ -1,0 +1,267 @@
+"""`stress-cluster run` on an embedded Ray of three raylets: it passes, leaves the run directory of the contract, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import FinishedRun, temporary_names
+from support import documents, waiting
+from support.terminal import Terminal, terminal
+
+from actors.undo import SLOT_BYTES, decode
+from cluster.analysis import load
+
+TARGETS = ("n1", "n2", "n3")
+GUARDIAN_IDLE_S = 10.0  # how long a guardian stays after its last work
+TEXT = ("metric", "kind", "unit", "node", "worker", "phase")
+NUMBERS = ("window_s", "sum", "min", "max", "last", "p50", "p90", "p99", "p999")
+COLUMNS = ("time", "window_s", "metric", "kind", "unit", "node", "worker", "phase", "labels", "count", "sum", "min", "max", "last")
+QUANTILES = ("p50", "p90", "p99", "p999", "digest")
+SUMMARY = (
+    "status",
+    "exit_code",
+    "hypotheses",
+    "dose",
+    "peaks",
+    "high_water",
+    "violations",
+    "losses",
+    "outstanding",
+    "start_skew_ms",
+    "halt_latency_ms",
+)
+
+
+def document_of(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_the_run_passes_and_says_so_in_one_document(finished: FinishedRun) -> None:
+    """Exit code 0, status passed, and standard output is one JSON document."""
+    assert finished.ended.code == 0, finished.ended
+    told = finished.ended.document
+    assert (told["status"], told["exit_code"]) == ("passed", 0)
+    assert told["run_dir"] == str(finished.folder)
+    assert told["run"] == finished.folder.name
+
+
+def test_load_follows_the_shape_seen_from_outside(finished: FinishedRun) -> None:
+    """In every settled second each CPU load takes its fifth of a raylet's share within 5 points, each memory load its bytes within 2 %."""
+    share = len(os.sched_getaffinity(0)) / len(TARGETS)
+    memory = sorted(finished.memory_bytes)[-len(TARGETS) :]
+    loads = {pid: [reading.cores / share for reading in readings if pid in reading.pids] for pid, readings in finished.cpu.items()}
+    settled = sorted((values[2:8] for values in loads.values()), key=sum)[-len(TARGETS) :]
+    assert all(len(values) == 6 and all(abs(value - 0.2) <= 0.05 for value in values) for values in settled), settled
+    assert all(64 * documents.MIB <= held <= 64 * documents.MIB * 1.02 + 40 * documents.MIB for held in memory), memory
+    assert finished.fills_bytes == pytest.approx(3 * 16 * documents.MIB, rel=0.02)
+
+
+def test_the_run_directory_holds_what_the_contract_names(finished: FinishedRun) -> None:
+    """Every file of the contract is there, whole, and nothing else."""
+    names = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
+    parts = {name for name in names if name.startswith("metrics/") and name.endswith(".parquet")}
+    assert parts
+    assert names - parts == {"manifest.json", "plan.json", "summary.json", "events.parquet", "report.html"}
+
+
+def test_manifest(finished: FinishedRun) -> None:
+    """The manifest names run, verdict, scenario, seed, plan, code, versions, nodes, settings with origins, and times."""
+    manifest = document_of(finished.folder / "manifest.json")
+    assert (manifest["run"], manifest["status"], manifest["exit_code"]) == (finished.folder.name, "passed", 0)
+    assert manifest["scenario"]["name"] == "small"
+    assert manifest["seed"] == 3
+    assert "heartbeat" not in manifest  # it lives no more
+    assert {"schema", "plan_digest", "code_id", "versions", "settings", "start", "end"} <= manifest.keys()
+    assert manifest["settings"]["lease_s"] == {"value": 2.0, "origin": "environment STRESS_CLUSTER_LEASE_S"}
+    assert tuple(node["name"] for node in manifest["nodes"]) == TARGETS
+    for node in manifest["nodes"]:
+        assert {"machine", "address", "capacity", "capabilities"} <= node.keys()
+        assert node["address"]
+        assert set(node["capabilities"]) == {"CpuLoad", "MemoryPressure", "DiskFill"}
+    assert all(stream["received"] == stream["expected_end"] for stream in manifest["streams"])
+
+
+def test_raylets_of_one_machine_are_named_as_sharing_it(finished: FinishedRun) -> None:
+    """Manifest, summary, report and plan say which nodes are one machine, and the embedded head is no target."""
+    manifest = document_of(finished.folder / "manifest.json")
+    assert len({node["machine"] for node in manifest["nodes"]}) == 1
+    assert all(set(node["shares_machine_with"]) == set(TARGETS) - {node["name"]} for node in manifest["nodes"])
+    assert finished.ended.document["shared_machines"] == [list(TARGETS)]
+    report = finished.terminal.run("report", str(finished.folder))
+    page = (finished.folder / "report.html").read_text()
+    for text in (report.out, page):
+        assert any("n1, n2, n3" in line and ("share" in line or "one machine" in line) for line in text.splitlines()), text
+    plan = finished.terminal.run("plan", finished.scenario, "--nodes", "3", "--json")
+    assert plan.code == 0
+    assert "shares" in plan.out or "shared" in plan.out
+
+
+def test_plan_is_stored_and_enough_to_know_each_operation(finished: FinishedRun) -> None:
+    """The stored plan names each operation on each node, and nothing of this cluster's life."""
+    text = (finished.folder / "plan.json").read_text()
+    manifest = document_of(finished.folder / "manifest.json")
+    volatile = (finished.folder.name, "127.0.0", str(finished.terminal.state), manifest["nodes"][0]["machine"])
+    assert not [word for word in volatile if word in text]
+    for kind in ("CpuLoad", "MemoryPressure", "DiskFill"):
+        for node in TARGETS:
+            assert f"{kind}@{node}" in text
+
+
+def test_summary(finished: FinishedRun) -> None:
+    """The summary holds the contract's fields, each hypothesis held, and a reached dose for every operation on every node."""
+    summary = document_of(finished.folder / "summary.json")
+    assert set(SUMMARY) <= summary.keys()
+    assert [one["held"] for one in summary["hypotheses"]] == [True, True]
+    doses = summary["dose"]
+    assert {(one["operation"].split(".")[-1].split("@")[0], one["node"]) for one in doses} == {
+        (kind, node) for kind in ("CpuLoad", "MemoryPressure", "DiskFill") for node in TARGETS
+    }
+    assert all(one["reached"] is True for one in doses)
+    assert all({"operation", "node", "requested", "achieved", "unit", "reached"} <= one.keys() for one in doses)
+    assert summary["outstanding"] == []
+    assert summary["violations"] == []
+    assert 0 <= summary["start_skew_ms"] <= 1000
+    told = finished.ended.document
+    assert {key: told[key] for key in SUMMARY} == {key: summary[key] for key in SUMMARY}
+
+
+def test_metrics_columns_and_types(finished: FinishedRun) -> None:
+    """Metrics are one row per series and window with the contract's columns and types, and load() gives the same rows."""
+    parts = sorted((finished.folder / "metrics").glob("*.parquet"))
+    tables = [pq.read_table(path) for path in parts]
+    for table in tables:
+        assert set(COLUMNS + QUANTILES) <= set(table.column_names)
+        types = {field.name: field.type for field in table.schema}
+        assert pa.types.is_timestamp(types["time"])
+        assert types["time"].tz == "UTC"
+        assert all(pa.types.is_floating(types[name]) for name in NUMBERS)
+        assert pa.types.is_integer(types["count"])
+        assert pa.types.is_map(types["labels"])
+        assert pa.types.is_binary(types["digest"]) or pa.types.is_large_binary(types["digest"])
+        values = {name: types[name].value_type if pa.types.is_dictionary(types[name]) else types[name] for name in TEXT}
+        assert all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in values.values()), values
+    rows = pa.concat_tables([table.select(COLUMNS) for table in tables], promote_options="permissive")
+    series = [tuple(str(row[name]) for name in ("time", "metric", "node", "worker", "phase", "labels")) for row in rows.to_pylist()]
+    assert len(series) == len(set(series))
+    assert load(finished.folder).metrics.num_rows == rows.num_rows
+    told = {(row["metric"], row["node"]) for row in rows.to_pylist()}
+    for node in TARGETS:
+        assert {("dose.requested", node), ("dose.achieved", node), ("host.cpu.busy", node), ("probe.response", "head")} <= told
+
+
+def test_events(finished: FinishedRun) -> None:
+    """Events have the contract's columns, their data is JSON, and they tell the run from begin to end in the order of time."""
+    table = pq.read_table(finished.folder / "events.parquet")
+    assert set(table.column_names) >= {"time", "sequence", "node", "worker", "phase", "kind", "severity", "message", "data"}
+    rows = table.to_pylist()
+    assert all(isinstance(json.loads(row["data"]), dict) for row in rows)
+    assert {row["severity"] for row in rows} <= {"info", "warning", "error"}
+    story = [row["message"] for row in sorted(rows, key=lambda row: row["time"]) if row["node"] == "orchestrator"]
+    wanted = ("preparing", "running", "stopping")
+    places = [next((at for at, message in enumerate(story) if word in message), -1) for word in wanted]
+    assert -1 not in places, story
+    assert places == sorted(places), story
+
+
+class References(HTMLParser):
+    """Collects what a page asks from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.found += [f"{tag} {value}" for name, value in attributes if name in ("src", "href", "data", "srcset", "action") and value]
+
+
+def test_report_is_one_page_on_its_own(finished: FinishedRun) -> None:
+    """The page draws asked against achieved and asks nothing from elsewhere."""
+    text = (finished.folder / "report.html").read_text()
+    page = References()
+    page.feed(text)
+    assert not [one for one in page.found if not one.split(" ", 1)[1].startswith(("#", "data:"))]
+    assert "@import" not in text
+    assert "url(http" not in text
+    assert "svg" in page.tags
+    for word in ("passed", "asked", "achieved", *TARGETS):
+        assert word in text
+
+
+def test_nothing_is_left_behind(finished: FinishedRun) -> None:
+    """Processes, shared memory, IPC, cgroups, mounts, HOME and temporary folders are as before; STATE keeps an empty journal."""
+    finished.before.assert_clean(within_s=GUARDIAN_IDLE_S + 5)
+    assert temporary_names() <= finished.temporary
+    state = finished.terminal.state
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    journal = (state / "journal").read_bytes()
+    slots = [journal[at : at + SLOT_BYTES] for at in range(0, len(journal), SLOT_BYTES)]
+    assert [found for found in map(decode, slots) if found is not None] == []
+    for folder in ("outbox", "embedded", "fill"):
+        assert not [path for path in (state / folder).rglob("*") if path.is_file()]
+    assert not list(state.rglob("*.sock"))
+
+
+def in_namespace(script: str, *, user: bool) -> tuple[str, ...]:
+    """Return the prefix that runs a command after `script` in a mount namespace of its own, as an ordinary user if wanted."""
+    drop = "exec setpriv --reuid 65534 --regid 65534 --clear-groups -- " if user else "exec "
+    return ("unshare", "--mount", "--propagation", "private", "bash", "-ec", f'{script}\n{drop}"$@"', "as-in-a-container")
+
+
+def reachable_python() -> str:
+    """Return shell lines that make the interpreter reachable where an ordinary user may not enter the folders above it."""
+    closed = [one for one in Path(sys.base_prefix).parents if not one.stat().st_mode & stat.S_IXOTH]
+    if not closed:
+        return ""
+    top = closed[-1]
+    return (
+        f"mkdir -p /run/python && mount -t tmpfs -o mode=755 tmpfs /run/python && mkdir /run/python/base\n"
+        f"mount --bind '{sys.base_prefix}' /run/python/base\n"
+        f"mount -t tmpfs -o mode=755 tmpfs '{top}' && mkdir -p '{sys.base_prefix}' && mount --move /run/python/base '{sys.base_prefix}'"
+    )
+
+
+def test_plain_container_and_ordinary_user() -> None:
+    """With 64 MB of /dev/shm, an empty machine-id, without root and without a HOME that may be written, a run passes and leaves nothing."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv"))):
+        pytest.skip("needs root, unshare and setpriv")
+    shm = "mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm"
+    ids = "for id in /etc/machine-id /var/lib/dbus/machine-id; do [ ! -e $id ] || mount --bind /dev/null $id; done"
+    script = f"{shm}\n{ids}\n{reachable_python()}"
+    prefix = in_namespace(script, user=True)
+    tried = subprocess.run([*prefix, sys.executable, "-c", "import ray, cluster"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"an ordinary user cannot run this environment: {tried.stderr.strip()[-300:]}")
+    with terminal(prefix=prefix) as here:
+        names = temporary_names()
+        for path in (here.folder, here.out):
+            shutil.chown(path, 65534, 65534)
+        here.home.chmod(0o555)
+        scenario = documents.write(here.folder, documents.document(for_s=6, hypotheses=(documents.MEMORY_STAYS,)))
+        ended = run_watched(here, scenario)
+        assert ended == 0
+        assert set(here.home.iterdir()) == set()
+        assert here.state.stat().st_uid == 65534
+        waiting.until(lambda: not here.belonging(), GUARDIAN_IDLE_S + 5, lambda: f"processes left: {here.belonging()}")
+        assert temporary_names() <= names
+
+
+def run_watched(here: Terminal, scenario: str) -> int:
+    """Run on one target beside the head and check from outside that it was the ordinary user's."""
+    command = here.start("run", scenario, "--nodes", "1", "--json")
+    here.await_load(2)
+    assert {Path(f"/proc/{pid}").stat().st_uid for pid in here.loads()} == {65534}
+    ended = command.wait(90)
+    assert ended.code == 0, ended
+    return ended.code
