@@ -11,6 +11,8 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from .clock import SECOND_NS, Clock, SystemClock
 from .limits import PROC, Container, MemoryLevel, find_container, read_integer
 from .messages import HostSnapshot
@@ -168,3 +170,15 @@ class HostSampler:
         """Close its files."""
         for file in (self._busy, self._meminfo, self._descriptors, self._load):
             file.close()
+
+
+def machine_facts() -> dict[str, int | float | None]:
+    """Return what `doctor` and results tell of the machine's hardware; None where the platform does not say."""
+    frequency = psutil.cpu_freq()
+    return {
+        "cpu_logical": psutil.cpu_count(),
+        "cpu_physical": psutil.cpu_count(logical=False),
+        "cpu_mhz": round(frequency.current) if frequency else None,
+        "memory_total_bytes": psutil.virtual_memory().total,
+        "boot_time": psutil.boot_time(),
+    }

@@ -25,7 +25,7 @@ from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.control import LOAD_FAILED, LOAD_NONE
 from actors.errors import StressError
 from actors.guardian import GuardianClient
-from actors.host import HostSampler
+from actors.host import HostSampler, machine_facts
 from actors.limits import read_capacity
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.registry import Level as MetricLevel
@@ -160,7 +160,7 @@ class AgentShell:
     def _node_report(self) -> dict[str, Any]:
         facts = read_facts(self.state_dir)
         can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge_capability(facts).items()}
-        return {**facts.to_json(), "simulators": can}
+        return {**facts.to_json(), **machine_facts(), "simulators": can}
 
     def poke(self) -> None:
         """Ask the orchestrator now instead of at the next turn."""

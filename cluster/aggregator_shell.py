@@ -24,6 +24,7 @@ from .exporters.prometheus import MetricsServer
 from .metrics.aggregator import Aggregator
 from .metrics.store import read_json, write_json_atomic, write_whole
 from .metrics.stream import MetricStream
+from .mirror import identity
 from .outbox import Outbox
 
 LINGER_S = 120.0
@@ -49,7 +50,13 @@ class AggregatorShell:
 
     def hello(self) -> dict[str, Any]:
         """Say who this is and where it writes."""
-        return {"code_id": code_id(), "run": self._run, "directory": str(self.directory), "pid": os.getpid()}
+        return {
+            "code_id": code_id(),
+            "run": self._run,
+            "directory": str(self.directory),
+            "directory_identity": identity(self.directory),
+            "pid": os.getpid(),
+        }
 
     def begin(self, manifest: Mapping[str, Any], plan: bytes, host: str, port: int | None) -> dict[str, Any]:
         """Write the manifest of a running run and its plan; serve Prometheus when a port is given."""

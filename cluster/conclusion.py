@@ -94,7 +94,7 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
         doses=doses,
         operations_expected=len(plan.operations) if started else 0,
         unknown=_unknown(ending),
-        outstanding=_outstanding(figures),
+        outstanding=_outstanding(ending, figures),
         unclean=tuple(f"{node.name}: {words}" for node in ending.nodes for words in node.unclean),
         partial=tuple(f"{node.name} took no part to the end: {node.lost_reason}" for node in ending.nodes if node.lost),
         causes=tuple((Cause(cause), reason) for cause, reason in ending.causes),
@@ -173,8 +173,11 @@ def _unknown(ending: Ending) -> tuple[str, ...]:
     )
 
 
-def _outstanding(figures: Figures) -> tuple[str, ...]:
-    return tuple(f"metrics of {entry['node']} from sequence {entry['from']} on have not arrived" for entry in figures.outstanding())
+def _outstanding(ending: Ending, figures: Figures) -> tuple[str, ...]:
+    open_streams = [(entry["node"], f"metrics of {entry['node']} from sequence {entry['from']} on have not arrived") for entry in figures.outstanding()]
+    named = {node for node, _ in open_streams}  # a stream of which nothing came is not known to the aggregator
+    silent = [node.name for node in ending.nodes if node.clean and not node.delivered and node.name not in named]
+    return (*(words for _, words in open_streams), *(f"metrics of {name} have not all arrived" for name in silent))
 
 
 def _high_water(figures: Figures) -> dict[str, float | None]:

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
 from actors.messages import Event
 from actors.origin import PACKAGES, code_id
-from actors.state import open_state_dir
+from actors.state import ENV_STATE_DIR, open_state_dir
 from scenarios import text
 
 from .driver import RunRequest, wait_until_clean
@@ -43,6 +42,7 @@ class Driver:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._state_dir = open_state_dir(state_path(request.settings))
+        os.environ[ENV_STATE_DIR] = str(self._state_dir)  # an embedded Ray's actors find STATE where the settings put it
         self._embedded: EmbeddedRay | None = None
         self._run_dir = request.out / request.run
         self._orchestrator: Any = None
@@ -98,7 +98,9 @@ class Driver:
     def _connect(self, guardian: GuardianClient) -> None:
         request = self._request
         if request.address is None:
-            self._embedded = EmbeddedRay(guardian, self._state_dir, request.run, request.nodes or 0, self._settings.lease_s)
+            self._embedded = EmbeddedRay(
+                guardian, self._state_dir, request.run, request.nodes or 0, self._settings.lease_s, on_death=self._embedded_died
+            )
             os.environ.update(environment(self._embedded.folder))
             self._tell("phase", phase="starting Ray")
             self._embedded.start()
@@ -111,6 +113,11 @@ class Driver:
         seconds = self._embedded.seconds if self._embedded else (self._clock.boot_ns() - begun_ns) / SECOND_NS
         self._tell("ray", address=address, seconds=seconds, embedded=self._embedded is not None)
         self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
+
+    def _embedded_died(self) -> None:
+        """End at once when the embedded Ray has died: calls into it may hang. The guardian undoes, the starter tells and writes it down."""
+        print("the embedded Ray died", flush=True)
+        os._exit(3)
 
     # ---- the run
 
@@ -237,18 +244,13 @@ class Driver:
     def _mirror(self, only: tuple[str, ...] = ()) -> None:
         """Copy the run directory's closed files from the aggregator; what cannot be had now is had at the end or by `recover`."""
         from . import ray_port  # noqa: PLC0415
-        from .metrics.store import write_whole  # noqa: PLC0415
+        from .mirror import mirror  # noqa: PLC0415  # needs pyarrow
 
         actor = ray_port.aggregator(self._request.run)
         try:
             if actor is None:
                 raise HarnessError("lost", "the aggregator is gone")
-            listing = {entry["name"]: entry["size"] for entry in actor.call("files", timeout_s=20.0)}
-            for name, size in listing.items():
-                if (not only and not name.startswith("log/")) or name in only:
-                    data = b"".join(chunks(actor, name, size))
-                    (self._run_dir / name).parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(self._run_dir / name, lambda file, data=data: write(file, data))  # type: ignore[misc]
+            mirror(actor, self._run_dir, only)
         except StressError as error:
             if not only:
                 self._tell(
@@ -342,18 +344,6 @@ def versions() -> dict[str, str]:
     with contextlib.suppress(metadata.PackageNotFoundError):  # run from a working directory
         found["stress-cluster"] = metadata.version("stress-cluster")
     return {**found, "python": platform.python_version(), "kernel": platform.release()}
-
-
-def chunks(actor: Any, name: str, size: int) -> Iterator[bytes]:
-    """Yield a file of the run directory in pieces."""
-    step = 8 << 20
-    for offset in range(0, max(size, 1), step):
-        yield actor.call("read", name, offset, step, timeout_s=60.0)
-
-
-def write(file: Any, data: bytes) -> None:
-    """Write bytes to a file."""
-    file.write(data)
 
 
 def listen(driver: Driver) -> None:

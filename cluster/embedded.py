@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,14 +53,27 @@ def make_folder() -> Path:
 
 
 class EmbeddedRay:
-    """One embedded Ray, from its records to their undo. `seconds` is how long Ray itself took to start."""
+    """One embedded Ray, from its records to their undo. `seconds` is how long Ray itself took to start.
 
-    def __init__(self, guardian: GuardianClient, state_dir: Path, run: str, nodes: int, lease_s: float, clock: Clock | None = None) -> None:
+    `on_death` is called on a thread of its own when the host process ends before `stop`: calls into such a Ray may hang.
+    """
+
+    def __init__(
+        self,
+        guardian: GuardianClient,
+        state_dir: Path,
+        run: str,
+        nodes: int,
+        lease_s: float,
+        on_death: Callable[[], None],
+        clock: Clock | None = None,
+    ) -> None:
         self._guardian, self._run, self._nodes, self._lease_s = guardian, run, nodes, lease_s
-        self._clock = clock or SystemClock()
+        self._clock, self._on_death = clock or SystemClock(), on_death
         self._entry = state_dir / "embedded" / f"{run}.json"
         self._slot: dict[str, Any] = {}
         self._host: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
         self._ended = threading.Event()
         self.folder = make_folder()
         self.address = ""
@@ -107,6 +120,7 @@ class EmbeddedRay:
 
     def stop(self) -> list[dict[str, Any]]:
         """End Ray, then have the guardian undo and verify the records; return how each ended."""
+        self._stopping.set()
         with contextlib.suppress(OSError):
             self._entry.unlink()
         if self._host is not None:
@@ -152,7 +166,10 @@ class EmbeddedRay:
         self._guardian.call("grant", leases=[lease], timeout_s=self._lease_s, **self._fence())
 
     def _renew(self) -> None:
+        assert self._host is not None
         while not self._ended.wait(self._lease_s / 5):
+            if self._host.poll() is not None and not self._stopping.is_set():
+                self._on_death()
             with contextlib.suppress(StressError):  # the next turn tries again; if none succeeds, the guardian ends this Ray
                 self._grant()
 

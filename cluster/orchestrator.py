@@ -22,7 +22,7 @@ from .safety import budget as ledgers
 from .safety.budget import Budget, Ledger
 from .verdict import Cause
 
-DRIFT = 1e-3  # clocks may differ by 1,000 ppm over a lease
+DRIFT = 2.1e-3  # two clocks, each up to 1,000 ppm off and in opposite directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Times:
     @property
     def charge_ns(self) -> int:
         """How long after a reply a node's load may still exist, in nanoseconds."""
-        return round((self.lease_s * (1 + DRIFT) + self.allowance_s) * SECOND_NS)
+        return round((self.lease_s + self.allowance_s) * (1 + DRIFT) * SECOND_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,9 @@ class NodeHeard:
 class Orchestrator:
     """Decides for one cluster. `effects` and each run's `events` are drained by the shell after every call."""
 
-    def __init__(self, cluster: str, epoch: int, times: Times, budget: Budget, halt: Halt | None = None, *, quiet_until_ns: int = 0) -> None:
+    def __init__(
+        self, cluster: str, epoch: int, times: Times, budget: Budget, halt: Halt | None = None, *, quiet_until_ns: int = 0
+    ) -> None:
         self.cluster = cluster
         self.quiet_until_ns = quiet_until_ns  # until when load that an earlier orchestrator allowed may exist
         self.epoch = epoch
@@ -228,7 +230,7 @@ class Orchestrator:
         known = self.nodes.get(report.node)
         if known is None:
             return ""
-        if report.incarnation < known.incarnation:
+        if report.machine == known.machine and report.incarnation < known.incarnation:  # boot times: those of two boots have no order
             return f"a newer agent of {report.node} has been heard"
         alive = self.now_ns - known.heard_ns <= self.times.lease_s * SECOND_NS
         if known.machine != report.machine and known.incarnation != report.incarnation and alive and self._holds_load(report.node):
@@ -355,10 +357,17 @@ class Orchestrator:
             self.effects.append(Do(str(effect), name, nodes, {"start_at_ns": run.start_at_ns}))
 
     def _settle(self, run: Run) -> None:
-        """Release what clean nodes held; a lost node stays charged until its machine confirms."""
+        """Release what clean nodes held; any other stays charged until its machine confirms, whether it was lost or only too slow."""
         for node, state in run.nodes.items():
             if state.clean:
                 self.ledger = ledgers.release_node(self.ledger, run.admission.run, node)
+            elif not state.lost:
+                self._presume_ended(run, node)
+
+    def _presume_ended(self, run: Run, node: str) -> None:
+        heard = self.nodes.get(node)
+        expires_ns = max(heard.expiry_ns if heard else 0, self.now_ns)
+        self.ledger = ledgers.lose_node(self.ledger, run.admission.run, node, expires_ns)
 
     def _check_deadlines(self, run: Run) -> None:
         times, age_s = self.times, (self.now_ns - run.entered_ns) / SECOND_NS
@@ -432,9 +441,7 @@ class Orchestrator:
         if state.lost or state.clean:
             return
         state.lost, state.lost_reason = True, reason
-        heard = self.nodes.get(node)
-        expires_ns = max(heard.expiry_ns if heard else 0, self.now_ns)
-        self.ledger = ledgers.lose_node(self.ledger, run.admission.run, node, expires_ns)
+        self._presume_ended(run, node)
         self._tell(run, "node_lost", f"{reason}; its load ends by itself within its lease", node=node, severity="error")
         if run.admission.on_node_lost == "stop" or run.phase in {Phase.ADMITTED, Phase.PREPARING, Phase.STARTING}:
             self._stop(run, Cause.ERROR, f"node lost: {reason}")

@@ -329,7 +329,8 @@ class GuardianCore(Owners):
         if key in self._closed and (key[0] not in self._slots or self._slots[key[0]].generation != key[1]):
             self._reply(waiter, self._closed[key])
             return
-        slot = self._slot_of(request)
+        swept = next((slot for slot in self._slots.values() if slot.known_as is not None and slot.ticket == key), None)
+        slot = swept or self._slot_of(request)
         grace_ns = span_ns(request, "grace_s", 0, self._settings.grace_max_ns)
         if slot.phase is SlotPhase.CHECKING:
             self._reply(waiter, close_report(slot))
@@ -418,9 +419,11 @@ class GuardianCore(Owners):
         self._reply(waiter, {"ok": True})
 
     def _halt(self, waiter: Waiter, request: Mapping[str, Any], now_ns: int) -> None:
-        generation = integer(request, "generation", 0) or self.halt.generation + (not self.halt.on)
-        if generation < self.halt.generation:
-            raise RefusedError("stale_epoch", f"halt generation {generation} is older than {self.halt.generation}")
+        newest = max([self.halt.generation, *(pending for _, pending in self._resuming)])  # a resume counts before it is on disk
+        is_on = self.halt.on and newest == self.halt.generation
+        generation = integer(request, "generation", 0) or newest + (not is_on)
+        if generation < newest:
+            raise RefusedError("stale_epoch", f"halt generation {generation} is older than {newest}")
         self._halt_now(generation, waiter, now_ns)
 
     def _resume(self, waiter: Waiter, request: Mapping[str, Any], _: int) -> None:

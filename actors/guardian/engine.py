@@ -278,7 +278,7 @@ class Engine:
 
     def _report(self, slot: Slot) -> None:
         report = close_report(slot)
-        self._remember(self._closed, slot.key, report)
+        self._remember(self._closed, slot.ticket, report)
         for waiter in slot.closers:
             self._reply(waiter, report)
         slot.closers.clear()
@@ -290,7 +290,7 @@ class Engine:
 
     def _free_slot(self, slot: Slot, now_ns: int) -> None:
         slot.phase = SLOT_TABLE[slot.phase, SlotEvent.CLEAN]
-        self._remember(self._closed, slot.key, close_report(slot))
+        self._remember(self._closed, slot.ticket, close_report(slot))
         for item in slot.records:
             self._tracked.pop(item.record.id, None)
         for identity in [one for one, owner in self._loads.items() if owner is slot]:
@@ -409,7 +409,7 @@ class Engine:
             self._free.remove(slot.index)
         else:
             self._ghosts += 1
-            slot.index = -self._ghosts
+            slot.index, slot.known_as = -self._ghosts, slot.index
         self._slots[slot.index] = slot
         for record in group:
             item = Tracked(record, RecordState.ARMED)

@@ -422,6 +422,7 @@ class Slot:
     released_ns: int = 0
     cause: str = ""
     container: str = ""
+    known_as: int | None = None  # of one found in the journal: the index by which its owner asks for it
     records: list[Tracked] = field(default_factory=list)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     closers: list[Waiter] = field(default_factory=list)
@@ -430,6 +431,11 @@ class Slot:
     def key(self) -> tuple[int, int]:
         """Slot and generation."""
         return self.index, self.generation
+
+    @property
+    def ticket(self) -> tuple[int, int]:
+        """Slot and generation as its owner was told."""
+        return self.index if self.known_as is None else self.known_as, self.generation
 
 
 @dataclass(slots=True)

@@ -88,8 +88,7 @@ def _banner(report: Report) -> str:
 def _hypotheses(hypotheses: Sequence[Hypothesis]) -> str:
     words = {True: '<span class="good">held</span>', False: '<span class="bad">broke</span>', None: '<span class="warn">unknown</span>'}
     rows = "".join(
-        f"<tr><td>{words[one.held]}</td><td>{_esc(one.name)}</td><td>{_esc(one.expected)}</td>"
-        f"<td>{_esc(one.seen)}</td></tr>"
+        f"<tr><td>{words[one.held]}</td><td>{_esc(one.name)}</td><td>{_esc(one.expected)}</td><td>{_esc(one.seen)}</td></tr>"
         for one in hypotheses
     )
     head = "<tr><th></th><th>hypothesis</th><th>expected</th><th>seen</th></tr>"

@@ -21,10 +21,7 @@ def render_text(report: Report) -> str:
         [line for line in _about(report) if line],
         _section(
             "Hypotheses",
-            [
-                f"  {_held(one.held)}  {one.name}: expected {one.expected}; {one.seen}"
-                for one in report.hypotheses
-            ],
+            [f"  {_held(one.held)}  {one.name}: expected {one.expected}; {one.seen}" for one in report.hypotheses],
         ),
         _section("Asked and achieved (mean)", _dose_lines(report.doses)),
         _section("Nodes", _node_lines(report)),

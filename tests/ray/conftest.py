@@ -136,7 +136,9 @@ def run_watched(here: Terminal) -> FinishedRun:
     names = temporary_names()
     before = census.Comparison(lambda: census.take(census.Scope(marks=(str(here.state),), folders=folders)))
     hypotheses = (documents.MEMORY_STAYS, documents.ACTORS_ANSWER)
-    scenario = documents.write(here.folder, documents.document(for_s=10, hypotheses=hypotheses, seed=3, tolerance=None))
+    scenario = documents.write(
+        here.folder, documents.document(for_s=10, hypotheses=hypotheses, seed=3, tolerance=None, profile="aggressive")
+    )
     command = here.start("run", scenario, "--nodes", "3", "--json")
     here.await_load(6)
     pids = here.loads()

@@ -26,7 +26,7 @@ def document(
     hypotheses: Sequence[Mapping[str, Any]] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Return a scenario document; None leaves a simulator out. `tolerance` is that of the CPU load: any dose will do, if not said otherwise."""
+    """Return a scenario document; None leaves a simulator out. `tolerance` is the CPU load's: any dose will do, if not said otherwise."""
     allowed = {"tolerance": tolerance} if tolerance else {}
     parts: list[dict[str, Any]] = [
         {"CpuLoad": {"fraction": cpu}, **allowed} if cpu else {},

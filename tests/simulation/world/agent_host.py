@@ -65,7 +65,12 @@ class AgentHost(Process):
             self.machine.guardian.take(self.machine.guardian.peer_gone, self.link.peer)
         if self.world.chance.random() < 0.5:
             for load in self.loads.values():
-                self.timeline.after(self.world.chance.randrange(SECOND), load.kill)
+                self.timeline.after(self.world.chance.randrange(SECOND), load.take, load.kill)
+
+    def say_hello(self) -> None:
+        """Answer a hello of the orchestrator, which looks after the guardian as well."""
+        if self.core is not None:
+            self.link.call("status", _nothing)
 
     # ---- its start
 

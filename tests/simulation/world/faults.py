@@ -28,7 +28,7 @@ def _node(world: World) -> Node:
 
 def _loads(world: World) -> list[Load]:
     agent = _node(world).agent
-    return [load for load in agent.loads.values() if load.alive and load.phase == RUNNING and not load.dying] if agent else []
+    return [load for load in agent.loads.values() if load.alive and load.phase == RUNNING and not (load.dying or load.holds)] if agent else []
 
 
 def _span(world: World, low_s: float, high_s: float) -> int:
@@ -189,7 +189,6 @@ def file_replaced(world: World) -> bool:
             machine.files[record] = File(1, False, None)
             if file.fill is not None:
                 file.fill.excused = True
-                file.fill.finish("failed", "foreign")
                 file.fill.file_gone()
             machine.foreign.add(record)
             return True

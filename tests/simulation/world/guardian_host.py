@@ -303,7 +303,9 @@ class GuardianHost(Process):
             looker: Any = machine.page.lookers.get(record.slot)
             fill = looker if getattr(looker, "record", "") == record.id else None
             found = machine.files[record.id] = File(0, True, fill)
-        found.size = min(wanted, found.size + (1 << 28))
+            if fill is not None:
+                fill.file_made()
+        found.size = min(wanted, found.size + (1 << 31))
         return Applied(record.id, found.size, more=found.size < wanted)
 
     def _undo(self, action: Undo) -> Outcome:

@@ -245,6 +245,8 @@ class Head:
         for node in self.world.nodes.values():
             if node.agent is None or not node.agent.alive:
                 node.replace_agent(self.orchestrator.core.epoch)
+            else:
+                node.agent.say_hello()
         core = self.orchestrator.core
         for run in list(self.written.open):
             if run not in core.runs and run not in core.finished_runs:

@@ -93,7 +93,7 @@ class Load(Process):
         if found != self.generation or self.page.stops.get(self.slot, (0, 0))[1] or self.machine.clock.now() >= deadline_ns:
             self._look()
             return
-        self.phase, self.first_ns, self.counted = RUNNING, self.machine.clock.now(), True
+        self.phase, self.first_ns = RUNNING, self.machine.clock.now()
         self.world.watch.begins(self)
         self.agent.look_soon()
         end_ns = self._start_ns + round(self.operation.duration_s * SECOND)
@@ -106,6 +106,7 @@ class Load(Process):
 
     def _work(self) -> None:
         """A process stresses by being there."""
+        self.world.watch.takes(self)
 
     def finish(self, phase: str, reason: str) -> None:
         """End by itself."""
@@ -176,21 +177,17 @@ class Fill(Load):
         """Its thread ends; the file is the guardian's to remove."""
         self.dying = True
         if self.record:
-            self.agent.link.call("undo", self._undone, record=self.record)
-        if not self.counted:
-            self.alive = False
+            self.agent.link.call("undo", lambda _: self.agent.look_soon(), record=self.record)
         self.agent.look_soon()
+        self.alive = False
 
-    def _undone(self, _: dict[str, Any]) -> None:
-        self.agent.look_soon()
-        if self.record not in self.machine.files:
-            self.file_gone()
+    def file_made(self) -> None:
+        """Its first bytes lie on the disk."""
+        self.world.watch.takes(self)
 
     def file_gone(self) -> None:
         """Nothing of it lies on the disk any more."""
-        if self.dying and self.alive:
-            self.alive = False
-            self.world.watch.gone(self)
+        self.world.watch.gone(self)
 
     def vanish(self) -> None:
         """Its bytes outlast the machine's death; they are given back when its lease must have ended, and undone at its next start."""

@@ -86,9 +86,9 @@ class Watch:
     # ---- loads
 
     def begins(self, load: Load) -> None:
-        """1, 6, 7, 13: load begins under a live lease, with a durable record, inside of the budget and not under a halt."""
+        """1, 7, 13: load begins under a live lease, with a durable record, and not under a halt."""
         self.seen[f"begins_{load.operation.kind}"] += 1
-        machine, world = load.machine, self.world
+        machine = load.machine
         generation, deadline_ns = load.page.leases.get(load.slot, (0, 0))
         if generation != load.generation or machine.clock.now() >= deadline_ns:
             self.fail(1, f"{load}: begins without a live lease")
@@ -96,6 +96,10 @@ class Watch:
             self.fail(7, f"{load}: begins without a durable record")
         if machine.guardian is not None and machine.guardian.core.halt.on and load.page is machine.page:
             self.fail(13, f"{load}: begins under a halt")
+
+    def takes(self, load: Load) -> None:
+        """6: what loads take together is inside of the budget."""
+        load.counted, world = True, self.world
         self.live = self.live.plus(load.amounts)
         limit = Amounts(world.budget.cpu_cores_max or 0.0, world.budget.memory_bytes_max or 0, world.budget.disk_bytes_max or 0)
         if not self.live.within(limit):
@@ -107,6 +111,8 @@ class Watch:
     def ends(self, load: Load, local_ns: int, *, look: bool) -> None:
         """1, 17: no load lives past its deadline, one look, and what a kill may take; 2: its charge is still there."""
         allowed_ns = max(load.deadline_ns, load.thawed_ns) + load.look_ns
+        if load.excused and not look:
+            return
         if not look or load.hung:  # it was ended from outside
             allowed_ns = max(load.deadline_ns, load.thawed_ns) + self.world.allowance_ns
         if load.deadline_ns and local_ns > allowed_ns:
@@ -116,6 +122,7 @@ class Watch:
         """2: what a load takes is charged until it is gone."""
         if not load.counted:
             return
+        load.counted = False
         self.live = self.live.minus(load.amounts)
         self.harmed[load.node] -= 1
         if not self.harmed[load.node]:

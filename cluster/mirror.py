@@ -1,0 +1,52 @@
+"""Copying a run directory from the aggregator's node to where the user wants it; every file appears whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from .metrics.store import write_whole
+
+CHUNK_BYTES = 8 << 20
+
+
+class RemoteDirectory(Protocol):
+    """An aggregator, as the driver reaches it."""
+
+    def call(self, method: str, *args: Any, timeout_s: float = 10.0) -> Any:
+        """Call a method of `aggregator_shell.AggregatorShell`."""
+        ...
+
+
+def mirror(source: RemoteDirectory, run_dir: Path, only: Sequence[str] = ()) -> None:
+    """Copy the closed files (all outside log/, or those named) that `run_dir` does not share with the aggregator.
+
+    Raises what the calls raise; what was copied so far stays, each file whole.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if source.call("hello", timeout_s=20.0)["directory_identity"] == identity(run_dir):
+        return  # OUT is STATE, as in a Ray job: the aggregator writes here itself
+    for entry in source.call("files", timeout_s=20.0):
+        name = entry["name"]
+        if name in only or (not only and not name.startswith("log/")):
+            (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(run_dir / name, partial(_write, chunks(source, name, entry["size"])))
+
+
+def identity(directory: Path) -> list[str | int]:
+    """Return what tells one directory from all others, also from one of the same path on another machine."""
+    found = directory.stat()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return [boot, found.st_dev, found.st_ino]
+
+
+def chunks(source: RemoteDirectory, name: str, size: int) -> Iterator[bytes]:
+    """Yield a file in pieces."""
+    for offset in range(0, max(size, 1), CHUNK_BYTES):
+        yield source.call("read", name, offset, CHUNK_BYTES, timeout_s=60.0)
+
+
+def _write(pieces: Iterator[bytes], file: BinaryIO) -> None:
+    file.writelines(pieces)
