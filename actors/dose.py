@@ -108,7 +108,7 @@ class OutsideMeter:
         self.resource = record_of(operation.kind).resource
         self._processes = [ProcessFiles(pid, proc) for pid in pids]
         self._cpu_stat = cgroup / "cpu.stat" if cgroup is not None else None
-        self._path = path
+        self._path, self._was_there = path, False
         self.baseline_bytes = 0
 
     def set_baseline(self) -> int:
@@ -142,9 +142,13 @@ class OutsideMeter:
         if self._path is None:
             return None
         try:
-            return float(self._path.stat().st_blocks * BLOCK_BYTES)
+            held = float(self._path.stat().st_blocks * BLOCK_BYTES)
+        except FileNotFoundError:
+            return None if self._was_there else 0.0  # a fill that never found room holds nothing
         except OSError:
             return None
+        self._was_there = True
+        return held
 
     def close(self) -> None:
         """Close what it holds of the processes."""

@@ -2,7 +2,8 @@
 
     exchange   asks the orchestrator, hands the answer's leases to the guardian; does nothing else
     control    at `sample_hz`: host snapshot, safety verdict, what the loads' stats say
-    metrics    once a window: doses measured from outside, window closed, outbox delivered
+    metrics    once a window: doses measured from outside, window closed
+    delivery   hands the outbox to the aggregator, however long that takes
     workers    slow effects: opening slots, starting simulators, closing slots
 
 A plain class: Ray is behind `AgentPort`. It decides nothing.
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 from actors.capability import judge as judge_capability
 from actors.capability import read_facts
 from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.control import LOAD_FAILED, LOAD_NONE
+from actors.control import LOAD_FAILED, LOAD_NONE, LOAD_RUNNING, LoadStats
 from actors.errors import StressError
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
@@ -70,6 +71,10 @@ class SimulatorPort(Protocol):
 
     def poll(self) -> Mapping[str, Any] | None:
         """Return its newest status without waiting: phase, reason, first_slice_ns; None before the first. Raises when it is dead."""
+        ...
+
+    def silent_s(self) -> float:
+        """Return for how long the question that is open now has had no answer."""
         ...
 
     def kill(self) -> None:
@@ -127,7 +132,7 @@ class AgentShell:
         self._metrics = NodeMetrics(config.node, self._incarnation, self.state_dir, self._guardian, self._clock, config.outbox_max_bytes)
         self._simulators: dict[tuple[str, str], SimulatorPort] = {}
         self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="worker")
-        self._asked = threading.Event()
+        self._asked, self._closed = threading.Event(), threading.Event()
         self._ending = threading.Event()
         self._snapshot_ns = self._idle_since_ns = self._clock.boot_ns()
         self._busy_since_ns = 0
@@ -135,7 +140,12 @@ class AgentShell:
         self._adopt_leftovers()
         self._threads = [
             threading.Thread(target=self._loop, args=(name, body), name=name, daemon=True)
-            for name, body in (("exchange", self._exchange_once), ("control", self._control_once), ("metrics", self._metrics_once))
+            for name, body in (
+                ("exchange", self._exchange_once),
+                ("control", self._control_once),
+                ("metrics", self._metrics_once),
+                ("delivery", self._delivery_once),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -210,6 +220,7 @@ class AgentShell:
         with self._lock:
             report = self._agent.report(self._clock.boot_ns())
         reply = self._port.exchange(report, timeout_s=max(0.5, self._config.lease_s / 2))
+        self._idle_since_ns = self._clock.boot_ns()  # while there is an orchestrator, it says when to leave
         with self._lock:
             self._agent.on_reply(reply, report.t0_ns, self._clock.boot_ns())
         self._perform()
@@ -244,8 +255,14 @@ class AgentShell:
             if name in live:
                 live[name][1].requested, live[name][1].achieved = dose
         self._metrics.close_windows()
-        self._deliver()
+        self._closed.set()
         return self._metrics.until_next_window_s(self._config.window_s)
+
+    def _delivery_once(self) -> float:
+        if self._closed.wait(1.0):
+            self._closed.clear()
+            self._deliver()
+        return 0.0
 
     def _deliver(self) -> None:
         for run in self._metrics.runs():
@@ -277,7 +294,7 @@ class AgentShell:
             if first_ns and op.stage in {"armed", "running"}:
                 self._agent.on_first_slice(run.run, name, first_ns)
             if op.stage in {"preparing", "ready", "armed", "running"} and simulator is not None:
-                ended = self._ended(op, load.state if ours else LOAD_NONE, status, now_ns)
+                ended = self._ended(op, load.state if ours else LOAD_NONE, status, now_ns) or self._hung(op, load, simulator, now_ns)
                 if ended is not None:
                     self._agent.on_load_ended(run.run, name, planned=ended[0], reason=ended[1])
 
@@ -297,6 +314,17 @@ class AgentShell:
             return False, str(status.get("reason") or "its load process failed")
         if op.stage in {"armed", "running"} and not self._guardian.control.live(op.slot, op.generation, now_ns):
             return False, "its lease ended"
+        return None
+
+    def _hung(self, op: OperationHere, load: LoadStats, simulator: SimulatorPort, now_ns: int) -> tuple[bool, str] | None:
+        """Return (False, reason) of a running load or a simulator that has given no sign of life for a lease: it is ended by force."""
+        if op.stage != "running":
+            return None
+        if simulator.silent_s() > self._config.lease_s:
+            return False, f"its simulator has not answered for {self._config.lease_s:.1f} s"
+        beats = load.generation == op.generation and load.state == LOAD_RUNNING and load.heartbeat_ns > 0
+        if beats and now_ns - load.heartbeat_ns > self._config.lease_s * SECOND_NS:
+            return False, f"its load process has given no sign of life for {self._config.lease_s:.1f} s"
         return None
 
     # ---- effects

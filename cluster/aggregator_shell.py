@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError
+from actors.messages import Event
 from actors.origin import code_id
 from actors.state import default_state_dir, open_state_dir
 from scenarios.plan import Plan
@@ -44,7 +45,10 @@ class AggregatorShell:
         self._touched_ns = self._clock.boot_ns()
         self._ending = threading.Event()
         self._manifest_lock = threading.Lock()
+        self._replaced_ns = 0
         self._prometheus = read_json(self.directory / "manifest.json") or {}
+        if self._prometheus.get("status") == "running":  # only a predecessor that died leaves it so
+            self._replaced_ns = self._clock.wall_ns()
         self._serve(self._prometheus.get("prometheus"))
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
 
@@ -160,6 +164,9 @@ class AggregatorShell:
         stream = MetricStream("orchestrator", incarnation, self._run, box, self._clock)
         for event in ending.events:
             stream.event(event)
+        if self._replaced_ns:
+            words = "the aggregator died and was replaced; what it had acknowledged was on disk, and the rest was sent again"
+            stream.event(Event("aggregator_replaced", words, "warning", wall_ns=self._replaced_ns))
         if ending.start_skew_ms is not None:
             stream.observe("start.skew", ending.start_skew_ms / 1e3)
         if ending.halt_latency_ms is not None:

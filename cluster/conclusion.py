@@ -174,10 +174,11 @@ def _unknown(ending: Ending) -> tuple[str, ...]:
 
 
 def _outstanding(ending: Ending, figures: Figures) -> tuple[str, ...]:
-    open_streams = [(entry["node"], f"metrics of {entry['node']} from sequence {entry['from']} on have not arrived") for entry in figures.outstanding()]
-    named = {node for node, _ in open_streams}  # a stream of which nothing came is not known to the aggregator
+    streams = figures.outstanding()
+    named = {entry["node"] for entry in streams}  # a stream of which nothing came is not known to the aggregator
     silent = [node.name for node in ending.nodes if node.clean and not node.delivered and node.name not in named]
-    return (*(words for _, words in open_streams), *(f"metrics of {name} have not all arrived" for name in silent))
+    late = [f"metrics of {entry['node']} from sequence {entry['from']} on have not arrived" for entry in streams]
+    return (*late, *(f"metrics of {name} have not all arrived" for name in silent))
 
 
 def _high_water(figures: Figures) -> dict[str, float | None]:

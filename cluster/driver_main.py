@@ -294,7 +294,8 @@ class Driver:
     def _failed(self, error: StressError) -> dict[str, Any]:
         status = {2: "invalid", 6: "refused", 1: "failed"}.get(error.exit_code, "error")
         run_dir = str(self._run_dir) if self._run_dir.exists() else None
-        return {"status": status, "exit_code": error.exit_code, "message": str(error), **error.to_json(), "run_dir": run_dir, "summary": {}}
+        why = {"code": error.code, "error": error.message, "hint": error.hint}
+        return {"status": status, "exit_code": error.exit_code, "message": str(error), **why, "run_dir": run_dir, "summary": {}}
 
     def _outcome(self, status: str, exit_code: int, message: str, summary: dict[str, Any]) -> dict[str, Any]:
         return {"status": status, "exit_code": exit_code, "message": message, "run_dir": str(self._run_dir), "summary": summary}

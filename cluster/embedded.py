@@ -17,17 +17,17 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
+from actors.origin import code_id
 from actors.proc import read_stat
 
 HEALTH: Final = {"health_check_period_ms": 1000, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 4}
-START_S: Final = 120.0
-STOP_S: Final = 15.0
 TOKEN_FILE: Final = "stress-cluster-embedded"  # noqa: S105  # a file name
 
 
@@ -52,6 +52,41 @@ def make_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="sc-", dir=base))
 
 
+def fence(driver: int) -> dict[str, Any]:
+    """Return what names a driver to the guardian as the owner of its embedded Ray's slot."""
+    return {"cluster": "embedded", "node": f"driver-{driver}", "epoch": 0, "incarnation": driver}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The lease of an embedded Ray's slot.
+
+    Driver and host renew it both: Ray's start holds the driver's interpreter for seconds on a busy machine, which is no death. The
+    host does so only while the driver is alive and not stopped.
+    """
+
+    slot: int
+    generation: int
+    driver: int
+    driver_starttime: int
+    lease_s: float
+
+    def grant(self, guardian: GuardianClient, clock: Clock) -> None:
+        """Renew once, from now on."""
+        deadline_ns = clock.boot_ns() + round(self.lease_s * SECOND_NS)
+        guardian.call("grant", leases=[[self.slot, self.generation, deadline_ns]], timeout_s=self.lease_s, **fence(self.driver))
+
+    def keep(self, state_dir: Path) -> None:
+        """Renew from the host until the driver has ended; what cannot be renewed lapses, and the guardian ends this Ray."""
+        clock = SystemClock()
+        with GuardianClient.connect(state_dir, role="driver", code_id=code_id(), **fence(self.driver)) as guardian:
+            while (stat := read_stat(self.driver)) is not None and stat.starttime == self.driver_starttime:
+                if stat.state not in "TtZX":
+                    with contextlib.suppress(StressError):  # the next turn tries again
+                        self.grant(guardian, clock)
+                clock.sleep(self.lease_s / 5)
+
+
 class EmbeddedRay:
     """One embedded Ray, from its records to their undo. `seconds` is how long Ray itself took to start.
 
@@ -65,11 +100,11 @@ class EmbeddedRay:
         run: str,
         nodes: int,
         lease_s: float,
-        on_death: Callable[[], None],
+        on_death: Callable[[], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._guardian, self._run, self._nodes, self._lease_s = guardian, run, nodes, lease_s
-        self._clock, self._on_death = clock or SystemClock(), on_death
+        self._clock, self._on_death, self._state_dir = clock or SystemClock(), on_death, state_dir
         self._entry = state_dir / "embedded" / f"{run}.json"
         self._slot: dict[str, Any] = {}
         self._host: subprocess.Popen[bytes] | None = None
@@ -119,16 +154,13 @@ class EmbeddedRay:
         )
 
     def stop(self) -> list[dict[str, Any]]:
-        """End Ray, then have the guardian undo and verify the records; return how each ended."""
+        """Have the guardian end every process, remove the folder and verify; return how each record ended.
+
+        Nothing in this Ray is worth a graceful end: what matters was delivered, and one process after the other takes seconds.
+        """
         self._stopping.set()
         with contextlib.suppress(OSError):
             self._entry.unlink()
-        if self._host is not None:
-            assert self._host.stdin is not None
-            with contextlib.suppress(OSError):
-                self._host.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._host.wait(STOP_S)
         self._ended.set()
         outcomes: list[dict[str, Any]] = []
         if self._slot:
@@ -150,35 +182,33 @@ class EmbeddedRay:
             machine_limits=nothing,
             release_s=0.0,
             sharers=1,
-            **self._fence(),
+            **fence(os.getpid()),
         )
-        self._grant()
+        self._lease().grant(self._guardian, self._clock)
 
-    def _fence(self) -> dict[str, Any]:
-        return {"cluster": "embedded", "node": f"driver-{os.getpid()}", "epoch": 0, "incarnation": os.getpid()}
+    def _lease(self) -> Lease:
+        return Lease(self._slot["slot"], self._slot["generation"], os.getpid(), start_time(os.getpid()), self._lease_s)
 
     def _arm(self, kind: str, fields: dict[str, Any]) -> None:
         self._guardian.call("arm", slot=self._slot["slot"], generation=self._slot["generation"], kind=kind, fields=fields)
 
-    def _grant(self) -> None:
-        deadline_ns = self._clock.boot_ns() + round(self._lease_s * SECOND_NS)
-        lease = [self._slot["slot"], self._slot["generation"], deadline_ns]
-        self._guardian.call("grant", leases=[lease], timeout_s=self._lease_s, **self._fence())
-
     def _renew(self) -> None:
         assert self._host is not None
+        lease = self._lease()
         while not self._ended.wait(self._lease_s / 5):
-            if self._host.poll() is not None and not self._stopping.is_set():
+            died = self.address and self._host.poll() is not None and not self._stopping.is_set()
+            if died and self._on_death is not None:
                 self._on_death()
             with contextlib.suppress(StressError):  # the next turn tries again; if none succeeds, the guardian ends this Ray
-                self._grant()
+                lease.grant(self._guardian, self._clock)
 
     def _ask_host(self) -> str:
         host = self._host
         assert host is not None
         assert host.stdin is not None
         assert host.stdout is not None
-        host.stdin.write((json.dumps({"folder": str(self.folder), "nodes": self._nodes}) + "\n").encode())
+        request = {"folder": str(self.folder), "nodes": self._nodes, "state_dir": str(self._state_dir), "lease": asdict(self._lease())}
+        host.stdin.write((json.dumps(request) + "\n").encode())
         host.stdin.flush()
         line = host.stdout.readline()
         if not line:

@@ -10,14 +10,18 @@ import json
 import os
 import select
 import sys
+import threading
 from pathlib import Path
 
-from .ray_port import Embedded
+from .embedded import Lease
 
 
 def main() -> int:
-    """Read {"folder", "nodes"} from the first line of standard input; print {"address"}; serve until end of file."""
+    """Read {"folder", "nodes", "state_dir", "lease"} from the first line of standard input; print {"address"}; serve until end of file."""
     request = json.loads(sys.stdin.readline())
+    threading.Thread(target=Lease(**request["lease"]).keep, args=(Path(request["state_dir"]),), name="lease", daemon=True).start()
+    from .ray_port import Embedded  # noqa: PLC0415  # takes seconds, and the lease must be kept meanwhile
+
     folder = Path(request["folder"])
     embedded = Embedded(folder, int(request["nodes"]))
     answer = os.dup(1)

@@ -2,7 +2,7 @@
 
 JSON lines with a checksum, in STATE on the orchestrator's node. Grants are written without a sync: they must survive the death
 of this process, not of its machine, whose loss a successor covers by waiting a lease and its allowance. Admissions, halts
-and ends are synced. A torn last line is dropped; a damaged line in the middle ends the replay there and is reported.
+and ends are synced. A torn or damaged line is dropped and counted; what follows it is read.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Journal:
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            os.write(self._fd, b"\n")  # a torn last line must not swallow the next entry
 
     def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Write entries in one call; sync when one of them must survive the machine. Raises `OSError`."""

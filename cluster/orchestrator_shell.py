@@ -6,8 +6,9 @@ a run happen on other threads, outside of that lock. A plain class: Ray is behin
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -58,6 +59,7 @@ class OrchestratorShell:
         self._config, self._port, self._clock, self._journal = config, port, clock or SystemClock(), journal
         self._lock = threading.RLock()
         self._submitting = threading.Lock()
+        self._hiring = threading.Lock()
         past = journal.replay()
         self._core = Orchestrator(cluster, epoch, config.times(), Budget(), Halt(past.halt_generation, past.halt_on))
         self._cluster, self._epoch = cluster, epoch
@@ -67,7 +69,7 @@ class OrchestratorShell:
         self._events: dict[str, list[Event]] = {}
         self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="worker")
         self._ending = threading.Event()
-        self._idle_since_ns = self._clock.boot_ns()
+        self._idle_since_ns, self._calls = self._clock.boot_ns(), 0
         threading.Thread(target=self._tick_loop, name="tick", daemon=True).start()
 
     # ---- asked by agents
@@ -88,12 +90,18 @@ class OrchestratorShell:
 
     def hello(self) -> dict[str, Any]:
         """Say who this is."""
-        return {"code_id": code_id(), "cluster": self._cluster, "epoch": self._epoch, "busy": bool(self._core.runs), "config": self._config}
+        return {"code_id": code_id(), "cluster": self._cluster, "epoch": self._epoch, "busy": self._busy(), "config": self._config}
+
+    def _busy(self) -> bool:
+        return bool(self._core.runs) or self._calls > 0
 
     def submit(self, submission: Submission) -> dict[str, Any]:
         """Plan, ask the nodes, reserve and admit a run; raises `RefusedError` or `InputError` and starts nothing."""
         check_same_code(submission.code_id, "the driver")
-        self._idle_since_ns = self._clock.boot_ns()
+        with self._at_work():
+            return self._submit(submission)
+
+    def _submit(self, submission: Submission) -> dict[str, Any]:
         plan, drift = self._plan(submission)
         made = self._workers.submit(self._port.aggregator, submission.run, {}, create=True)  # beside the agents: each takes a second
         try:
@@ -130,9 +138,10 @@ class OrchestratorShell:
     def preview(self, submission: Submission) -> dict[str, Any]:
         """Return what a submission would do: targets, peak, duration; asks the nodes, reserves nothing."""
         check_same_code(submission.code_id, "the driver")
-        plan, _ = self._plan(submission)
-        admission, shared = admission_of(submission, plan, self._hello_all(plan.targets), self._config.memory_fraction)
-        return preview_of(plan, admission.amounts, shared)
+        with self._at_work():
+            plan, _ = self._plan(submission)
+            admission, shared = admission_of(submission, plan, self._hello_all(plan.targets), self._config.memory_fraction)
+            return preview_of(plan, admission.amounts, shared)
 
     def beat(self, run_id: str) -> None:
         """Note that a run's driver is alive."""
@@ -198,7 +207,8 @@ class OrchestratorShell:
 
     def doctor(self) -> dict[str, Any]:
         """Ask every alive node what it can do."""
-        hellos = self._hello_all([node.name for node in self._port.nodes()], tolerant=True)
+        with self._at_work():
+            hellos = self._hello_all([node.name for node in self._port.nodes()], tolerant=True)
         return {name: self._doctor_entry(hello) for name, hello in hellos.items()}
 
     @staticmethod
@@ -209,6 +219,10 @@ class OrchestratorShell:
 
     def recover(self, wait_s: float) -> dict[str, Any]:
         """Start agents everywhere, have them end, undo and deliver what earlier lives left; say what remains."""
+        with self._at_work():
+            return self._recover(wait_s)
+
+    def _recover(self, wait_s: float) -> dict[str, Any]:
         names = [node.name for node in self._port.nodes()]
         hellos = self._hello_all(names, tolerant=True)
         deadline_ns = self._clock.boot_ns() + round(wait_s * SECOND_NS)
@@ -251,28 +265,30 @@ class OrchestratorShell:
 
     def _hello_all(self, names: Sequence[str], *, tolerant: bool = False) -> dict[str, dict[str, Any]]:
         """Have an agent on each of these nodes and hear what they say; all at once."""
-        config = self._config
-        for name in names:
-            if name not in self._agents or not self._port.agent_alive(name):
-                self._agents[name] = self._port.agent(
-                    AgentConfig(
-                        node=name,
-                        cluster=self._cluster,
-                        epoch=self._epoch,
-                        profile=config.profile,
-                        lease_s=config.lease_s,
-                        renew_s=min(config.renew_s, config.lease_s / 4),
-                        sample_hz=config.sample_hz,
-                        stale_s=config.stale_s,
-                        window_s=config.window_s,
-                        idle_exit_s=config.idle_exit_s,
-                        stop_grace_s=config.stop_grace_s,
-                        outbox_max_bytes=config.outbox_max_bytes,
-                    )
-                )
+        with self._hiring:  # two agents of one node would fence each other
+            for name in names:
+                if name not in self._agents or not self._port.agent_alive(name):
+                    self._agents[name] = self._port.agent(self._agent_config(name))
         answers = dict(zip(names, self._workers.map(lambda name: self._hello_one(name, tolerant=tolerant), names), strict=True))
         self._hellos.update({name: hello for name, hello in answers.items() if "error" not in hello})
         return answers
+
+    def _agent_config(self, name: str) -> AgentConfig:
+        config = self._config
+        return AgentConfig(
+            node=name,
+            cluster=self._cluster,
+            epoch=self._epoch,
+            profile=config.profile,
+            lease_s=config.lease_s,
+            renew_s=min(config.renew_s, config.lease_s / 4),
+            sample_hz=config.sample_hz,
+            stale_s=config.stale_s,
+            window_s=config.window_s,
+            idle_exit_s=config.idle_exit_s,
+            stop_grace_s=config.stop_grace_s,
+            outbox_max_bytes=config.outbox_max_bytes,
+        )
 
     def _hello_one(self, name: str, *, tolerant: bool) -> dict[str, Any]:
         try:
@@ -318,8 +334,20 @@ class OrchestratorShell:
         if name in {node.name for node in self._port.nodes()} and name not in self._agents:
             self._hello_all([name], tolerant=True)
 
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Count a call during which this process is not idle, however long nodes take to answer."""
+        with self._lock:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._idle_since_ns = self._clock.boot_ns()
+
     def _exit_when_idle(self) -> None:
-        if self._core.runs:
+        if self._busy():
             self._idle_since_ns = self._clock.boot_ns()
         elif self._clock.boot_ns() - self._idle_since_ns > self._config.idle_exit_s * SECOND_NS:
             self.leave()
@@ -385,20 +413,19 @@ class OrchestratorShell:
 
     def _finish(self, run_id: str) -> None:
         """Have the aggregator judge and write the run; what fails here is an error of ours, told with the outcome."""
-        extras = self._extras[run_id]
-        self._stop_probes(run_id)
-        with self._lock:
-            self._take_events()
-            run = self._core.finished_runs[run_id]
-            ending = self._ending_of(run, extras)
-        try:
-            outcome = extras.aggregator.call("conclude", ending, timeout_s=120.0)
-        except StressError as error:
-            outcome = {"status": "error", "exit_code": 3, "summary": {}, "message": f"the aggregator could not finish: {error}"}
-        self._journal.append([{"run": run_id, "kind": "done", "status": outcome["status"]}])
-        with self._lock:
-            extras.outcome = outcome
-            self._idle_since_ns = self._clock.boot_ns()
+        with self._at_work():
+            extras = self._extras[run_id]
+            self._stop_probes(run_id)
+            with self._lock:
+                self._take_events()
+                ending = self._ending_of(self._core.finished_runs[run_id], extras)
+            try:
+                outcome = extras.aggregator.call("conclude", ending, timeout_s=120.0)
+            except StressError as error:
+                outcome = {"status": "error", "exit_code": 3, "summary": {}, "message": f"the aggregator could not finish: {error}"}
+            self._journal.append([{"run": run_id, "kind": "done", "status": outcome["status"]}])
+            with self._lock:
+                extras.outcome = outcome
 
     def _ending_of(self, run: Run, extras: Extras) -> Ending:
         return Ending(

@@ -41,6 +41,7 @@ NAMESPACE = "stress-cluster"
 ORCHESTRATOR = "orchestrator"
 AGGREGATOR = "aggregator-"
 MIN_OBJECT_STORE_BYTES = 80_000_000
+REPLACED_S = 20.0  # within which Ray has restarted an actor that may be restarted
 
 
 # ---- calls
@@ -121,7 +122,6 @@ def create(
     args: Sequence[Any],
     *,
     groups: Mapping[str, int] | None = None,
-    soft: bool = False,
     detached: bool = True,
     max_restarts: int = 0,
     get_if_exists: bool = False,
@@ -133,7 +133,7 @@ def create(
         "max_restarts": max_restarts,
         "max_task_retries": 0,
         "enable_task_events": False,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=soft),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
     }
     if detached:
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": get_if_exists}
@@ -335,6 +335,7 @@ class _Simulator:
     def __init__(self, actor: Actor, clock: Clock) -> None:
         self._actor, self._clock = actor, clock
         self._asked: Any = None
+        self._asked_ns = 0
         self._known: dict[str, Any] | None = None
 
     def prepare(self, timeout_s: float) -> tuple[int, ...]:
@@ -359,8 +360,12 @@ class _Simulator:
                 return self._known
             status = wait(self._asked, 1.0)
             self._known = {"phase": status.phase, "reason": status.reason, "first_slice_ns": status.first_slice_ns}
-        self._asked = self._actor.send("status", group="control")
+        self._asked, self._asked_ns = self._actor.send("status", group="control"), self._clock.boot_ns()
         return self._known
+
+    def silent_s(self) -> float:
+        """Return for how long the open question has had no answer."""
+        return (self._clock.boot_ns() - self._asked_ns) / SECOND_NS if self._asked is not None else 0.0
 
     def kill(self) -> None:
         """End its process."""
@@ -448,18 +453,22 @@ class _RemoteAgent:
 
 
 class _RemoteAggregator:
-    """A run's aggregator as the orchestrator sees it; a call that met its death is made again once after Ray replaced it."""
+    """A run's aggregator as the orchestrator sees it; a call that met its death is made again once Ray has replaced it."""
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
 
     def call(self, method: str, *args: Any, timeout_s: float = 30.0) -> Any:
         """Call a method."""
-        try:
-            return self.actor.call(method, *args, timeout_s=timeout_s)
-        except Lost:
-            SystemClock().sleep(1.0)
-            return self.actor.call(method, *args, timeout_s=timeout_s)
+        clock = SystemClock()
+        give_up_ns = clock.boot_ns() + round(REPLACED_S * SECOND_NS)
+        while True:
+            try:
+                return self.actor.call(method, *args, timeout_s=timeout_s)
+            except Lost:
+                if clock.boot_ns() > give_up_ns:
+                    raise
+            clock.sleep(1.0)
 
 
 class _OrchestratorPort:
@@ -603,8 +612,8 @@ def orchestrator(config: OrchestratorConfig) -> Actor:
             found.send("leave", group="control")
             _await_gone(ORCHESTRATOR)
     head = next((node.id for node in nodes() if node.spec.is_head), my_node_id())
-    groups = {"exchange": 8, "control": 16}
-    return create(_OrchestratorActor, ORCHESTRATOR, head, (config,), groups=groups, soft=True, get_if_exists=True)
+    groups = {"exchange": 8, "control": 16}  # hard affinity: Ray 2.60 takes a soft one for no more than a hint
+    return create(_OrchestratorActor, ORCHESTRATOR, head, (config,), groups=groups, get_if_exists=True)
 
 
 def _await_gone(name: str) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from actors.clock import SystemClock
+from actors.errors import InputError
 from scenarios import text
 from scenarios.model import Scenario
 
@@ -39,6 +40,9 @@ def run_scenario(
     with `nodes` target raylets. `settings` are dotted paths to values, as flags are. Signals stop the run gracefully meanwhile.
     Raises `InputError` for wrong options.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or _connected_address()
+    if nodes is not None and address:
+        raise InputError("invalid_value", f"nodes is for the embedded Ray, but there is an address: {address}", "leave out one of the two")
     flags = {**(settings or {}), **({"out": str(out)} if out is not None else {}), "profile": scenario.profile}
     resolved = all_settings.load(flags, environ=os.environ)
     request = RunRequest(
@@ -46,7 +50,7 @@ def run_scenario(
         run=run_id(scenario.name, SystemClock()),
         out=out_folder(resolved, os.environ),
         settings=resolved,
-        address=address or os.environ.get("RAY_ADDRESS") or _connected_address(),
+        address=address,
         nodes=nodes,
         seed=scenario.seed if seed is None else seed,
         timeout_s=timeout_s,

@@ -326,7 +326,8 @@ class Engine:
 
     def _halt_now(self, generation: int, waiter: Waiter | None, now_ns: int) -> None:
         self.halt = Halt(generation, on=True)
-        active = [slot for slot in self._slots.values() if slot.phase in LOADING or slot.phase is SlotPhase.ENDING]
+        # What loads nothing, such as a driver's embedded Ray, is not halted: through it the run tells how it ended.
+        active = [slot for slot in self._slots.values() if slot.loads and (slot.phase in LOADING or slot.phase is SlotPhase.ENDING)]
         killed = [{"slot": slot.index, "generation": slot.generation, "operation": slot.operation, "run": slot.run} for slot in active]
         self._halting.append(Halting(waiter, generation, now_ns, {slot.key for slot in active}, killed))
         for slot in active:

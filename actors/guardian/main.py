@@ -24,10 +24,12 @@ from .disk import write_whole
 from .links import Links
 from .lock import Lock, end_silent_holders
 from .model import CoreSettings
-from .server import Ending, Guardian, World, log
+from .server import Ending, Guardian, World, forbid_all, log
 
 LOCK_PATIENCE_S: Final = 0.4
 HOLDERS_PATIENCE_S: Final = 4.0
+TAKEOVERS_MAX: Final = 4
+TAKEOVERS_WITHIN_S: Final = 10.0
 IDLE_EXIT_ENV: Final = "STRESS_CLUSTER_GUARDIAN_IDLE_EXIT_S"
 
 
@@ -110,21 +112,39 @@ def _guard(state_dir: str, folder: int, code_id: str) -> None:
         clock,
     )
     _remove_old_archives(folder, code_id)
-    takeover = False
+    takeovers: list[int] = []
     while True:
+        if _is_hopeless(folder, takeovers, clock.boot_ns()):
+            forbid_all(world.page)
+            return
         world.page.beat(clock.boot_ns())
         me = proc.identify(os.getpid())
         assert me is not None
         shadow = standby.fork()
         if shadow is None:
             standby.wait_for_silence(me, world.page)
-            takeover = True
+            takeovers.append(clock.boot_ns())
             continue
-        if takeover:
+        if takeovers:
             log(f"the guardian fell silent; its standby {os.getpid()} takes over")
-        if Guardian(world, shadow, takeover=takeover).run() is not Ending.PROMOTED:
+        if Guardian(world, shadow, takeover=bool(takeovers)).run() is not Ending.PROMOTED:
             return
-        takeover = True
+        takeovers.append(clock.boot_ns())
+
+
+def _is_hopeless(folder: int, takeovers: list[int], now_ns: int) -> bool:
+    """Tell whether a standby must not take over: STATE is gone, or guardian after guardian has just failed.
+
+    Without this a guardian that fails at its start would be replaced by the next one for ever.
+    """
+    if takeovers and not os.fstat(folder).st_nlink:
+        log("the state folder was removed; load is forbidden and nobody guards it any more")
+        return True
+    recent = [at_ns for at_ns in takeovers if now_ns - at_ns < TAKEOVERS_WITHIN_S * SECOND_NS]
+    if len(recent) > TAKEOVERS_MAX:
+        log(f"{len(recent)} guardians failed within {TAKEOVERS_WITHIN_S:g} s; load is forbidden, and the next start replays the journal")
+        return True
+    return False
 
 
 def _take_lock(folder: int, clock: Clock) -> Lock | None:

@@ -428,6 +428,11 @@ class Slot:
     closers: list[Waiter] = field(default_factory=list)
 
     @property
+    def loads(self) -> bool:
+        """Tell whether it may take anything of the machine; a driver's slot does not."""
+        return self.amounts != Amounts()
+
+    @property
     def key(self) -> tuple[int, int]:
         """Slot and generation."""
         return self.index, self.generation

@@ -107,7 +107,7 @@ class Owners(Engine):
         known = self._fences.get(owner)
         if known == token:
             return owner
-        if known is not None and token < known:
+        if known is not None and (token < known or token[1] < known[1]):  # nor may an older agent return with a newer epoch
             raise RefusedError("stale_epoch", f"{owner[1]} has a newer agent: epoch and incarnation {known}, not {token}")
         if len(self._fences) >= FENCES_MAX:
             self._drop_fences()

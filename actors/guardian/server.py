@@ -55,7 +55,16 @@ from .model import (
 BEAT_NS: Final = 300 * MILLISECOND_NS
 LOG_BYTES_MAX: Final = 1 << 20
 PACKETS_PER_TURN: Final = 32
+HOMELESS_S: Final = 10.0
 FIRST: Final = (WriteStop, WriteLeases, Kill)
+
+
+def forbid_all(page: ControlWriter) -> None:
+    """Take every lease away: loads end by their own look."""
+    for slot in range(SLOTS):
+        generation, _ = page.lease(slot)
+        page.write_stop(slot, generation, STOP_KILL)
+        page.write_lease(slot, generation, 0)
 
 
 class Ending(Enum):
@@ -110,6 +119,7 @@ class Guardian:
         self._core.time_offset_ns = proc.time_offset_ns()
         self._leases = _leases_of(world.page) if takeover else {}
         self._terminating = False
+        self._homeless_ns = 0
 
     def run(self) -> Ending:
         """Serve until there is an end."""
@@ -137,7 +147,9 @@ class Guardian:
     def _turn(self, events: list[tuple[int, int]], now_ns: int) -> None:
         """One round: deaths, what is due, results, then requests."""
         self._killer.new_turn()
-        if not self._world.lock.is_ours() and not self._recover_lock():
+        if self._homeless_ns:
+            self._leave_removed_state(now_ns)
+        elif not self._world.lock.is_ours() and not self._recover_lock(now_ns):
             return
         ready = {fd for fd, _ in events}
         for fd in [fd for fd in ready if fd in self._held]:
@@ -345,14 +357,25 @@ class Guardian:
                 os.close(fd)
         self._journal.close()
 
-    def _recover_lock(self) -> bool:
-        """Lock the removed lock file's name again or, if another guardian did, forbid all load and go."""
+    def _leave_removed_state(self, now_ns: int) -> None:
+        """Go once everything is ended and undone, or after `HOMELESS_S`: without STATE nothing can be armed or found again."""
+        if self._core.idle or now_ns - self._homeless_ns > HOMELESS_S * SECOND_NS:
+            forbid_all(self._world.page)
+            self._shadow.end()
+            self._ending = Ending.RETIRED
+
+    def _recover_lock(self, now_ns: int) -> bool:
+        """Lock the removed lock file's name again or, if another guardian did, forbid all load and go.
+
+        When STATE itself was removed, everything is ended and undone from memory.
+        """
+        if not os.fstat(self._world.folder).st_nlink:
+            self._homeless_ns = now_ns
+            self._perform(self._core.end_all("the state folder was removed", now_ns))
+            return True
         if not self._world.lock.retake():
             log("deposed: another guardian holds the lock of this state folder")
-            for slot in self._core.slots:
-                if slot.index >= 0:
-                    self._world.page.write_stop(slot.index, slot.generation, STOP_KILL)
-                    self._world.page.write_lease(slot.index, slot.generation, 0)
+            forbid_all(self._world.page)
             self._shadow.end()
             self._ending = Ending.DEPOSED
             return False

@@ -207,7 +207,7 @@ class MetricStream:
             elapsed_ns = max(now_ns - self._opened_ns, 1)
             gathered = [(one, *one.gather()) for one in self._attached]
             rows = self._united([*self._own_rows(), *self._departed, *(row for _, found, _, _ in gathered for row in found)])
-            payload = self._seal(rows, _snapped(now_wall_ns - elapsed_ns), elapsed_ns / SECOND_NS)
+            payload = self._seal(rows, _snapped(now_wall_ns - elapsed_ns, elapsed_ns), elapsed_ns / SECOND_NS)
             try:
                 sequence = self._outbox.append(RecordKind.WINDOW, payload)
             except OutboxFullError:
@@ -312,7 +312,11 @@ def _bump(row: Row, value: float) -> None:
         row.last = value
 
 
-def _snapped(start_ns: int) -> int:
-    """Return the full second near to a window's start, so that windows of all nodes have equal labels; else the start."""
+def _snapped(start_ns: int, length_ns: int) -> int:
+    """Return the full second near to a window's start, so that windows of all nodes have equal labels; else the start.
+
+    A short window keeps its start: it and the next would otherwise get the same one.
+    """
     second = round(start_ns / SECOND_NS) * SECOND_NS
-    return second if abs(second - start_ns) <= _SNAP_NS else start_ns
+    near = abs(second - start_ns) <= _SNAP_NS and length_ns > 2 * _SNAP_NS
+    return second if near else start_ns

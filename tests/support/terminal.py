@@ -69,7 +69,7 @@ def processes() -> Iterator[Process]:
                     yield Process(int(folder.name), int(stat[1]), int(stat[3]), stat[0], command, environ + command)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Ended:
     """How a command ended."""
 
@@ -84,7 +84,7 @@ class Ended:
         document: dict[str, Any] = json.loads(self.out)
         return document
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"exit code {self.code} after {self.seconds:.1f} s\n--- standard output\n{self.out}\n--- standard error\n{self.err}"
 
 
@@ -223,7 +223,7 @@ class Terminal:
 
     def close(self) -> None:
         """End whatever is left of the commands here, and remove their files. In a shared STATE only the commands themselves."""
-        ours = {command.pid for command in self._commands}
+        ours = {command.pid for command in self._commands if command.process.poll() is None}
         for one in self.belonging("command", "driver"):
             if {one.pid, one.parent} & ours or self.shared_state is None:
                 with contextlib.suppress(OSError):
@@ -231,6 +231,8 @@ class Terminal:
                     one.signal(signal.SIGKILL)
         if self.shared_state is None:
             self._end_all()
+        elif ours:  # load of a killed command ends with its lease
+            waiting.until(lambda: not self.loads(), 20, "the end of the load of a killed command")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _end_all(self) -> None:

@@ -64,7 +64,16 @@ def test_gone_is_none_and_not_zero(tmp_path: Path) -> None:
     make_process(tmp_path, 10, {10: 77}, 77)
     assert (files.cpu_ns(), files.anonymous_bytes(), meter.read()) == (None, None, None)
     assert OutsideMeter(operation("CpuLoad"), [4], proc=tmp_path).read() is None
-    assert OutsideMeter(operation("DiskFill"), path=tmp_path / "none").read() is None
+
+
+def test_a_fill_that_never_was_holds_nothing_and_one_that_went_is_unknown(tmp_path: Path) -> None:
+    """A fill that found no room is a dose of zero; after a file was there, its absence is no measurement."""
+    meter = OutsideMeter(operation("DiskFill"), path=tmp_path / "fill")
+    assert meter.read() == 0.0
+    (tmp_path / "fill").write_bytes(b"x" * 65536)
+    assert meter.read() == 65536.0
+    (tmp_path / "fill").unlink()
+    assert meter.read() is None
 
 
 def test_disk_is_blocks_and_not_length(tmp_path: Path) -> None:

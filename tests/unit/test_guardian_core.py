@@ -498,6 +498,17 @@ class TestHalt:
         assert machine.call("resume", generation=5)["ok"]
         assert machine.open()["ok"]
 
+    def test_halt_spares_what_loads_nothing(self, machine):
+        """A driver's slot, which holds an embedded Ray, outlives a halt and may be renewed: its run still has to tell how it ended."""
+        load, driver = machine.ticket(), machine.ticket(amounts={})
+        machine.grant(load)
+        machine.grant(driver)
+        answer = machine.call("halt", generation=1)
+        assert [one["slot"] for one in answer["killed"]] == [load["slot"]]
+        assert machine.leases[load["slot"]][1] == 0
+        machine.run_for(1)
+        assert machine.grant(driver)["leases"]
+
     def test_a_newer_halt_travels_with_a_grant_and_an_older_resume_does_not(self, machine):
         """The higher generation wins."""
         ticket = machine.ticket()

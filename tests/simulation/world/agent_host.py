@@ -27,6 +27,7 @@ GIB = 1 << 30
 LIMITS = limits_for("balanced")
 STALE_NS = 2 * SECOND
 PUSH_NS = 5 * SECOND
+SILENT_NS = 2 * SECOND
 
 
 class AgentHost(Process):
@@ -141,9 +142,11 @@ class AgentHost(Process):
             verdict = judge(snapshot, LIMITS, now_ns, now_ns - 60 * SECOND)
             by_resource = judge_resources(snapshot, LIMITS, now_ns, now_ns - 60 * SECOND)
             self.world.fired[f"verdict_{verdict.level.name}"] += 1
-        if lag_ns > STALE_NS and core.live_slots():
+        if lag_ns > STALE_NS and any(op.stage in {"armed", "running"} for _, op in core.live_slots()):
             verdict = Verdict(Level.ABORT, f"no host snapshot for {lag_ns / SECOND:.1f} s")
             self.world.fired["stale_snapshot"] += 1
+        if self.machine.guardian is None and self.timeline.now_ns - self.machine.silent_since_ns > SILENT_NS:
+            self.say_hello()
         core.on_snapshot(snapshot, verdict, by_resource)
         if self.loads:
             self._look()
@@ -268,18 +271,18 @@ class AgentHost(Process):
         slot, generation = effect.data["slot"], effect.data["generation"]
         load = make(self, effect.run, operation, slot, generation, amounts, round(release_s(amounts) * SECOND))
         self.loads[effect.run, operation.id] = load
-        self.after(self.world.chance.randrange(20 * MS, 400 * MS), self._register, load, operation)
+        self.after(self.world.chance.randrange(20 * MS, 400 * MS), self._register, load)
 
-    def _register(self, load: Load, operation: Operation) -> None:
+    def _register(self, load: Load) -> None:
         ticket = {"slot": load.slot, "generation": load.generation}
         if not load.alive or load.dying:
             return
         if isinstance(load, Fill):
-            self.link.call("arm", lambda answer: self._registered(load, answer), **ticket, kind="disk_fill", fields={"path": "/fill", "token": "t"})
+            fields = {"path": "/fill", "token": "t"}
+            self.link.call("arm", lambda answer: self._registered(load, answer), **ticket, kind="disk_fill", fields=fields)
         else:
             self.machine.begin(load)
             self.link.call("register", lambda answer: self._registered(load, answer), **ticket, pid=load.pid)
-        assert operation is load.operation
 
     def _registered(self, load: Load, answer: dict[str, Any]) -> None:
         assert self.core is not None
@@ -367,7 +370,8 @@ class AgentHost(Process):
         if now_ns - self._pushing.get(key, -PUSH_NS) < PUSH_NS:
             return
         self._pushing[key] = now_ns
-        records = [(place + 1, box.counts[place], place + 1 == len(box.counts) and box.ended) for place in range(box.acked, len(box.counts))]
+        last = len(box.counts)
+        records = [(place + 1, box.counts[place], place + 1 == last and box.ended) for place in range(box.acked, last)]
         self.world.head.push(self, key, records)
 
     def pushed(self, key: tuple[str, str, int], held: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .agent_host import GIB, quiet
+from .agent_host import GIB, AgentHost, quiet
 from .effects import File
 from .load import RUNNING, Fill, Load
 from .machine import Link
@@ -23,12 +23,14 @@ def _node(world: World) -> Node:
     """Pick a node, rather one that is in a run."""
     core = world.head.core
     busy = sorted({name for run in core.runs.values() for name in run.nodes}) if core else []
-    return world.nodes[world.chance.choice(busy)] if busy and world.chance.random() < 0.8 else world.chance.choice(list(world.nodes.values()))
+    names = busy if busy and world.chance.random() < 0.8 else list(world.nodes)
+    return world.nodes[world.chance.choice(names)]
 
 
 def _loads(world: World) -> list[Load]:
     agent = _node(world).agent
-    return [load for load in agent.loads.values() if load.alive and load.phase == RUNNING and not (load.dying or load.holds)] if agent else []
+    loads = agent.loads.values() if agent is not None else ()
+    return [load for load in loads if load.alive and load.phase == RUNNING and not (load.dying or load.holds)]
 
 
 def _span(world: World, low_s: float, high_s: float) -> int:
@@ -75,6 +77,8 @@ def agent_stopped(world: World) -> bool:
 def _stop(world: World, process: Process, span_ns: int) -> bool:
     if not process.alive or process.holds:
         return False
+    if isinstance(process, AgentHost) and process.core is not None:
+        process.ask()  # its answer waits until it goes on
     process.hold()
     world.timeline.after(span_ns, _go_on, world, process)
     return True
@@ -183,13 +187,12 @@ def load_hung(world: World) -> bool:
 
 def file_replaced(world: World) -> bool:
     """Somebody puts a file of their own where ours is."""
-    machine = _node(world).machine
-    for record, file in machine.files.items():
-        if file.ours:
+    files = [(machine, record, file) for machine in world.machines for record, file in machine.files.items()]
+    for machine, record, file in files:
+        if file.ours and file.fill is not None and file.fill.phase == RUNNING:
             machine.files[record] = File(1, False, None)
-            if file.fill is not None:
-                file.fill.excused = True
-                file.fill.file_gone()
+            file.fill.excused = True
+            file.fill.file_gone()
             machine.foreign.add(record)
             return True
     return False
@@ -217,7 +220,9 @@ def suspend(world: World) -> bool:
 
 def wall_step(world: World) -> bool:
     """Step the wall clock of a machine by a day."""
-    _node(world).machine.wall_offset_ns += world.chance.choice((-DAY_NS, DAY_NS))
+    machine, step_ns = _node(world).machine, world.chance.choice((-DAY_NS, DAY_NS))
+    if world.wall_steps:
+        machine.wall_offset_ns += step_ns
     return True
 
 

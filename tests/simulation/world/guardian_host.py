@@ -24,7 +24,6 @@ from actors.guardian.model import (
     MakeContainer,
     Reply,
     ResetSlot,
-    Result,
     Retire,
     SaveHalt,
     Undo,
@@ -40,7 +39,7 @@ from actors.guardian.model import (
 from actors.guardian.owners import PROTOCOL
 from actors.messages import Halt
 from actors.proc import Identity
-from actors.undo import Outcome, Record
+from actors.undo import Outcome
 
 from .effects import File
 from .timeline import MS, Process

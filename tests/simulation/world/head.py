@@ -20,9 +20,11 @@ from .timeline import MS, SECOND, LocalClock, Process
 
 if TYPE_CHECKING:
     from .agent_host import AgentHost
+    from .machine import Machine
     from .world import World
 
 TICK_NS = 200 * MS
+Stream = tuple[str, str, int]  # run, node, incarnation
 
 
 @dataclass(slots=True)
@@ -38,15 +40,15 @@ class Written:
 class Aggregator(Process):
     """One run's aggregator: what it acknowledges was durable before. Its successor begins with what is durable."""
 
-    def __init__(self, world: World, durable: dict[tuple[str, str, int], list[tuple[int, int]]], ends: set[tuple[str, str, int]]) -> None:
+    def __init__(self, world: World, durable: dict[Stream, list[tuple[int, int]]], ends: set[Stream]) -> None:
         super().__init__(world.timeline)
         self.world, self.durable, self.ends = world, durable, ends
 
-    def push(self, agent: AgentHost, key: tuple[str, str, int], records: list[tuple[int, int, bool]]) -> None:
+    def push(self, agent: AgentHost, key: Stream, records: list[tuple[int, int, bool]]) -> None:
         """Take records, sync, then acknowledge."""
         self.after(self.world.chance.randrange(1, 20) * MS, self._synced, agent, key, records)
 
-    def _synced(self, agent: AgentHost, key: tuple[str, str, int], records: list[tuple[int, int, bool]]) -> None:
+    def _synced(self, agent: AgentHost, key: Stream, records: list[tuple[int, int, bool]]) -> None:
         held = self.durable.setdefault(key, [])
         for sequence, count, is_end in records:
             if sequence == len(held) + 1:
@@ -57,7 +59,8 @@ class Aggregator(Process):
 
     def outstanding(self) -> Sequence[dict[str, Any]]:
         """Return the streams without an end."""
-        return [{"node": key[1], "incarnation": key[2], "from": len(held) + 1} for key, held in self.durable.items() if key not in self.ends]
+        late = [(key, held) for key, held in self.durable.items() if key not in self.ends]
+        return [{"node": key[1], "incarnation": key[2], "from": len(held) + 1} for key, held in late]
 
     def evaluate(self, *_: object, **__: object) -> float | None:
         """Return nothing: figures are no part of this world."""
@@ -100,11 +103,11 @@ class OrchestratorHost(Process):
     def question(self, agent: AgentHost, report: Report) -> None:
         """Answer an agent."""
         watch, core = self.world.watch, self.core
-        for theirs in report.runs:
-            if theirs.stage is Stage.CLEAN:
-                watch.clean(self.world.nodes[report.node], theirs.run)
         now_ns = self.head.clock.now()
         reply = core.exchange(report, now_ns)
+        for theirs in report.runs:
+            if theirs.stage is Stage.CLEAN and not reply.refused:
+                watch.clean(self.world.nodes[report.node], theirs.run)
         self.drain()
         leases = [order.lease_s for order in reply.orders if order.lease_s]
         if leases:
@@ -153,7 +156,7 @@ class OrchestratorHost(Process):
             halt_latency_ms=None,
         )
         aggregator = self.head.aggregator(run_id)
-        plan = cast(Plan, SimpleNamespace(operations=(), duration_s=run.admission.duration_s, scenario=SimpleNamespace(hypotheses=())))
+        plan = cast("Plan", SimpleNamespace(operations=(), duration_s=run.admission.duration_s, scenario=SimpleNamespace(hypotheses=())))
         status = conclude(ending, plan, aggregator).conclusion.status
         if status == "passed":
             self.world.watch.passed(run_id, run.nodes)
@@ -170,8 +173,8 @@ class Head:
         self.clock = LocalClock(self.timeline, world.chance.randrange(1, 10**6) * SECOND, world.chance.randint(-1_000, 1_000))
         self.written = Written()
         self.orchestrator: OrchestratorHost | None = None
-        self._durable: dict[str, dict[tuple[str, str, int], list[tuple[int, int]]]] = {}
-        self._ends: dict[str, set[tuple[str, str, int]]] = {}
+        self._durable: dict[str, dict[Stream, list[tuple[int, int]]]] = {}
+        self._ends: dict[str, set[Stream]] = {}
         self._aggregators: dict[str, Aggregator] = {}
         self.start()
 
@@ -214,7 +217,7 @@ class Head:
             found = self._aggregators[run] = Aggregator(self.world, self._durable.setdefault(run, {}), self._ends.setdefault(run, set()))
         return found
 
-    def push(self, agent: AgentHost, key: tuple[str, str, int], records: list[tuple[int, int, bool]]) -> None:
+    def push(self, agent: AgentHost, key: Stream, records: list[tuple[int, int, bool]]) -> None:
         """Carry records to a run's aggregator."""
         aggregator = self.aggregator(key[0])
         self.world.net.up(key[1], aggregator, aggregator.push, agent, key, records)
@@ -227,7 +230,7 @@ class Head:
         self.world.chance.choice(alive).alive = False
         return True
 
-    def durable(self, run: str) -> dict[tuple[str, str, int], list[tuple[int, int]]]:
+    def durable(self, run: str) -> dict[Stream, list[tuple[int, int]]]:
         """Return what of a run is on disk."""
         return self._durable.get(run, {})
 
@@ -253,5 +256,22 @@ class Head:
                 self.written.open.pop(run)
                 self.written.outcomes[run] = str(Cause.ERROR)
                 self.world.fired["run_recovered"] += 1
+        for machine in self.world.machines:
+            self._deliver_local(machine)
 
-
+    def _deliver_local(self, machine: Machine) -> None:
+        """Deliver outboxes whose agent is gone and that no later agent knows of."""
+        owners = {node.name: node.agent for node in self.world.nodes.values() if node.machine is machine}
+        for key, box in machine.boxes.items():
+            agent = owners[key[1]]
+            if box.drained or agent is None or not agent.alive or agent.core is None:
+                continue
+            if agent.incarnation == key[2] or key[0] in agent.core.runs:
+                continue
+            if not box.ended:
+                box.ended = True
+                box.counts.append(0)
+            held = self._durable.setdefault(key[0], {}).setdefault(key, [])
+            held += [(place + 1, box.counts[place]) for place in range(len(held), len(box.counts))]
+            box.acked = len(box.counts)
+            self.world.fired["box_recovered"] += 1

@@ -22,7 +22,9 @@ class Load(Process):
     It does not poll: the looks that matter are the one after its deadline and the one after a word of its slot has changed.
     """
 
-    def __init__(self, agent: AgentHost, run_id: str, operation: Operation, slot: int, generation: int, amounts: Amounts, release_ns: int) -> None:
+    def __init__(
+        self, agent: AgentHost, run_id: str, operation: Operation, slot: int, generation: int, amounts: Amounts, release_ns: int
+    ) -> None:
         super().__init__(agent.timeline)
         self.agent, self.world, self.machine, self.node = agent, agent.world, agent.node.machine, agent.node.name
         self.run_id, self.operation, self.slot, self.generation = run_id, operation, slot, generation
@@ -36,7 +38,6 @@ class Load(Process):
         self.counted = False  # its load has begun
         self.excused = False  # nobody is left who could undo it in time
         self.dying = False
-        self.thawed_ns = 0
         self._check_ns = 0
         self._start_ns = 0
         self.page.lookers[slot] = self
@@ -143,11 +144,6 @@ class Load(Process):
             self.alive = False
             self.world.watch.gone(self)
 
-    def release(self) -> None:
-        """Go on after a suspend: the next look may come one look later."""
-        self.thawed_ns = self.machine.clock.now()
-        super().release()
-
 
 class Fill(Load):
     """A fill: no process, but a thread that has the guardian grow a file and undo it."""
@@ -191,8 +187,8 @@ class Fill(Load):
 
     def vanish(self) -> None:
         """Its bytes outlast the machine's death; they are given back when its lease must have ended, and undone at its next start."""
-        self.excused = True
-        super().vanish()
+        self.excused, self.alive = True, False
+        self.world.watch.gone(self)
 
 
 def make(agent: AgentHost, run_id: str, operation: Operation, slot: int, generation: int, amounts: Amounts, release_ns: int) -> Load:

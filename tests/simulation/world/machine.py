@@ -42,6 +42,7 @@ class Machine:
         self.guardian: GuardianHost | None = None
         self.page = Page()
         self.life = ""
+        self.silent_since_ns = self.thawed_ns = 0
         self._pid = 100
         self._parked: list[tuple[Link, dict[str, Any], Answer, int]] = []
         self._spawning = False
@@ -117,6 +118,7 @@ class Machine:
         if guardian is None:
             return False
         guardian.die()
+        self.silent_since_ns = self.timeline.now_ns
         if standby:
             self.timeline.after(after_ns, self.when_awake, self.takeover)
         else:
@@ -162,7 +164,7 @@ class Machine:
             return
         if link.serial != guardian.serial and request["op"] != "hello":
             link.serial = guardian.serial
-            guardian.take(guardian.serve, link, dict(link.greeting), lambda body: link.greeted(body))
+            guardian.take(guardian.serve, link, dict(link.greeting), link.greeted)
         guardian.take(guardian.serve, link, request, answer)
         if guardian.holds:
             self.timeline.after(5 * SECOND, self._give_up, answer)
@@ -194,7 +196,7 @@ class Machine:
         self.timeline.after(span_ns, self._thaw, held)
 
     def _thaw(self, held: list[Process]) -> None:
-        self.frozen = False
+        self.frozen, self.thawed_ns = False, self.clock.now()
         for process in held:
             process.release()
 
@@ -205,6 +207,9 @@ class Machine:
             if hasattr(process, "vanish"):
                 process.vanish()
             process.alive = False
+        for file in self.files.values():
+            if file.fill is not None:
+                file.fill.vanish()
         self.processes.clear()
         self.page.lookers.clear()
         self.guardian, self._parked, self._spawning = None, [], False
@@ -215,7 +220,7 @@ class Machine:
 
     def power_on(self) -> None:
         """Boot: another boot id, a boot clock near zero."""
-        self.on = True
+        self.on, self.thawed_ns = True, 0
         self.clock = LocalClock(self.timeline, self.chance.randrange(5, 60) * SECOND, self.drift_ppm)
         self._boot()
 

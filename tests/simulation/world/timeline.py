@@ -23,7 +23,7 @@ class Timeline:
     def at(self, when_ns: int, call: Callable[..., Any], *args: Any) -> None:
         """Have something happen at an instant, now at the earliest."""
         self._count += 1
-        heapq.heappush(self._heap, (when_ns if when_ns > self.now_ns else self.now_ns, self._count, call, args))
+        heapq.heappush(self._heap, (max(self.now_ns, when_ns), self._count, call, args))
 
     def after(self, delay_ns: int, call: Callable[..., Any], *args: Any) -> None:
         """Have something happen a little later."""

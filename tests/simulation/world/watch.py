@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from actors.control import STOP_KILL
 from actors.messages import Amounts
 from cluster.safety import budget as ledgers
 
@@ -28,7 +29,7 @@ class Watch:
         self.harmed: Counter[str] = Counter()  # nodes under load
         self.hellos: dict[tuple[str, str], int] = {}  # (machine life, node) -> highest incarnation
         self.tokens: dict[tuple[str, str], tuple[int, int]] = {}
-        self.granted_until: dict[str, tuple[int, int]] = {}  # node -> latest t0 + duration that was answered, the epoch's charge until (true)
+        self.granted_until: dict[str, tuple[int, int]] = {}  # node -> latest t0 + lease that was answered, and its charge's end (true time)
         self.terminal: set[tuple[int, int, int]] = set()
 
     def fail(self, number: int, message: str) -> None:
@@ -92,7 +93,8 @@ class Watch:
         generation, deadline_ns = load.page.leases.get(load.slot, (0, 0))
         if generation != load.generation or machine.clock.now() >= deadline_ns:
             self.fail(1, f"{load}: begins without a live lease")
-        if not any(record.slot == load.slot and record.generation == load.generation for record in machine.journal.values()):
+        # a fill thread may begin on a dead guardian's page: its first step is then refused, and checked in `applied`
+        if load.pid and not any(record.slot == load.slot and record.generation == load.generation for record in machine.journal.values()):
             self.fail(7, f"{load}: begins without a durable record")
         if machine.guardian is not None and machine.guardian.core.halt.on and load.page is machine.page:
             self.fail(13, f"{load}: begins under a halt")
@@ -110,11 +112,11 @@ class Watch:
 
     def ends(self, load: Load, local_ns: int, *, look: bool) -> None:
         """1, 17: no load lives past its deadline, one look, and what a kill may take; 2: its charge is still there."""
-        allowed_ns = max(load.deadline_ns, load.thawed_ns) + load.look_ns
+        allowed_ns = max(load.deadline_ns, load.machine.thawed_ns) + load.look_ns
         if load.excused and not look:
             return
         if not look or load.hung:  # it was ended from outside
-            allowed_ns = max(load.deadline_ns, load.thawed_ns) + self.world.allowance_ns
+            allowed_ns = max(load.deadline_ns, load.machine.thawed_ns) + self.world.allowance_ns
         if load.deadline_ns and local_ns > allowed_ns:
             self.fail(1, f"{load}: lives {(local_ns - allowed_ns) / MS:.3f} ms too long (deadline {load.deadline_ns}, hung {load.hung})")
 
@@ -135,7 +137,7 @@ class Watch:
             return
         held = core.ledger.reservations.get(run)
         charge = held.charges.get(load.node) if held else None
-        if load.thawed_ns > load.deadline_ns:
+        if load.machine.thawed_ns > load.deadline_ns:
             return  # suspended past its lease: nothing of it ran meanwhile
         if charge is None:
             self.fail(2, f"{load}: given back while it was there")
@@ -172,6 +174,9 @@ class Watch:
         if after.generation < before.generation:
             self.fail(13, f"{machine.name}: halt generation fell from {before.generation} to {after.generation}")
         self.seen["halt_on_machine"] += after.on
+        for slot, looker in machine.page.lookers.items():
+            if after.on and looker.phase == "running" and not looker.dying and machine.page.stops[slot][1] != STOP_KILL:
+                self.fail(13, f"{looker}: goes on under a halt")
 
     # ---- the ledger
 

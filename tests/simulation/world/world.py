@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.messages import Amounts, Capacity, HostSnapshot, Operation
@@ -29,6 +30,7 @@ from .watch import Watch
 SETTLE_S = 60
 CAPACITY = Capacity(8.0, 32 * GIB, 100 * GIB)
 LIMITS = Amounts(8.0, 25 * GIB, 80 * GIB)
+Kinds = Mapping[Callable[..., bool], int]
 
 
 class Node:
@@ -62,8 +64,8 @@ class Node:
 class World:
     """One seeded world."""
 
-    def __init__(self, seed: int, nodes: int, *, seconds: int = 20, faults: int | None = None) -> None:
-        self.seed, self.seconds = seed, seconds
+    def __init__(self, seed: int, nodes: int, *, seconds: int = 20, kinds: Kinds = FAULTS, wall_steps: bool = True) -> None:
+        self.seed, self.seconds, self.wall_steps = seed, seconds, wall_steps
         self.chance = random.Random(seed)
         self.timeline = Timeline()
         self.fired: Counter[str] = Counter()
@@ -73,11 +75,12 @@ class World:
         self.answer_ns = round(max(0.5, lease_s / 2) * SECOND)
         self.allowance_ns = round(self.times.allowance_s * SECOND)
         self.slow_disk = 0.0
+        self.share = share = self.chance.choice((0.1, 0.2, 0.5))  # of all capacity: what all runs together may take
         self.budget = Budget(
             nodes_max=max(2, nodes * 3 // 4),
-            cpu_cores_max=nodes * CAPACITY.cpu_cores * 0.5,
-            memory_bytes_max=nodes * CAPACITY.memory_bytes // 2,
-            disk_bytes_max=nodes * CAPACITY.disk_bytes // 2,
+            cpu_cores_max=nodes * CAPACITY.cpu_cores * share,
+            memory_bytes_max=round(nodes * CAPACITY.memory_bytes * share),
+            disk_bytes_max=round(nodes * CAPACITY.disk_bytes * share),
         )
         self.watch = Watch(self)
         self.net = Network(self)
@@ -86,7 +89,7 @@ class World:
         self.head = Head(self)
         self._drivers: dict[str, bool] = {}
         self._runs = 0
-        self._plan_trouble(faults if faults is not None else max(24, nodes // 4))
+        self._plan_trouble(max(self.chance.choice((8, 24, 60)), nodes // 4), kinds)
 
     def _make_nodes(self, count: int) -> dict[str, Node]:
         found: dict[str, Node] = {}
@@ -98,14 +101,14 @@ class World:
                 found[name] = Node(self, name, machine, sharers)
         return found
 
-    def _plan_trouble(self, faults: int) -> None:
+    def _plan_trouble(self, faults: int, kinds: Kinds) -> None:
         chance, timeline = self.chance, self.timeline
         for node in self.nodes.values():
             timeline.at(chance.randrange(SECOND), node.replace_agent, 1)
         for _ in range(max(4, len(self.nodes) // 100 + 3)):
             timeline.at(chance.randrange(SECOND, (self.seconds - 3) * SECOND), self._submit)
         timeline.at(2 * SECOND, self._submit)
-        for kind in chance.choices(list(FAULTS), list(FAULTS.values()), k=faults):
+        for kind in chance.choices(list(kinds), list(kinds.values()), k=faults):
             timeline.at(chance.randrange(2 * SECOND, self.seconds * SECOND), self._fault, kind)
         timeline.at(0, self._beat)
 
@@ -122,7 +125,7 @@ class World:
         ready = [name for name, node in self.nodes.items() if node.agent is not None and node.agent.core is not None and node.agent.alive]
         if not ready:
             return
-        count = chance.randint(1, max(1, min(len(ready), len(self.nodes) // 2)))
+        count = chance.randint(1, max(1, min(len(ready), round(len(self.nodes) * self.share * 1.5))))
         self._runs += 1
         run = f"run{self._runs}"
         names = sorted(chance.sample(ready, count))
@@ -232,7 +235,9 @@ class World:
         for machine in self.machines:
             found += [f"{process} runs on {machine.name}" for process in machine.processes.values() if isinstance(process, Load)]
             found += [f"{machine.name} has our file of {record}" for record, file in machine.files.items() if file.ours]
-            found += [f"{machine.name}: {record.kind} of {record.run}" for record in machine.journal.values() if record.id not in machine.foreign]
+            found += [
+                f"{machine.name}: {record.kind} of {record.run}" for record in machine.journal.values() if record.id not in machine.foreign
+            ]
             found += [f"{machine.name}: a stream of {key[0]} is open" for key, box in machine.boxes.items() if not box.drained]
         for name, node in self.nodes.items():
             agent = node.agent

@@ -1,0 +1,98 @@
+"""A target is cut off in mid-run: its load ends by itself, the others follow `on_node_lost`, and nothing it recorded is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import runs
+from conftest import DECLARED_DEAD_S
+from fabric import Fabric
+from support.observe import boot_s, promised
+from support.waiting import never, until
+
+INSIDE_S = 0.5
+CUT_S = 20.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clean_at_the_end(hosts_session: Fabric) -> Iterator[None]:
+    """When the control plane has gone idle, no host has anything of ours."""
+    yield
+    hosts_session.mend()
+    runs.assert_nothing_left(hosts_session.hosts, 60)
+
+
+@promised
+def test_cut_of_20_s_heals_and_the_same_agent_delivers(hosts: Fabric) -> None:
+    """The cut host's load ends within the lease, the others go on to the plan's end, and its agent delivers every window afterwards."""
+    cut = hosts["h2"]
+    with runs.Watch(hosts.hosts) as watch:
+        run = runs.Run(hosts, runs.scenario("healed", 13, on_node_lost="continue", memory="64MiB"))
+        runs.await_load(watch, run, hosts.targets)
+        never(lambda: False, runs.seeded("healed", 0.5, 1.5))
+        agent = runs.pids_of(cut, "agent")
+        at_s = boot_s()
+        hosts.cut("h2")
+        until(lambda: watch.quiet(cut), runs.LEASE_S + 4, lambda: f"load of the cut host gone: {watch.loads(cut)}")
+        took_s = watch.load_gone_s(cut) - at_s
+        until(lambda: boot_s() - at_s > runs.LEASE_S + 2.0, runs.LEASE_S + 3)
+        assert all(watch.loading(hosts[name]) for name in ("h3", "h4")), run.said()[-800:]
+        until(lambda: boot_s() - at_s > CUT_S, CUT_S + 1)
+        assert runs.pids_of(cut, "agent") == agent, "the agent of a cut host went away"
+        hosts.heal()
+        ended = run.wait(90)
+    print(f"healed: load gone {took_s:.2f} s after the cut; {str(ended)[:200]}")
+    assert took_s <= runs.LEASE_S + INSIDE_S
+    assert ended.code in {3, 5}, str(ended)
+    settle(hosts, run, "h2")
+    runs.assert_exact(run.kept, gapless=("h2", "h3", "h4"))
+    assert len([stream for stream in runs.streams(run.kept) if stream["node"] == "h2"]) == 1, "the same agent delivered"
+    told = runs.journal_of(cut)
+    assert told == [], told
+
+
+@promised
+def test_cut_until_declared_dead_ends_the_run_and_is_recovered(hosts: Fabric) -> None:
+    """The run stops everywhere and names what is outstanding; once Ray is started again on the host, `recover` brings it, exactly."""
+    cut = hosts["h3"]
+    with runs.Watch(hosts.hosts) as watch:
+        run = runs.Run(hosts, runs.scenario("dead", 60, memory="64MiB"))
+        runs.await_load(watch, run, hosts.targets)
+        never(lambda: False, runs.seeded("dead", 0.5, 1.5))
+        at_s = boot_s()
+        hosts.cut("h3")
+        until(lambda: watch.quiet(cut), runs.LEASE_S + 4, lambda: f"load of the cut host gone: {watch.loads(cut)}")
+        took_s = watch.load_gone_s(cut) - at_s
+        until(lambda: all(watch.quiet(host) for host in hosts), runs.LEASE_S + 6, "the others stopped, as on_node_lost says")
+        ended = run.wait(90)
+    print(f"dead: load gone {took_s:.2f} s after the cut; {str(ended)[:200]}")
+    assert took_s <= runs.LEASE_S + INSIDE_S
+    assert ended.code == 3, str(ended)
+    outstanding = json.loads((run.out / "summary.json").read_text())["outstanding"]
+    assert {entry["node"] for entry in outstanding} == {"h3"}, outstanding
+    assert "h3" in ended.message + json.dumps(ended.document.get("reasons", [])), str(ended)
+    runs.assert_exact(run.out, gapless=("h2", "h4"))
+    until(lambda: "h3" not in hosts.nodes_alive(), DECLARED_DEAD_S * 2, "Ray declared h3 dead", 1.0)
+    hosts.heal()
+    hosts.rejoin("h3")
+    settle(hosts, run, "h3")
+    runs.assert_exact(run.kept, gapless=("h2", "h3", "h4"))
+
+
+def settle(hosts: Fabric, run: runs.Run, node: str) -> None:
+    """Recover if the node's stream is still open; then it must be whole."""
+
+    def whole() -> bool:
+        found = [stream for stream in runs.streams(run.kept) if stream["node"] == node]
+        return bool(found) and all(stream["received"] == stream["expected_end"] for stream in found)
+
+    if not whole():
+        found = runs.command(hosts.head, "recover", "--address", hosts.address, timeout_s=150)
+        assert found.code == 0, str(found.document)
+    assert whole(), runs.streams(run.kept)
+    summary = json.loads((run.kept / "summary.json").read_text())
+    assert summary["outstanding"] == []
+    assert summary["status"] != "passed"
+    runs.assert_undone(hosts.hosts)

@@ -1,0 +1,175 @@
+"""What a node's agent decides, call by call."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.clock import SECOND_NS
+from actors.messages import Amounts, Capacity, Halt, Operation
+from cluster.agent import Agent
+from cluster.agent_state import Stage
+from cluster.exchange import Goal, Order, Reply
+from cluster.exchange import Stage as RunStage
+from cluster.safety.policies import OK, Level, Verdict
+from tests.simulation.world.agent_host import quiet
+
+S = SECOND_NS
+CAPACITY = Capacity(4.0, 1 << 30, 1 << 30)
+OPERATION = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.5, 4.0, "fraction", {"shape": "constant", "level": 0.5})
+
+
+class Driven:
+    """An agent with the least of a shell: asks, takes answers, keeps effects."""
+
+    def __init__(self):
+        self.core = Agent("n", "c", "machine", 7, 1, CAPACITY)
+        self.now_ns = 100 * S
+
+    def exchange(self, *orders, later_s=0.01, epoch=1, **fields):
+        report = self.core.report(self.now_ns)
+        t0_ns = self.now_ns
+        self.now_ns += round(later_s * S)
+        self.core.on_reply(Reply(report.nonce, epoch, t0_ns - 40 * S, orders, **fields), t0_ns, self.now_ns)
+        return self.effects()
+
+    def effects(self):
+        return self.core.drain()[0]
+
+    def whats(self):
+        return [effect.what for effect in self.effects()]
+
+    def brought_to(self, stage):
+        self.exchange(order(Goal.PREPARE, operations=(OPERATION,)))
+        if stage is Stage.OPENING:
+            return self
+        self.core.on_opened("r", OPERATION.id, 3, 9)
+        if stage is not Stage.PREPARING:
+            self.core.on_prepared("r", OPERATION.id)
+        if stage in {Stage.ARMED, Stage.RUNNING}:
+            self.exchange(order(Goal.START, start_at_ns=61 * S))
+        if stage is Stage.RUNNING:
+            self.core.on_first_slice("r", OPERATION.id, self.now_ns)
+        assert self.stage() is stage
+        self.effects()
+        return self
+
+    def stage(self):
+        return self.core.runs["r"].operations[OPERATION.id].stage
+
+
+def order(goal, lease_s=5.0, **fields):
+    return Order(
+        "r", goal, 0.0 if goal not in {Goal.PREPARE, Goal.START} else lease_s, machine_limits=Amounts(4.0, 1 << 30, 1 << 30), **fields
+    )
+
+
+@pytest.mark.parametrize("later_s", [0.01, 3.0, 11.0])
+def test_a_lease_counts_from_the_question_however_late_its_answer_is(later_s):
+    """A reply that waited in a queue extends nothing."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    asked_ns = agent.now_ns
+    (grant,) = [one for one in agent.exchange(order(Goal.START), later_s=later_s) if one.what == "grant"]
+    assert grant.data["leases"] == [[3, 9, asked_ns + 5 * S]]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"nonce": -1}, "an answer to an older question"), ({"epoch": 0}, "an older orchestrator"), ({"refused": "replaced"}, "a refusal")],
+)
+def test_what_renews_nothing(change, why):
+    """Late, foreign and refusing answers leave every lease as it is."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    report = agent.core.report(agent.now_ns)
+    fields = {"nonce": report.nonce, "epoch": 1, "refused": "", **change}
+    agent.core.on_reply(Reply(received_ns=0, orders=(order(Goal.START),), **fields), agent.now_ns, agent.now_ns + 1)
+    assert "grant" not in agent.whats(), why
+
+
+def test_the_first_answer_of_two_to_one_question_is_enough():
+    """Once a newer question is out, an answer to the older one counts no more."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    old = agent.core.report(agent.now_ns)
+    agent.core.report(agent.now_ns + S)
+    agent.core.on_reply(Reply(old.nonce, 1, 0, (order(Goal.START),)), agent.now_ns, agent.now_ns + 2 * S)
+    assert "grant" not in agent.whats()
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARING, Stage.READY, Stage.ARMED, Stage.RUNNING])
+def test_a_stop_closes_what_holds_a_slot_and_nothing_is_granted_after(stage):
+    """From each such stage: close, and CLEAN only when the guardian has said so."""
+    agent = Driven().brought_to(stage)
+    assert [one.what for one in agent.exchange(order(Goal.STOP, grace_s=1.0))] == ["close_slot"]
+    assert agent.core.runs["r"].stage() is RunStage.STOPPING
+    assert "grant" not in [one.what for one in agent.exchange(order(Goal.START))]
+    agent.core.on_closed("r", OPERATION.id, agent.now_ns, [])
+    assert agent.core.runs["r"].stage() is RunStage.CLEAN
+
+
+def test_a_stop_while_the_slot_is_being_opened_closes_it_as_soon_as_it_is_known():
+    """No slot is forgotten between question and answer of the guardian."""
+    agent = Driven().brought_to(Stage.OPENING)
+    agent.exchange(order(Goal.STOP))
+    agent.core.on_opened("r", OPERATION.id, 3, 9)
+    assert "close_slot" in agent.whats()
+    assert agent.stage() is Stage.CLOSING
+
+
+def test_the_start_time_is_told_in_the_nodes_own_clock():
+    """The offset between the two clocks comes from the exchange, and the operation's own offset is added."""
+    agent = Driven().brought_to(Stage.READY)
+    (write,) = [one for one in agent.exchange(order(Goal.START, start_at_ns=61 * S)) if one.what == "write_start"]
+    assert abs(write.data["start_ns"] - round(101.5 * S)) < 0.01 * S
+
+
+def test_a_refused_slot_fails_the_run_here_with_the_guardians_code():
+    """There is nothing to close, and the orchestrator learns why."""
+    agent = Driven().brought_to(Stage.OPENING)
+    agent.core.on_refused("r", OPERATION.id, "budget", "too much")
+    (run,) = agent.core.report(agent.now_ns).runs
+    assert (run.stage, run.failure_code, run.failure) == (RunStage.CLEAN, "budget", "too much")
+
+
+def test_abort_ends_everything_here_at_once():
+    """The node does not wait for anybody's answer."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    agent.core.on_snapshot(quiet("n"), Verdict(Level.ABORT, "memory"), {})
+    (close,) = [one for one in agent.effects() if one.what == "close_slot"]
+    assert close.data["grace_s"] == 0.0
+    assert agent.core.report(agent.now_ns).verdict_level == Level.ABORT
+
+
+def test_shed_lowers_only_the_ceiling_of_what_it_is_about():
+    """A busy CPU is no reason to give memory back."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    agent.core.on_snapshot(
+        quiet("n"), Verdict(Level.SHED, "busy"), {"cpu_cores": Verdict(Level.SHED, "busy"), "memory_bytes": OK, "disk_bytes": OK}
+    )
+    (throttle,) = [one for one in agent.effects() if one.what == "throttle"]
+    assert throttle.data["ceilings"] == [[3, 9, pytest.approx(0.9)]]
+    assert agent.core.ceilings["memory_bytes"] == 1.0
+
+
+def test_a_run_that_an_earlier_agent_left_is_clean_only_when_it_was_swept():
+    """Adopted, ended by the guardian, then delivered and forgotten; never loaded."""
+    agent = Driven()
+    agent.core.adopt("r")
+    assert agent.core.runs["r"].stage() is RunStage.STOPPING
+    assert agent.exchange(order(Goal.PREPARE, operations=(OPERATION,))) == []
+    agent.core.on_swept("r")
+    assert agent.core.runs["r"].stage() is RunStage.CLEAN
+    agent.effects()
+    assert [one.what for one in agent.exchange(order(Goal.SEAL))] == ["seal"]
+    agent.core.on_delivered("r")
+    assert agent.core.runs["r"].stage() is RunStage.DELIVERED
+    assert "forget" in [one.what for one in agent.exchange(order(Goal.FORGET))]
+    assert agent.core.idle()
+
+
+def test_the_newer_halt_wins_on_both_ways():
+    """The orchestrator's goes to the guardian; one that was given on the node goes to the orchestrator."""
+    agent = Driven()
+    agent.core.on_halt(Halt(4, on=True))
+    assert agent.core.report(agent.now_ns).halt == Halt(4, on=True)
+    assert agent.exchange(halt=Halt(3, on=False)) == []
+    (effect,) = agent.exchange(halt=Halt(5, on=False))
+    assert (effect.what, dict(effect.data)) == ("halt", {"generation": 5, "on": False})

@@ -1,0 +1,74 @@
+"""From the end of a run to its verdict."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.conclusion import Ending, NodeEnding, conclude
+
+GOOD = {"stage": "delivered", "clean": True, "delivered": True}
+
+
+class Nothing:
+    """Figures of a run without metrics; `streams` are the open ones."""
+
+    def __init__(self, *streams):
+        self.streams = streams
+
+    def evaluate(self, *_, **__):
+        return None
+
+    def windows(self, _):
+        return ()
+
+    def outstanding(self):
+        return [{"node": node, "from": 4} for node in self.streams]
+
+
+def concluded(*nodes, causes=(), streams=(), start_at_wall_ns=1, operations=()):
+    plan = SimpleNamespace(operations=operations, duration_s=4.0, scenario=SimpleNamespace(hypotheses=()))
+    ending = Ending("r", tuple(causes), tuple(nodes), (), start_at_wall_ns, 0.0, None)
+    return conclude(ending, plan, Nothing(*streams))
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "word"),
+    [
+        pytest.param({}, "passed", "held", id="clean-and-delivered"),
+        pytest.param({"clean": False, "delivered": False, "stage": "running"}, "error", "not confirmed", id="its-end-is-unknown"),
+        pytest.param({"delivered": False, "stage": "clean"}, "error", "not all arrived", id="clean-but-a-stream-never-came"),
+        pytest.param({"unclean": ("disk_fill foreign: x",)}, "error", "foreign", id="an-undo-is-not-verified"),
+        pytest.param({"lost": True, "lost_reason": "silent"}, "inconclusive", "no part to the end", id="lost-and-then-confirmed"),
+        pytest.param({"lost": True, "clean": False, "lost_reason": "silent", "stage": "running"}, "error", "silent", id="lost-for-good"),
+    ],
+)
+def test_one_node_is_enough_to_keep_a_run_from_passing(fields, status, word):
+    """A run passes only when every node confirmed its end and delivered."""
+    found = concluded(NodeEnding("n1", **GOOD), NodeEnding("n2", **{**GOOD, **fields}))
+    assert found.conclusion.status == status
+    assert any(word in finding.reason for finding in found.findings)
+
+
+def test_an_open_stream_is_an_error_and_named_once():
+    """The aggregator's word on a stream is not repeated for its node."""
+    found = concluded(NodeEnding("n1", **{**GOOD, "delivered": False}), streams=("n1",))
+    assert [finding.reason for finding in found.findings] == ["metrics of n1 from sequence 4 on have not arrived"]
+
+
+def test_a_node_that_was_never_reached_leaves_nothing_unknown():
+    """Nothing began there."""
+    assert concluded(NodeEnding("n1", "never_heard", delivered=True)).conclusion.status == "passed"
+
+
+def test_a_planned_operation_without_a_dose_keeps_a_run_from_passing():
+    """No measure is no pass."""
+    found = concluded(NodeEnding("n1", **GOOD), operations=(SimpleNamespace(id="0.CpuLoad@n1", start_s=0.0),))
+    assert found.conclusion.status == "inconclusive"
+
+
+def test_a_run_that_never_started_has_no_dose_to_miss():
+    """Only its cause counts."""
+    found = concluded(causes=(("cancelled", "asked to"),), start_at_wall_ns=0, operations=(SimpleNamespace(id="x"),))
+    assert (found.conclusion.status, found.conclusion.exit_code) == ("cancelled", 130)

@@ -1,0 +1,220 @@
+"""What the orchestrator decides, call by call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from actors.clock import SECOND_NS
+from actors.errors import RefusedError
+from actors.messages import Amounts, Halt, Operation
+from cluster.exchange import Goal, Report, RunReport, Stage
+from cluster.orchestrator import Admission, Orchestrator, Times
+from cluster.run_state import Phase
+from cluster.safety.budget import Budget
+from cluster.verdict import Cause
+
+S = SECOND_NS
+TIMES = Times(lease_s=5.0, allowance_s=1.0, prepare_s=10.0, stop_s=8.0, collect_s=3.0)
+ONE = Amounts(1.0, 10, 0)
+
+
+def operation(node):
+    return Operation(f"0.CpuLoad@{node}", "CpuLoad", node, 0.0, 4.0, "fraction", {"shape": "constant", "level": 0.1})
+
+
+def admission(*nodes, run="r", **options):
+    return Admission(run, {node: (operation(node),) for node in nodes}, dict.fromkeys(nodes, ONE), 4.0, **options)
+
+
+def made(**options):
+    return Orchestrator("c", 3, TIMES, Budget(nodes_max=3, cpu_cores_max=3.0), **options)
+
+
+def report(node, stage=None, *, run="r", incarnation=7, machine="", **fields):
+    runs = (
+        () if stage is None else (RunReport(run, stage, **{key: fields.pop(key) for key in ("failure", "failure_code") if key in fields}),)
+    )
+    return Report(node, machine or f"m-{node}", "c", incarnation, 3, 1, 0, runs, **fields)
+
+
+def order(core, node, stage, now_s, **fields):
+    reply = core.exchange(report(node, stage, **fields), round(now_s * S))
+    return next((one for one in reply.orders if one.run == fields.get("run", "r")), None)
+
+
+def brought_to(phase, *nodes, **options):
+    """Return an orchestrator whose run on these nodes is in a phase, at 1 s (2 s when running)."""
+    core = made()
+    core.admit(admission(*nodes, **options), 0)
+    if phase is Phase.PREPARING:
+        return core
+    for node in nodes:
+        order(core, node, Stage.READY, 1)
+    if phase is Phase.RUNNING:
+        core.tick(2 * S)
+    assert core.runs["r"].phase is phase
+    return core
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        pytest.param(lambda core: core.set_halt(True, 0), "halted", id="under-a-halt"),
+        pytest.param(lambda core: core.admit(admission("n1", "n2", "n3", run="other"), 0), "budget", id="over-the-budget"),
+        pytest.param(lambda core: setattr(core, "quiet_until_ns", 5), "busy", id="while-an-earlier-orchestrators-load-may-live"),
+    ],
+)
+def test_a_run_that_may_not_run_is_refused_and_changes_nothing(before, code):
+    """The reason is a stable code, and nothing is held afterwards."""
+    core = made()
+    before(core)
+    ledger = core.ledger
+    with pytest.raises(RefusedError) as error:
+        core.admit(admission("n1"), 4)
+    assert error.value.code == code
+    assert core.ledger == ledger
+    assert "r" not in core.runs
+
+
+def test_a_successor_admits_once_the_earlier_load_is_over():
+    """The wait ends at its instant."""
+    core = made(quiet_until_ns=5)
+    core.admit(admission("n1"), 5)
+    assert core.runs["r"].phase is Phase.PREPARING
+
+
+@pytest.mark.parametrize(
+    ("phase", "goal", "lease_s"),
+    [
+        pytest.param(Phase.PREPARING, Goal.PREPARE, 5.0, id="prepares-under-a-lease"),
+        pytest.param(Phase.STARTING, Goal.START, 5.0, id="starts"),
+        pytest.param(Phase.RUNNING, Goal.START, 5.0, id="runs"),
+    ],
+)
+def test_a_live_run_is_leased(phase, goal, lease_s):
+    """Each live phase has its goal and a lease."""
+    found = order(brought_to(phase, "n1", "n2"), "n1", Stage.READY if phase is not Phase.PREPARING else Stage.PREPARING, 2)
+    assert (found.goal, found.lease_s) == (goal, lease_s)
+
+
+def test_a_grant_is_charged_and_journalled_before_it_is_told():
+    """The journal's expiry covers lease, allowance and two clocks that drift apart by 1,000 ppm each."""
+    core = brought_to(Phase.RUNNING, "n1")
+    core.drain()
+    order(core, "n1", Stage.RUNNING, 3)
+    (entry,) = [effect for effect in core.drain() if effect.data.get("kind") == "granted"]
+    assert entry.data["expiry_ns"] == core.nodes["n1"].expiry_ns
+    assert entry.data["expiry_ns"] - 3 * S >= 6 * S * 1.001 / 0.999
+
+
+def test_nothing_is_leased_to_a_lost_node():
+    """A node that comes back after its loss is told to stop, not to go on."""
+    core = brought_to(Phase.RUNNING, "n1", "n2", on_node_lost="continue")
+    order(core, "n1", Stage.RUNNING, 2)
+    for now_s in range(3, 9):
+        order(core, "n2", Stage.RUNNING, now_s)
+        core.beat("r", now_s * S)
+    core.tick(round(7.5 * S))
+    assert core.runs["r"].nodes["n1"].lost
+    found = order(core, "n1", Stage.RUNNING, 9)
+    assert (found.goal, found.lease_s) == (Goal.STOP, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("event", "cause"),
+    [
+        pytest.param(lambda core: core.stop("r", Cause.CANCELLED, "asked", 3 * S), Cause.CANCELLED, id="asked-to"),
+        pytest.param(lambda core: core.set_halt(True, 3 * S), Cause.SAFETY, id="halt"),
+        pytest.param(lambda core: core.node_gone("n1", "dead", 3 * S), Cause.ERROR, id="node-lost"),
+        pytest.param(
+            lambda core: core.exchange(report("n1", Stage.RUNNING, verdict_level=3, verdict_reason="low"), 3 * S), Cause.SAFETY, id="abort"
+        ),
+        pytest.param(lambda core: core.exchange(report("n1", Stage.STOPPING, failure="x"), 3 * S), Cause.ERROR, id="a-node-failed"),
+        pytest.param(lambda core: core.tick(round(5.5 * S)), Cause.ERROR, id="driver-not-heard"),
+        pytest.param(lambda core: core.exchange(report("n9", halt=Halt(4, on=True)), 3 * S), Cause.SAFETY, id="a-node-knows-a-newer-halt"),
+    ],
+)
+def test_what_ends_a_run(event, cause):
+    """Each way to the end leaves its cause, and nothing is leased afterwards."""
+    core = brought_to(Phase.RUNNING, "n1", "n2")
+    for node in ("n1", "n2"):
+        order(core, node, Stage.RUNNING, 2.5)
+    event(core)
+    run = core.runs["r"]
+    assert run.phase is Phase.STOPPING
+    assert run.causes[0][0] is cause
+    assert order(core, "n2", Stage.RUNNING, 5.6).lease_s == 0.0
+
+
+def test_a_run_ends_when_all_nodes_are_clean_and_delivered():
+    """STOP, SEAL, FORGET by node; then the run is finished and holds nothing."""
+    core = brought_to(Phase.RUNNING, "n1", "n2", detached=True)
+    for node in ("n1", "n2"):
+        order(core, node, Stage.RUNNING, 5)
+    core.tick(round(5.6 * S))
+    assert order(core, "n1", Stage.RUNNING, 6).goal is Goal.STOP
+    assert order(core, "n1", Stage.CLEAN, 6.1).goal is Goal.SEAL
+    assert core.ledger.nodes_harmed() == {"n2"}
+    assert order(core, "n1", Stage.DELIVERED, 6.2).goal is Goal.FORGET
+    order(core, "n2", Stage.CLEAN, 6.3)
+    order(core, "n2", Stage.DELIVERED, 6.4)
+    assert core.finished_runs["r"].phase is Phase.DONE
+    assert core.ledger.is_empty()
+    assert "finish" in {effect.what for effect in core.drain()}
+
+
+def test_a_node_that_was_too_slow_to_end_stays_charged_until_it_confirms():
+    """A run that ends without a node's word keeps its charge for the lease, and gives it back when the node reports without the run."""
+    core = brought_to(Phase.RUNNING, "n1", detached=True)
+    order(core, "n1", Stage.RUNNING, 5)
+    core.stop("r", Cause.CANCELLED, "asked", 5 * S)
+    now_s = 5.0
+    while "r" in core.runs:
+        now_s += 0.5
+        order(core, "n1", Stage.STOPPING, now_s)
+        core.tick(round(now_s * S))
+        assert now_s < 30
+    assert core.ledger.nodes_harmed() == {"n1"}
+    assert not core.ledger.holds("r", "n1", round(now_s * S))
+    core.exchange(report("n1", Stage.STOPPING), round((now_s + 1) * S))
+    assert core.ledger.nodes_harmed() == {"n1"}
+    core.exchange(report("n1"), round((now_s + 2) * S))
+    assert core.ledger.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        pytest.param({"incarnation": 6}, "newer agent", id="an-older-agent-of-this-boot"),
+        pytest.param({"incarnation": 9, "machine": "m-other"}, "another machine", id="the-name-is-in-use-elsewhere"),
+        pytest.param({"epoch": 4}, "newer than this", id="another-orchestrator-was-heard"),
+        pytest.param({"incarnation": 8}, "", id="a-newer-agent"),
+    ],
+)
+def test_who_is_refused(fields, words):
+    """The refusal says why; a newer agent of the same machine is taken."""
+    core = brought_to(Phase.RUNNING, "n1")
+    epoch = fields.pop("epoch", 3)
+    reply = core.exchange(replace(report("n1", Stage.RUNNING, **fields), epoch=epoch), 3 * S)
+    assert words in reply.refused
+    assert bool(reply.refused) == bool(words)
+    assert not (reply.refused and reply.orders)
+
+
+def test_an_agent_after_a_reboot_is_taken_although_its_boot_clock_began_anew():
+    """Incarnations are boot times, so those of two boots have no order."""
+    core = made()
+    core.exchange(report("n1", incarnation=900), 0)
+    assert core.exchange(report("n1", incarnation=5, machine="m-next-boot"), S).refused == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "goal"),
+    [(Stage.RUNNING, Goal.STOP), (Stage.STOPPING, Goal.STOP), (Stage.CLEAN, Goal.SEAL), (Stage.DELIVERED, Goal.FORGET)],
+)
+def test_a_run_that_nobody_knows_is_ended_delivered_and_forgotten(stage, goal):
+    """What a dead orchestrator began comes to its end under the next."""
+    found = order(made(), "n1", stage, 1, run="unknown")
+    assert (found.goal, found.lease_s) == (goal, 0.0)
