@@ -28,7 +28,7 @@ from actors.errors import StressError
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
 from actors.limits import read_capacity
-from actors.messages import Amounts, Capacity, Operation, SlotTicket
+from actors.messages import Amounts, Capacity, Halt, Operation, SlotTicket
 from actors.metrics.registry import Level as MetricLevel
 from actors.origin import code_id
 from actors.simulator import peak_amounts
@@ -40,6 +40,8 @@ from .exchange import Reply, Report
 from .node_metrics import NodeMetrics
 from .safety.policies import Level, Verdict, busy_since, judge, judge_resources
 from .safety.profiles import Limits, limits_for, strictest
+
+GUARDIAN_SILENT_NS = 2 * SECOND_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +130,12 @@ class AgentShell:
         self._agent = Agent(
             config.node, config.cluster, self._guardian.hello["guardian_id"], self._incarnation, config.epoch, self._capacity
         )
+        self._agent.on_halt(Halt(**self._guardian.hello["halt"]))
         self._sampler = HostSampler(config.node, self.state_dir)
         self._metrics = NodeMetrics(config.node, self._incarnation, self.state_dir, self._guardian, self._clock, config.outbox_max_bytes)
         self._simulators: dict[tuple[str, str], SimulatorPort] = {}
         self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="worker")
-        self._asked, self._closed = threading.Event(), threading.Event()
+        self._asked, self._closed, self._reaching = threading.Event(), threading.Event(), threading.Event()
         self._ending = threading.Event()
         self._snapshot_ns = self._idle_since_ns = self._clock.boot_ns()
         self._busy_since_ns = 0
@@ -243,6 +246,7 @@ class AgentShell:
             self._look_at_loads()
             ceilings = dict(self._agent.ceilings)
         self._metrics.on_snapshot(snapshot, int(verdict.level), ceilings, lag_s)
+        self._watch_guardian(begun_ns)
         self._perform()
         self._exit_when_idle(begun_ns)
         spent_s = (self._clock.boot_ns() - begun_ns) / SECOND_NS
@@ -340,7 +344,9 @@ class AgentShell:
     def _one(self, effect: Do) -> None:
         data = effect.data
         if effect.what == "grant":
-            self._guardian.call("grant", leases=data["leases"], timeout_s=1.0, **self._fence(data["epoch"]))
+            answer = self._guardian.call("grant", leases=data["leases"], timeout_s=1.0, **self._fence(data["epoch"]))
+            with self._lock:
+                self._agent.on_halt(Halt(**answer["halt"]))
         elif effect.what == "throttle":
             self._guardian.call("throttle", ceilings=data["ceilings"])
         elif effect.what == "write_start":
@@ -423,20 +429,41 @@ class AgentShell:
 
     def _close_slot(self, effect: Do) -> None:
         data = effect.data
-        try:
-            answer = self._guardian.call(
-                "close_slot", slot=data["slot"], generation=data["generation"], grace_s=data["grace_s"], timeout_s=60.0
-            )
-        except StressError as error:
-            if error.code != "stale_slot":
-                raise
-            answer = {"outcomes": [], "released_ns": self._clock.boot_ns()}  # emptied and given away already
+        answer = self._ask_to_close(data)
         self._metrics.unwatch(effect.run, effect.operation)
         simulator = self._simulators.pop((effect.run, effect.operation), None)
         if simulator is not None:
             simulator.kill()
         with self._lock:
             self._agent.on_closed(effect.run, effect.operation, answer.get("stopped_ns") or answer["released_ns"], answer["outcomes"])
+
+    def _ask_to_close(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Have the guardian close a slot, however often it takes: only its word ends an operation."""
+        ticket = {"slot": data["slot"], "generation": data["generation"]}
+        while True:
+            try:
+                return self._guardian.call("close_slot", **ticket, grace_s=data["grace_s"], timeout_s=60.0)
+            except StressError as error:
+                if error.code == "stale_slot":  # emptied and given away already
+                    return {"outcomes": [], "released_ns": self._clock.boot_ns()}
+                if self._ending.wait(0.2):
+                    raise
+
+    def _watch_guardian(self, now_ns: int) -> None:
+        """Reach for a guardian that gives no sign of life, so that one is started where both it and its standby are gone."""
+        if now_ns - self._guardian.control.heartbeat_ns > GUARDIAN_SILENT_NS and not self._reaching.is_set():
+            self._reaching.set()
+            self._workers.submit(self._reach_guardian)
+
+    def _reach_guardian(self) -> None:
+        try:
+            self._guardian.call("status")
+            with self._lock:
+                self._agent.on_halt(Halt(**self._guardian.hello["halt"]))
+        except StressError as error:
+            self._trouble("guardian", str(error))
+        finally:
+            self._reaching.clear()
 
     def _seal(self, effect: Do) -> None:
         self._metrics.seal(effect.run)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.clock import SECOND_NS, SystemClock
-from actors.errors import HarnessError, StressError
-from actors.guardian import GuardianClient
+from actors.errors import HarnessError, RefusedError, StressError
+from actors.guardian import GuardianClient, GuardianError
 from actors.messages import Event
 from actors.origin import PACKAGES, code_id
 from actors.state import ENV_STATE_DIR, open_state_dir
@@ -30,6 +30,7 @@ from .settings import Settings, state_path
 FOLLOW_S = 0.25
 SALVAGE_S = 20.0
 GRACE_S = 3.0
+REFUSALS = frozenset({"halted", "budget", "busy", "code_mismatch", "unsupported"})
 
 
 class Driver:
@@ -84,16 +85,17 @@ class Driver:
     # ---- set-up
 
     def _guardian(self) -> GuardianClient:
-        return GuardianClient.connect(
-            self._state_dir,
-            role="driver",
-            code_id=code_id(),
-            watch=[os.getpid()],
-            cluster="embedded",
-            node=f"driver-{os.getpid()}",
-            epoch=0,
-            incarnation=os.getpid(),
-        )
+        with refusing():
+            return GuardianClient.connect(
+                self._state_dir,
+                role="driver",
+                code_id=code_id(),
+                watch=[os.getpid()],
+                cluster="embedded",
+                node=f"driver-{os.getpid()}",
+                epoch=0,
+                incarnation=os.getpid(),
+            )
 
     def _connect(self, guardian: GuardianClient) -> None:
         request = self._request
@@ -103,7 +105,8 @@ class Driver:
             )
             os.environ.update(environment(self._embedded.folder))
             self._tell("phase", phase="starting Ray")
-            self._embedded.start()
+            with refusing():
+                self._embedded.start()
         address = self._embedded.address if self._embedded else request.address
         begun_ns = self._clock.boot_ns()
         from . import ray_port  # noqa: PLC0415  # Ray reads its environment when it is imported
@@ -303,6 +306,17 @@ class Driver:
     def _tell(self, what: str, /, **data: Any) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody listens any more; the run is ended by the closed standard input
             self._events.write(json.dumps({"type": what, **data}, default=str) + "\n")
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what this machine's guardian refuses before a run, such as anything under a halt, into the run's refusal (6)."""
+    try:
+        yield
+    except GuardianError as error:
+        if error.code in REFUSALS:
+            raise RefusedError(error.code, error.message, error.hint) from error
+        raise
 
 
 def orchestrator_config(settings: Settings) -> Any:

@@ -61,7 +61,10 @@ class OrchestratorShell:
         self._submitting = threading.Lock()
         self._hiring = threading.Lock()
         past = journal.replay()
-        self._core = Orchestrator(cluster, epoch, config.times(), Budget(), Halt(past.halt_generation, past.halt_on))
+        times = config.times()
+        quiet_until_ns = self._clock.boot_ns() + times.charge_ns if past.open_runs else 0  # what a dead one allowed may still load
+        halt = Halt(past.halt_generation, past.halt_on)
+        self._core = Orchestrator(cluster, epoch, times, Budget(), halt, quiet_until_ns=quiet_until_ns)
         self._cluster, self._epoch = cluster, epoch
         self._agents: dict[str, RemoteAgent] = {}
         self._hellos: dict[str, dict[str, Any]] = {}
@@ -113,6 +116,7 @@ class OrchestratorShell:
 
     def _admit(self, submission: Submission, plan: Plan, drift: tuple[str, ...], made: Future[RemoteAggregator | None]) -> dict[str, Any]:
         hellos = self._hello_all(plan.targets)
+        self._clock.sleep(max(0.0, (self._core.quiet_until_ns - self._clock.boot_ns()) / SECOND_NS))
         with self._submitting:
             admission, shared = admission_of(submission, plan, hellos, self._config.memory_fraction)
             aggregator = made.result(HELLO_S)

@@ -321,7 +321,7 @@ class Engine:
                 self._refuse(halting.waiter, code, f"everything was killed, but the halt is not on disk: {message}")
                 continue
             body = {"ok": True, "halt": {"generation": halting.generation, "on": True}, "killed": halting.killed}
-            gone_ns = halting.last_gone_ns or halting.decided_ns
+            gone_ns = max(halting.last_gone_ns, halting.decided_ns)  # what was gone before the decision took no time
             self._reply(halting.waiter, {**body, "decided_ns": halting.decided_ns, "last_gone_ns": gone_ns})
 
     def _halt_now(self, generation: int, waiter: Waiter | None, now_ns: int) -> None:

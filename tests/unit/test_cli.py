@@ -507,7 +507,7 @@ def test_watch_follows_until_the_run_has_ended(capsys):
         pytest.param("recover", {"remaining": [{"node": "n2", "message": "stuck"}]}, 3, "remaining: n2: stuck", id="recover-not-all"),
     ],
 )
-def test_orders_answer_in_words_and_codes(link, capsys, command, answer, code, words):  # noqa: PLR0917  # one row of the table
+def test_orders_answer_in_words_and_codes(link, capsys, command, answer, code, words):  # one row of the table
     """Orders return 0, or 3 when something was left or not reached, and print the answer as it is with --json."""
     made = link(**{command: answer})
     assert cli.main([command]) == code
