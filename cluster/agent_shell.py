@@ -254,10 +254,10 @@ class AgentShell:
 
     def _metrics_once(self) -> float:
         with self._lock:
-            live = {op.operation.id: (run, op) for run, op in self._agent.live_slots()}
-        for name, dose in self._metrics.measure().items():
-            if name in live:
-                live[name][1].requested, live[name][1].achieved = dose
+            live = {(run.run, op.operation.id): op for run, op in self._agent.live_slots()}
+        for key, dose in self._metrics.measure().items():
+            if key in live:
+                live[key].requested, live[key].achieved = dose
         self._metrics.close_windows()
         self._closed.set()
         return self._metrics.until_next_window_s(self._config.window_s)
@@ -351,7 +351,7 @@ class AgentShell:
             self._guardian.call("throttle", ceilings=data["ceilings"])
         elif effect.what == "write_start":
             self._guardian.call("start", slot=data["slot"], generation=data["generation"], start_ns=data["start_ns"])
-            self._metrics.started(effect.operation, data["start_ns"])
+            self._metrics.started(effect.run, effect.operation, data["start_ns"])
         elif effect.what == "halt":
             self._guardian.call("halt" if data["on"] else "resume", generation=data["generation"])
         elif effect.what == "exchange":

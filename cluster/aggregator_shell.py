@@ -28,7 +28,8 @@ from .metrics.stream import MetricStream
 from .mirror import identity
 from .outbox import Outbox
 
-LINGER_S = 120.0
+LINGER_S = 30.0  # after the last question or window: late data makes a new aggregator
+ORPHANED_S = 300.0  # without windows, when a run never got its end: `recover` gives it one
 HEARTBEAT_S = 1.0
 
 
@@ -117,6 +118,7 @@ class AggregatorShell:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return bytes of one of them."""
+        self._touched_ns = self._clock.boot_ns()
         return self._core.read(name, offset, size)
 
     def abandon(self) -> None:
@@ -188,7 +190,7 @@ class AggregatorShell:
         """Keep the manifest's heartbeat fresh while the run lives; end when nobody needs this process any more."""
         while not self._ending.wait(HEARTBEAT_S):
             idle_s = (self._clock.boot_ns() - self._touched_ns) / SECOND_NS
-            if (self._outcome is not None and idle_s > LINGER_S) or idle_s > 10 * LINGER_S:
+            if idle_s > (ORPHANED_S if self._unfinished() else LINGER_S):
                 break
             with self._manifest_lock:
                 manifest = read_json(self.directory / "manifest.json")
@@ -198,6 +200,9 @@ class AggregatorShell:
             self._server.close()
         self._core.close()
         self._on_end()
+
+    def _unfinished(self) -> bool:
+        return self._outcome is None and (read_json(self.directory / "manifest.json") or {}).get("status", "running") == "running"
 
     def _now(self) -> str:
         return dt.datetime.fromtimestamp(self._clock.wall_ns() / SECOND_NS, dt.UTC).isoformat()

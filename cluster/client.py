@@ -90,6 +90,7 @@ class Connection:
                 actor = ray_port.aggregator(run)
                 if actor is not None:
                     actor.call("settle", timeout_s=60.0)
+                    actor.send("leave")
         left = self._await_undone()
         delivered += [run for run in self._deliver_here() if run not in delivered]
         return {"delivered": delivered, "undone": [], "remaining": [*remaining, *left]}

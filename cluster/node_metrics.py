@@ -32,6 +32,8 @@ STEPS: Final = 20  # points at which a shape is read within a window
 PUSH_BYTES: Final = 1 << 20
 PUSH_S: Final = 5.0
 
+_Key = tuple[str, str]  # run, operation: runs that share a scenario have operations of the same name
+
 Push = Callable[[str, str, str, list[tuple[int, bytes]], float], int]
 
 
@@ -74,8 +76,8 @@ class NodeMetrics:
         self._delivered: set[str] = set()
         self._detailed: set[str] = set()
         self._sealed: set[str] = set()
-        self._watched: dict[str, Watched] = {}
-        self._segments: dict[str, Segment] = {}
+        self._watched: dict[_Key, Watched] = {}
+        self._segments: dict[_Key, Segment] = {}
         self._busy = BusyMeter()
         self._loads: dict[int, tuple[int, ProcessFiles]] = {}
         self._measured_ns = clock.boot_ns()
@@ -173,7 +175,7 @@ class NodeMetrics:
         """Make the memory that an operation's load records into; return its path."""
         segment = Segment.create()
         with self._lock:
-            self._segments[operation.id] = segment
+            self._segments[run, operation.id] = segment
             stream = self._streams.get(run)
             if stream is not None:
                 stream.attach(segment, operation.id, operation.phase)
@@ -188,19 +190,19 @@ class NodeMetrics:
         if meter.resource == "memory_bytes":
             meter.set_baseline()
         with self._lock:
-            self._watched[operation.id] = Watched(run, operation, capacity, slot, generation, meter, absolute(operation, capacity))
+            self._watched[run, operation.id] = Watched(run, operation, capacity, slot, generation, meter, absolute(operation, capacity))
 
-    def started(self, operation_id: str, start_ns: int) -> None:
+    def started(self, run: str, operation_id: str, start_ns: int) -> None:
         """Note when an operation's shape begins."""
         with self._lock:
-            if operation_id in self._watched:
-                self._watched[operation_id].start_ns = start_ns
+            if (run, operation_id) in self._watched:
+                self._watched[run, operation_id].start_ns = start_ns
 
     def unwatch(self, run: str, operation_id: str) -> None:
         """Measure an operation no longer; what its load recorded last is read now."""
         with self._lock:
-            watched = self._watched.pop(operation_id, None)
-            segment = self._segments.pop(operation_id, None)
+            watched = self._watched.pop((run, operation_id), None)
+            segment = self._segments.pop((run, operation_id), None)
             stream = self._streams.get(run)
             if segment is not None and stream is not None:
                 stream.detach(segment)
@@ -209,8 +211,8 @@ class NodeMetrics:
         if segment is not None:
             segment.close()
 
-    def measure(self) -> dict[str, tuple[float, float]]:
-        """Read all doses since the last call; return (requested, achieved) by operation, in its own unit."""
+    def measure(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """Read all doses since the last call; return (requested, achieved) by run and operation, in its own unit."""
         with self._lock:
             now_ns, busy_s = self._busy.read()
             loads = self._read_loads()
@@ -218,10 +220,10 @@ class NodeMetrics:
             ours_s = sum(max(0.0, total - self._loads_s.get(slot, total)) for slot, total in loads.items())
             others_s = max(0.0, busy_s - self._busy_s - ours_s)
             found = {}
-            for name, watched in self._watched.items():
+            for key, watched in self._watched.items():
                 dose = self._dose(watched, now_ns, elapsed_s, others_s)
                 if dose is not None:
-                    found[name] = dose
+                    found[key] = dose
             self._measured_ns, self._busy_s, self._loads_s = now_ns, busy_s, loads
             return found
 
