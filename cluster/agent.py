@@ -325,7 +325,9 @@ class Agent:
             "disk_free_bytes": float(snapshot.disk_free_bytes),
         }
         before, self.verdict = self.verdict, verdict
-        ceilings = {resource: next_ceiling(ceiling, by_resource.get(resource, verdict)) for resource, ceiling in self.ceilings.items()}
+        ceilings = dict.fromkeys(self.ceilings, 1.0)
+        if self.loading():  # before that there is no load to lower: what compiles or starts is not what the ceiling is for
+            ceilings = {resource: next_ceiling(ceiling, by_resource.get(resource, verdict)) for resource, ceiling in self.ceilings.items()}
         changed = {resource for resource, ceiling in ceilings.items() if ceiling != self.ceilings[resource]}
         self.ceilings = ceilings
         slots = [[op.slot, op.generation, self._ceiling(op)] for op in self._all_leased() if resource_of(op) in changed]
@@ -339,6 +341,10 @@ class Agent:
             for run in self.runs.values():
                 if not run.failure and run.goal in {Goal.PREPARE, Goal.START}:
                     self._fail(run, "safety_abort", verdict.reason, kill=True)
+
+    def loading(self) -> bool:
+        """Tell whether some operation here has its start time: its load runs or is about to."""
+        return any(op.stage in {Stage.ARMED, Stage.RUNNING} for run in self.runs.values() for op in run.operations.values())
 
     def _all_leased(self) -> list[OperationHere]:
         return [op for run in self.runs.values() for op in run.operations.values() if self._leased(op)]

@@ -16,9 +16,8 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from actors.capability import judge as judge_capability
 from actors.capability import read_facts
@@ -36,72 +35,12 @@ from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
 
 from .agent import Agent, Do, OperationHere
-from .exchange import Reply, Report
+from .agent_api import AgentConfig, AgentPort, SimulatorPort
 from .node_metrics import NodeMetrics
 from .safety.policies import Level, Verdict, busy_since, judge, judge_resources
 from .safety.profiles import Limits, limits_for, strictest
 
 GUARDIAN_SILENT_NS = 2 * SECOND_NS
-
-
-@dataclass(frozen=True, slots=True)
-class AgentConfig:
-    """What an agent is started with."""
-
-    node: str
-    cluster: str
-    epoch: int
-    profile: str = "balanced"
-    lease_s: float = 5.0
-    renew_s: float = 1.0
-    sample_hz: float = 10.0
-    stale_s: float = 2.0
-    window_s: float = 1.0
-    idle_exit_s: float = 60.0
-    stop_grace_s: float = 2.0
-    outbox_max_bytes: int = 256 << 20
-    watch: tuple[int, ...] = ()
-    environ: Mapping[str, str] = field(default_factory=dict)
-
-
-class SimulatorPort(Protocol):
-    """One simulator's actor."""
-
-    def prepare(self, timeout_s: float) -> tuple[int, ...]:
-        """Start its load and wait until it is compiled and waits for its start; return its processes. Raises `StressError`."""
-        ...
-
-    def poll(self) -> Mapping[str, Any] | None:
-        """Return its newest status without waiting: phase, reason, first_slice_ns; None before the first. Raises when it is dead."""
-        ...
-
-    def silent_s(self) -> float:
-        """Return for how long the question that is open now has had no answer."""
-        ...
-
-    def kill(self) -> None:
-        """End its process."""
-        ...
-
-
-class AgentPort(Protocol):
-    """What an agent needs of the cluster around it."""
-
-    def exchange(self, report: Report, timeout_s: float) -> Reply:
-        """Ask the orchestrator; raises `StressError` when no answer came."""
-        ...
-
-    def simulator(self, operation: Operation, capacity: Capacity, ticket: SlotTicket, state_dir: str) -> SimulatorPort:
-        """Create a simulator's actor on this node."""
-        ...
-
-    def push(self, run: str, node: str, incarnation: str, records: list[tuple[int, bytes]], timeout_s: float) -> int:
-        """Hand outbox records to the run's aggregator; returns the last sequence that it has made durable."""
-        ...
-
-    def exit(self) -> None:
-        """End this actor."""
-        ...
 
 
 class AgentShell:
@@ -232,11 +171,13 @@ class AgentShell:
     def _control_once(self) -> float:
         begun_ns = self._clock.boot_ns()
         snapshot = self._sampler.snapshot()
-        self._busy_since_ns = busy_since(self._busy_since_ns, snapshot, self._limits)
+        with self._lock:
+            loading = self._agent.loading()
+        self._busy_since_ns = busy_since(self._busy_since_ns, snapshot, self._limits) if loading else 0
         verdict = judge(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
         lag_s = (begun_ns - self._snapshot_ns) / SECOND_NS
         self._snapshot_ns = begun_ns
-        if lag_s > self._config.stale_s and any(op.stage in {"armed", "running"} for _, op in self._agent.live_slots()):
+        if lag_s > self._config.stale_s and loading:
             verdict = Verdict(
                 Level.ABORT, f"{self._config.node}: no host snapshot for {lag_s:.1f} s, at most {self._config.stale_s:.1f} s allowed"
             )

@@ -89,8 +89,9 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
     started = ending.start_at_wall_ns > 0
     doses = _doses(ending, plan, figures) if started else ()
     hypotheses = tuple(_hypothesis(one, ending, plan, figures) for one in plan.scenario.hypotheses) if started else ()
+    cut_short = bool(ending.causes)  # what could not be judged for lack of time is no unknown outcome then
     evidence = Evidence(
-        hypotheses=hypotheses,
+        hypotheses=tuple(result for result in hypotheses if result.held is not None or not cut_short),
         doses=doses,
         operations_expected=len(plan.operations) if started else 0,
         unknown=_unknown(ending),

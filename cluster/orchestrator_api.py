@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from actors.messages import NodeSpec
 
-from .agent_shell import AgentConfig
+from .agent_api import AgentConfig
 from .orchestrator import Times
 
 

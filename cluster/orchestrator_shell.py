@@ -22,7 +22,7 @@ from scenarios import text
 from scenarios.plan import Plan
 
 from .admission import admission_of, budget_of, endpoint_of, facts_of, preview_of, probes_of
-from .agent_shell import AgentConfig
+from .agent_api import AgentConfig
 from .conclusion import Ending, NodeEnding
 from .exchange import Reply, Report, Stage
 from .journal import Journal

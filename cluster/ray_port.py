@@ -29,7 +29,8 @@ from actors.proc import raise_priority
 from actors.shell import SimulatorActor
 from actors.state import default_state_dir, open_state_dir
 
-from .agent_shell import AgentConfig, AgentShell
+from .agent_api import AgentConfig
+from .agent_shell import AgentShell
 from .aggregator_shell import AggregatorShell
 from .exchange import Reply, Report
 from .journal import Journal
