@@ -275,15 +275,18 @@ class Agent:
         op.first_slice_ns = at_ns
         self._step(run, op, agent_state.Event.FIRST_SLICE)
 
-    def on_load_ended(self, run_id: str, op_id: str, *, planned: bool, reason: str) -> None:
-        """Take the end of an operation's load: as planned, or a failure that ends this node's part."""
+    def on_load_ended(self, run_id: str, op_id: str, *, planned: bool, reason: str, code: str = "internal") -> None:
+        """Take the end of an operation's load: as planned, or a failure that ends this node's part.
+
+        `code` "expired" says that its lease ended or its owner died: the node was lost to the run, whatever the run does about it.
+        """
         run, op = self._find(run_id, op_id)
         if run is None or op is None or op.stage in {Stage.CLOSING, Stage.CLEAN}:
             return
         op.finished, op.reason = planned, reason
         self._close(run, op, 0.0)
         if not planned and run.goal in {Goal.PREPARE, Goal.START}:
-            self._fail(run, "internal", f"{op_id}: {reason}")
+            self._fail(run, code, f"{op_id}: {reason}")
 
     def on_closed(self, run_id: str, op_id: str, gone_ns: int, outcomes: Iterable[Mapping[str, Any]]) -> None:
         """Take the guardian's word that a slot is empty and how each of its records ended."""

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.capability import judge as judge_capability
 from actors.capability import read_facts
@@ -41,6 +41,14 @@ from .safety.policies import Level, Verdict, busy_since, judge, judge_resources
 from .safety.profiles import Limits, limits_for, strictest
 
 GUARDIAN_SILENT_NS = 2 * SECOND_NS
+LEASE_ENDED = "its lease ended"
+
+
+class Ended(NamedTuple):
+    """How a load ended: the error's code, empty when as planned, and the reason."""
+
+    code: str
+    reason: str = ""
 
 
 class AgentShell:
@@ -241,7 +249,7 @@ class AgentShell:
             if op.stage in {"preparing", "ready", "armed", "running"} and simulator is not None:
                 ended = self._ended(op, load.state if ours else LOAD_NONE, status, now_ns) or self._hung(op, load, simulator, now_ns)
                 if ended is not None:
-                    self._agent.on_load_ended(run.run, name, planned=ended[0], reason=ended[1])
+                    self._agent.on_load_ended(run.run, name, planned=not ended.code, reason=ended.reason, code=ended.code)
 
     @staticmethod
     def _poll(simulator: SimulatorPort | None) -> Mapping[str, Any]:
@@ -250,26 +258,28 @@ class AgentShell:
         except StressError as error:
             return {"phase": "dead", "reason": f"its simulator is dead: {error}"}
 
-    def _ended(self, op: OperationHere, state: int, status: Mapping[str, Any], now_ns: int) -> tuple[bool, str] | None:
-        """Return (as planned, reason) of a load that has ended, nothing while it lives."""
+    def _ended(self, op: OperationHere, state: int, status: Mapping[str, Any], now_ns: int) -> Ended | None:
+        """Return how a load has ended, nothing while it lives."""
         phase = status.get("phase", "")
         if phase == "done":
-            return True, ""
-        if state == LOAD_FAILED or phase in {"failed", "dead", "expired"}:
-            return False, str(status.get("reason") or "its load process failed")
+            return Ended("")
+        if phase == "expired":
+            return Ended("expired", str(status.get("reason") or LEASE_ENDED))
+        if state == LOAD_FAILED or phase in {"failed", "dead"}:
+            return Ended("internal", str(status.get("reason") or "its load process failed"))
         if op.stage in {"armed", "running"} and not self._guardian.control.live(op.slot, op.generation, now_ns):
-            return False, "its lease ended"
+            return Ended("expired", LEASE_ENDED)
         return None
 
-    def _hung(self, op: OperationHere, load: LoadStats, simulator: SimulatorPort, now_ns: int) -> tuple[bool, str] | None:
-        """Return (False, reason) of a running load or a simulator that has given no sign of life for a lease: it is ended by force."""
+    def _hung(self, op: OperationHere, load: LoadStats, simulator: SimulatorPort, now_ns: int) -> Ended | None:
+        """Say so of a running load or a simulator that has given no sign of life for a lease: it is ended by force."""
         if op.stage != "running":
             return None
         if simulator.silent_s() > self._config.lease_s:
-            return False, f"its simulator has not answered for {self._config.lease_s:.1f} s"
+            return Ended("internal", f"its simulator has not answered for {self._config.lease_s:.1f} s")
         beats = load.generation == op.generation and load.state == LOAD_RUNNING and load.heartbeat_ns > 0
         if beats and now_ns - load.heartbeat_ns > self._config.lease_s * SECOND_NS:
-            return False, f"its load process has given no sign of life for {self._config.lease_s:.1f} s"
+            return Ended("internal", f"its load process has given no sign of life for {self._config.lease_s:.1f} s")
         return None
 
     # ---- effects

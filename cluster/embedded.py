@@ -46,10 +46,10 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def make_folder() -> Path:
-    """Make the private folder: short, because socket paths end at 107 bytes; mode 0700 and a random name."""
+def choose_folder() -> Path:
+    """Return where the private folder will be: short, because socket paths end at 107 bytes, and random."""
     base = next((path for path in ("/tmp", "/var/tmp") if os.access(path, os.W_OK)), tempfile.gettempdir())  # noqa: S108
-    return Path(tempfile.mkdtemp(prefix="sc-", dir=base))
+    return Path(base) / f"sc-{secrets.token_hex(4)}"
 
 
 def fence(driver: int) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class EmbeddedRay:
         self._host: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._ended = threading.Event()
-        self.folder = make_folder()
+        self.folder = choose_folder()
         self.address = ""
         self.seconds = 0.0
 
@@ -118,12 +118,13 @@ class EmbeddedRay:
         """Arm the records, start the host, wait until Ray answers. Raises `HarnessError` with the host's last words."""
         begun_ns = self._clock.boot_ns()
         token = secrets.token_hex(16)
+        self._open_slot()
+        self._arm("tree", {"path": str(self.folder), "token": token, "token_file": TOKEN_FILE})
+        self.folder.mkdir(mode=0o700)  # only now: what is refused or dies before leaves nothing
         (self.folder / TOKEN_FILE).write_text(token)
         key = self.folder / "token"
         key.touch(mode=0o600)
         key.write_text(secrets.token_hex(32))
-        self._open_slot()
-        self._arm("tree", {"path": str(self.folder), "token": token, "token_file": TOKEN_FILE})
         log = (self.folder / "host.log").open("wb")
         self._host = subprocess.Popen(
             [sys.executable, "-m", "cluster.embedded_host"],

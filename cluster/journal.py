@@ -1,8 +1,8 @@
 """The orchestrator's journal: what it may have allowed, written before it tells anybody.
 
 JSON lines with a checksum, in STATE on the orchestrator's node. Grants are written without a sync: they must survive the death
-of this process, not of its machine, whose loss a successor covers by waiting a lease and its allowance. Admissions, halts
-and ends are synced. A torn or damaged line is dropped and counted; what follows it is read.
+of this process, not of its machine, whose loss a successor covers by waiting a lease and its allowance. Admissions, halts,
+ends and forgotten nodes are synced. A torn or damaged line is dropped and counted; what follows it is read.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import os
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-SYNCED: Final = frozenset({"admitted", "halt", "done"})
+from actors.messages import Amounts
+
+SYNCED: Final = frozenset({"admitted", "halt", "done", "forgotten"})
 MAX_BYTES: Final = 16 << 20
 
 
@@ -27,7 +29,32 @@ class Past:
     halt_generation: int = 0
     halt_on: bool = False
     open_runs: tuple[str, ...] = ()
+    charges: Mapping[str, Mapping[str, Amounts]] = field(default_factory=dict)  # by run and node: what nobody has confirmed to be gone
     damaged_lines: int = 0
+
+    def after(self, entry: Mapping[str, Any]) -> Past:
+        """Return the past with one more entry."""
+        kind, run = entry["kind"], entry.get("run", "")
+        if kind == "halt" and entry["generation"] > self.halt_generation:
+            return replace(self, halt_generation=int(entry["generation"]), halt_on=bool(entry["on"]))
+        if kind == "admitted":
+            charges = {node: Amounts(*amounts) for node, amounts in entry["charges"].items()}
+            return replace(self, open_runs=(*self.open_runs, run), charges={**self.charges, run: charges})
+        if kind == "done":
+            return replace(self, open_runs=tuple(one for one in self.open_runs if one != run))
+        if kind == "released":
+            return replace(self, charges=_without(self.charges, entry["node"], run))
+        if kind == "forgotten":
+            return replace(self, charges=_without(self.charges, entry["node"], None))
+        return self
+
+
+def _without(charges: Mapping[str, Mapping[str, Amounts]], node: str, run: str | None) -> dict[str, Mapping[str, Amounts]]:
+    """Return the charges without those of a node, in one run or in all."""
+    kept = {
+        one: {name: amounts for name, amounts in held.items() if name != node or run not in {None, one}} for one, held in charges.items()
+    }
+    return {one: held for one, held in kept.items() if held}
 
 
 class Journal:
@@ -54,19 +81,13 @@ class Journal:
                 os.fdatasync(self._fd)
 
     def replay(self) -> Past:
-        """Return the newest halt and the runs that were admitted and never done."""
-        halt, runs, damaged = (0, False), {}, 0
+        """Return the newest halt, the runs that were admitted and never done, and what nodes still owe."""
+        past, damaged = Past(), 0
         for raw in self._path.read_bytes().splitlines():
             entry = _parse(raw)
-            if entry is None:
-                damaged += 1
-            elif entry["kind"] == "halt" and entry["generation"] > halt[0]:
-                halt = (int(entry["generation"]), bool(entry["on"]))
-            elif entry["kind"] == "admitted":
-                runs[entry["run"]] = True
-            elif entry["kind"] == "done":
-                runs.pop(entry["run"], None)
-        return Past(halt[0], halt[1], tuple(runs), damaged)
+            damaged += entry is None
+            past = past.after(entry) if entry is not None else past
+        return replace(past, damaged_lines=damaged)
 
     def _rotate(self) -> None:
         """Keep the file bounded: carry over what is still open, drop the grants of the past."""
@@ -74,7 +95,11 @@ class Journal:
             return
         past = self.replay()
         lines = [_line({"run": "", "kind": "halt", "generation": past.halt_generation, "on": past.halt_on})]
-        lines += [_line({"run": run, "kind": "admitted", "nodes": []}) for run in past.open_runs]
+        for run in [*past.open_runs, *(set(past.charges) - set(past.open_runs))]:
+            held = past.charges.get(run, {})
+            lines.append(_line({"run": run, "kind": "admitted", "charges": {node: astuple(amounts) for node, amounts in held.items()}}))
+            if run not in past.open_runs:
+                lines.append(_line({"run": run, "kind": "done"}))
         temporary = self._path.with_suffix(".new")
         temporary.write_bytes(b"".join(lines))
         os.close(self._fd)

@@ -8,7 +8,7 @@ that question, so nothing that is delayed on the way can extend a load.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from actors.clock import SECOND_NS
@@ -17,6 +17,7 @@ from actors.messages import Amounts, Capacity, Event, Halt, Operation
 
 from . import run_state
 from .exchange import Goal, Order, Reply, Report, RunReport, Stage
+from .journal import Past
 from .run_state import Effect, Phase
 from .safety import budget as ledgers
 from .safety.budget import Budget, Ledger
@@ -126,15 +127,14 @@ class NodeHeard:
 class Orchestrator:
     """Decides for one cluster. `effects` and each run's `events` are drained by the shell after every call."""
 
-    def __init__(
-        self, cluster: str, epoch: int, times: Times, budget: Budget, halt: Halt | None = None, *, quiet_until_ns: int = 0
-    ) -> None:
+    def __init__(self, cluster: str, epoch: int, times: Times, budget: Budget, past: Past, now_ns: int) -> None:
         self.cluster = cluster
-        self.quiet_until_ns = quiet_until_ns  # until when load that an earlier orchestrator allowed may exist
+        # Until when load that an earlier orchestrator allowed may exist.
+        self.quiet_until_ns = now_ns + times.charge_ns if past.open_runs or past.charges else 0
         self.epoch = epoch
         self.times = times
-        self.ledger = Ledger(budget)
-        self.halt = halt or Halt()
+        self.ledger = ledgers.inherited(Ledger(budget), past.charges, self.quiet_until_ns)
+        self.halt = Halt(past.halt_generation, past.halt_on)
         self.runs: dict[str, Run] = {}
         self.nodes: dict[str, NodeHeard] = {}
         self.effects: list[Do] = []
@@ -161,7 +161,7 @@ class Orchestrator:
         run = Run(admission, entered_ns=now_ns, admitted_ns=now_ns, nodes={node: NodeInRun() for node in admission.operations})
         run.driver_deadline_ns = now_ns + round(times.lease_s * SECOND_NS)
         self.runs[admission.run] = run
-        self._journal("admitted", admission.run, nodes=sorted(admission.operations))
+        self._journal("admitted", admission.run, charges={node: astuple(amounts) for node, amounts in admission.amounts.items()})
         self._step(run, run_state.Event.PREPARE)
 
     def beat(self, run_id: str, now_ns: int) -> None:
@@ -192,6 +192,26 @@ class Orchestrator:
             if node in run.nodes:
                 self._lose(run, node, reason)
         self.nodes.pop(node, None)
+
+    def forget(self, node: str, now_ns: int) -> tuple[str, ...]:
+        """Give back what a node that will not come back still owes to ended runs, and return those runs; kept in the journal.
+
+        Raises `RefusedError` while its load may still exist, or when it owes nothing.
+        """
+        self.now_ns = now_ns
+        owed = {run: held.charges[node] for run, held in self.ledger.reservations.items() if node in held.charges}
+        if not owed:
+            raise RefusedError("no_target", f"no run holds anything of {node}", "`stress-cluster status` lists the nodes under stress")
+        ends_ns = [charge.expires_ns for charge in owed.values()]
+        if None in ends_ns:
+            raise RefusedError("busy", f"{node} takes part in a run that goes on", "stop that run first")
+        left_s = (max(end_ns for end_ns in ends_ns if end_ns is not None) - now_ns) / SECOND_NS
+        if left_s > 0:
+            raise RefusedError("busy", f"load on {node} may live for another {left_s:.1f} s", "try again then")
+        for run in owed:
+            self.ledger = ledgers.release_node(self.ledger, run, node)
+        self._journal("forgotten", "", node=node, runs=sorted(owed))
+        return tuple(sorted(owed))
 
     def tick(self, now_ns: int) -> None:
         """Let time pass: silent nodes are lost, deadlines end runs, phases move on."""
@@ -265,13 +285,22 @@ class Orchestrator:
         if state.lost and not state.returned:
             state.returned = True
             self._tell(run, "node_returned", f"{node} is heard again, {theirs.stage}", node=node)
-        if theirs.failure and not state.lost and run.phase not in {Phase.STOPPING, Phase.COLLECTING, Phase.DONE}:
+        if theirs.failure_code == "expired":
+            state.returned = True  # it was never silent
+            self._lose(run, node, f"{node}: {theirs.failure}")
+        elif theirs.failure and not state.lost and run.phase not in {Phase.STOPPING, Phase.COLLECTING, Phase.DONE}:
             cause = {"budget": Cause.REFUSED, "halted": Cause.REFUSED, "capability": Cause.REFUSED}.get(theirs.failure_code, Cause.ERROR)
             if run.phase not in {Phase.ADMITTED, Phase.PREPARING}:
                 cause = Cause.ERROR
             self._stop(run, cause, f"{node}: {theirs.failure}")
         if state.clean:
-            self.ledger = ledgers.release_node(self.ledger, run.admission.run, node)
+            self._release(run.admission.run, node)
+
+    def _release(self, run_id: str, node: str) -> None:
+        """Give back what a node held for a run, once its guardian has confirmed that it is clean."""
+        before, self.ledger = self.ledger, ledgers.release_node(self.ledger, run_id, node)
+        if self.ledger is not before:
+            self._journal("released", run_id, node=node)
 
     def _hear_missing(self, run: Run, report: Report) -> None:
         """Treat a node whose agent no longer knows the run as clean if it is stopping, as lost otherwise."""
@@ -290,7 +319,7 @@ class Orchestrator:
             if charge is None or run_id in theirs or charge.expires_ns is None:
                 continue
             if self.now_ns >= charge.expires_ns:
-                self.ledger = ledgers.release_node(self.ledger, run_id, report.node)
+                self._release(run_id, report.node)
 
     def _abort_for(self, report: Report) -> None:
         for run in list(self.runs.values()):
@@ -360,7 +389,7 @@ class Orchestrator:
         """Release what clean nodes held; any other stays charged until its machine confirms, whether it was lost or only too slow."""
         for node, state in run.nodes.items():
             if state.clean:
-                self.ledger = ledgers.release_node(self.ledger, run.admission.run, node)
+                self._release(run.admission.run, node)
             elif not state.lost:
                 self._presume_ended(run, node)
 

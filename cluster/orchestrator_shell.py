@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError, RefusedError, StressError
-from actors.messages import Event, Halt
+from actors.messages import Event
 from actors.origin import check_same_code, code_id
 from scenarios import plan as plans
 from scenarios import text
@@ -60,11 +60,7 @@ class OrchestratorShell:
         self._lock = threading.RLock()
         self._submitting = threading.Lock()
         self._hiring = threading.Lock()
-        past = journal.replay()
-        times = config.times()
-        quiet_until_ns = self._clock.boot_ns() + times.charge_ns if past.open_runs else 0  # what a dead one allowed may still load
-        halt = Halt(past.halt_generation, past.halt_on)
-        self._core = Orchestrator(cluster, epoch, times, Budget(), halt, quiet_until_ns=quiet_until_ns)
+        self._core = Orchestrator(cluster, epoch, config.times(), Budget(), journal.replay(), self._clock.boot_ns())
         self._cluster, self._epoch = cluster, epoch
         self._agents: dict[str, RemoteAgent] = {}
         self._hellos: dict[str, dict[str, Any]] = {}
@@ -185,6 +181,13 @@ class OrchestratorShell:
             halt = self._core.set_halt(on, self._clock.boot_ns())
         self._drain()
         return {"generation": halt.generation, "on": halt.on, "nodes": sorted(self._agents)}
+
+    def forget(self, node: str) -> dict[str, Any]:
+        """Give back what a node that will not come back still owes to ended runs; raises `RefusedError` while it may hold load."""
+        with self._lock:
+            runs = self._core.forget(node, self._clock.boot_ns())
+        self._drain()
+        return {"node": node, "runs": list(runs)}
 
     def status(self) -> dict[str, Any]:
         """Return what runs where, asked against achieved."""

@@ -83,6 +83,15 @@ class Ledger:
         return not self.reservations
 
 
+def inherited(ledger: Ledger, charges: Mapping[str, Mapping[str, Amounts]], expires_ns: int) -> Ledger:
+    """Return the ledger with what an earlier life left charged: as of lost nodes, until their own journals confirm."""
+    held = {
+        run: Reservation({node: Charge(amounts, expires_ns) for node, amounts in by_node.items()}, 0.0, None)
+        for run, by_node in charges.items()
+    }
+    return replace(ledger, reservations={**ledger.reservations, **held})
+
+
 def lapse(ledger: Ledger, now_ns: int) -> Ledger:
     """Drop reservations that were never confirmed in time."""
     kept = {run: held for run, held in ledger.reservations.items() if held.lapses_ns is None or now_ns < held.lapses_ns}

@@ -17,8 +17,6 @@ from host import Host
 from support.observe import boot_s, promised
 from support.waiting import never, until
 
-pytestmark = pytest.mark.soak  # minutes long, and not yet seen green three times on a quiet machine
-
 UNDO_S = 1.0
 SOAK_INSTANTS = 8
 

@@ -12,8 +12,6 @@ from fabric import Fabric
 from support.observe import boot_s, promised
 from support.waiting import never, until
 
-pytestmark = pytest.mark.soak  # minutes long, and not yet seen green three times on a quiet machine
-
 INSIDE_S = 0.5
 CUT_S = 20.0
 

@@ -8,8 +8,6 @@ import pytest
 import runs
 from fabric import Fabric
 
-pytestmark = pytest.mark.soak  # minutes long, and not yet seen green three times on a quiet machine
-
 
 def memory_fraction(hosts: Fabric, size: int) -> str:
     """Return the share of the targets' memory that is so many bytes."""

@@ -15,8 +15,6 @@ from fabric import Fabric
 from support import census
 from support.observe import Witness, boot_s
 
-pytestmark = pytest.mark.soak  # minutes long, and not yet seen green three times on a quiet machine
-
 FOR_S = 12.0
 CPU_STEPS = """
 version: 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
+from conftest import temporary_names
 from support import documents, waiting
 from support.observe import boot_s
 from support.terminal import Command, Ended, Terminal, terminal
@@ -105,7 +106,9 @@ def stranger_halts_and_dies(before: list[int], standing: Terminal) -> None:
 def blocked(stranger: Terminal) -> None:
     """Until `resume` every run is refused with 6; afterwards one begins again, and its driver's death is its own affair."""
     path = documents.write(stranger.folder, documents.document("again", 60, cpu="5%", memory="32MiB"))
+    names = temporary_names()
     refused = stranger.run("run", path, "--nodes", "1", "--json", within_s=90)
+    assert temporary_names() <= names
     assert (refused.code, refused.document["error"]["code"]) == (6, "halted"), str(refused)
     assert stranger.run("resume", "--json").code == 0
     again = stranger.start("run", path, "--nodes", "1", "--json")

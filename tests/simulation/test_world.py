@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from actors.guardian.core import GuardianCore
 from actors.guardian.engine import Engine
 from actors.guardian.model import LOADING, NEVER_NS, SaveHalt
 from actors.messages import Halt
+from actors.undo import Outcome
 from cluster.agent import Agent
 from cluster.orchestrator import Orchestrator, Times
 from tests.simulation.world import faults
@@ -21,7 +23,7 @@ HAPPENED = {
     *("takeover", "adopted", "retired", "node_gone", "run_admitted", "run_recovered", "question_lost", "message_lost", "message_late"),
     *("cut_up", "cut_down", "deposed_agent_left", "deposed_orchestrator_wrote", "stale_snapshot", "throttled", "outbox_torn"),
     *("verdict_SHED", "verdict_ABORT", "slot_refused_budget", "slot_refused_halted", "refused_budget", "refused_busy", "refused_halted"),
-    *("journal_refuses", "stream_whole"),
+    *("journal_refuses", "stream_whole", "charges_inherited"),
     *("begins_CpuLoad", "begins_MemoryPressure", "begins_DiskFill", "load_done", "load_expired", "applied", "undone", "clean"),
     *("status_passed", "status_error", "status_safety", "status_cancelled", "status_timeout", "status_inconclusive", "halt_on_machine"),
 }
@@ -114,6 +116,23 @@ def lost_nodes_are_given_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Orchestrator, "_settle_now", settle_now, raising=False)
 
 
+def a_successor_inherits_no_charge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.safety.budget.inherited", lambda ledger, *_: ledger)
+
+
+def nothing_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.safety.budget.first_excess", lambda *_: "")
+
+
+def undone_is_taken_on_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = GuardianCore.done
+    monkeypatch.setattr(GuardianCore, "done", lambda self, result, now_ns: real(self, _trusting(result), now_ns))
+
+
+def _trusting(result: object) -> object:
+    return replace(result, result="undone") if isinstance(result, Outcome) and result.result == "pending" else result
+
+
 def clean_before_the_guardian_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Agent.close_run
 
@@ -140,6 +159,9 @@ BREAKS = [
     (expired_leases_are_left_alone, "invariant 1 |are left", {faults.load_hung: 1, faults.partition: 1}),
     (guardian_forgets_the_fence, "invariant 5", {faults.agent_replaced: 1}),
     (lost_nodes_are_given_back_at_once, "invariant 2", {faults.partition: 1, faults.load_hung: 1}),
+    (a_successor_inherits_no_charge, "invariant 6", {faults.orchestrator_killed: 1}),
+    (nothing_is_reserved, "invariant 6", faults.FAULTS),
+    (undone_is_taken_on_trust, "invariant (8|15)", faults.FAULTS),
     (clean_before_the_guardian_says_so, "invariant 15", faults.FAULTS),
     (halt_ends_nothing, "invariant 13", {faults.halt_on_node: 1}),
 ]

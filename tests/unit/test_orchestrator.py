@@ -9,6 +9,7 @@ import pytest
 from actors.clock import SECOND_NS
 from actors.errors import RefusedError
 from actors.messages import Amounts, Halt, Operation
+from cluster.journal import Past
 from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.orchestrator import Admission, Orchestrator, Times
 from cluster.run_state import Phase
@@ -28,8 +29,8 @@ def admission(*nodes, run="r", **options):
     return Admission(run, {node: (operation(node),) for node in nodes}, dict.fromkeys(nodes, ONE), 4.0, **options)
 
 
-def made(**options):
-    return Orchestrator("c", 3, TIMES, Budget(nodes_max=3, cpu_cores_max=3.0), **options)
+def made(past=None, now_s=0):
+    return Orchestrator("c", 3, TIMES, Budget(nodes_max=3, cpu_cores_max=3.0), past or Past(), now_s * S)
 
 
 def report(node, stage=None, *, run="r", incarnation=7, machine="", **fields):
@@ -63,7 +64,6 @@ def brought_to(phase, *nodes, **options):
     [
         pytest.param(lambda core: core.set_halt(True, 0), "halted", id="under-a-halt"),
         pytest.param(lambda core: core.admit(admission("n1", "n2", "n3", run="other"), 0), "budget", id="over-the-budget"),
-        pytest.param(lambda core: setattr(core, "quiet_until_ns", 5), "busy", id="while-an-earlier-orchestrators-load-may-live"),
     ],
 )
 def test_a_run_that_may_not_run_is_refused_and_changes_nothing(before, code):
@@ -80,9 +80,67 @@ def test_a_run_that_may_not_run_is_refused_and_changes_nothing(before, code):
 
 def test_a_successor_admits_once_the_earlier_load_is_over():
     """The wait ends at its instant."""
-    core = made(quiet_until_ns=5)
-    core.admit(admission("n1"), 5)
+    core = made(Past(open_runs=("old",)), 10)
+    with pytest.raises(RefusedError, match="earlier orchestrator"):
+        core.admit(admission("n1"), core.quiet_until_ns - 1)
+    core.admit(admission("n1"), core.quiet_until_ns)
     assert core.runs["r"].phase is Phase.PREPARING
+    assert core.quiet_until_ns - 10 * S == TIMES.charge_ns
+
+
+def past_of(core):
+    """Return what a journal of everything that this orchestrator wrote so far would tell its successor."""
+    past = Past()
+    for effect in core.drain():
+        past = past.after({"run": effect.run, **effect.data}) if effect.what == "journal" else past
+    return past
+
+
+def test_a_successor_inherits_what_no_node_has_confirmed():
+    """Cores and bytes free themselves once the load must have ended; the place in the count waits for the node's own word."""
+    first = brought_to(Phase.RUNNING, "n1", "n2")
+    first.stop("r", Cause.CANCELLED, "asked", 3 * S)
+    order(first, "n1", Stage.CLEAN, 4)
+    core = made(past_of(first), 100)
+    assert core.ledger.nodes_harmed() == {"n2"}
+    assert core.ledger.total(100 * S) == ONE
+    later_ns = core.quiet_until_ns
+    assert core.ledger.total(later_ns) == Amounts()
+    with pytest.raises(RefusedError, match="budget is 3"):
+        core.admit(admission("n3", "n4", "n5", run="next"), later_ns)
+    core.exchange(report("n2"), later_ns)
+    core.admit(admission("n3", "n4", "n5", run="next"), later_ns)
+    assert past_of(core).charges.keys() == {"next"}
+
+
+def test_a_node_that_will_not_come_back_is_forgotten_on_request_only():
+    """Not while a run goes on there, not while its load may live; then its place is free, also for every successor."""
+    first = brought_to(Phase.RUNNING, "n1")
+    with pytest.raises(RefusedError, match="goes on"):
+        first.forget("n1", 3 * S)
+    past = past_of(first)
+    core = made(past, 100)
+    with pytest.raises(RefusedError, match="may live for another"):
+        core.forget("n1", core.quiet_until_ns - 1)
+    with pytest.raises(RefusedError, match="no run holds anything of n7"):
+        core.forget("n7", core.quiet_until_ns)
+    assert core.forget("n1", core.quiet_until_ns) == ("r",)
+    assert core.ledger.is_empty()
+    for effect in core.drain():
+        past = past.after({"run": effect.run, **effect.data})
+    assert made(past, 200).ledger.is_empty()
+
+
+@pytest.mark.parametrize("on_node_lost", ["stop", "continue"])
+def test_a_node_whose_lease_ended_is_lost_and_the_scenario_says_what_follows(on_node_lost):
+    """It was not renewed, so it is no failure of its own; with `continue` the other node goes on."""
+    core = brought_to(Phase.RUNNING, "n1", "n2", on_node_lost=on_node_lost)
+    core.exchange(report("n1", Stage.STOPPING, failure="its lease ended", failure_code="expired"), 3 * S)
+    run = core.runs["r"]
+    assert run.nodes["n1"].lost
+    assert run.phase is {"stop": Phase.STOPPING, "continue": Phase.RUNNING}[on_node_lost]
+    assert order(core, "n1", Stage.CLEAN, 4).lease_s == 0.0
+    assert order(core, "n2", Stage.RUNNING, 4).lease_s == (TIMES.lease_s if on_node_lost == "continue" else 0.0)
 
 
 @pytest.mark.parametrize(

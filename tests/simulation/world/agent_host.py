@@ -207,7 +207,8 @@ class AgentHost(Process):
             if load.first_ns and op.stage in {"armed", "running"}:
                 core.on_first_slice(run.run, op.operation.id, load.first_ns)
             if load.phase in {DONE, FAILED, EXPIRED} and op.stage in {"preparing", "ready", "armed", "running"}:
-                core.on_load_ended(run.run, op.operation.id, planned=load.phase == DONE, reason=load.reason or load.phase)
+                code = "expired" if load.phase == EXPIRED else "internal"
+                core.on_load_ended(run.run, op.operation.id, planned=load.phase == DONE, reason=load.reason or load.phase, code=code)
 
     # ---- effects
 

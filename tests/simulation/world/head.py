@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from actors.errors import RefusedError
-from actors.messages import Halt
 from cluster.conclusion import Ending, conclude
 from cluster.exchange import Report, Stage
+from cluster.journal import Past
 from cluster.orchestrator import Admission, Do, Orchestrator, Run
 from cluster.orchestrator_shell import OrchestratorShell
 from cluster.verdict import Cause
@@ -31,9 +31,8 @@ Stream = tuple[str, str, int]  # run, node, incarnation
 class Written:
     """The orchestrator's journal: survives every orchestrator."""
 
-    halt: Halt = field(default_factory=Halt)
+    past: Past = field(default_factory=Past)
     epoch: int = 0
-    open: dict[str, tuple[str, ...]] = field(default_factory=dict)  # admitted and not done: run -> nodes
     outcomes: dict[str, str] = field(default_factory=dict)
 
 
@@ -77,9 +76,8 @@ class OrchestratorHost(Process):
     def __init__(self, head: Head, epoch: int) -> None:
         super().__init__(head.timeline)
         self.head, self.world = head, head.world
-        written = head.written
-        quiet_ns = head.clock.now() + self.world.times.charge_ns if written.open else 0
-        self.core = Orchestrator("c", epoch, self.world.times, self.world.budget, written.halt, quiet_until_ns=quiet_ns)
+        self.core = Orchestrator("c", epoch, self.world.times, self.world.budget, head.written.past, head.clock.now())
+        self.world.fired["charges_inherited"] += bool(head.written.past.charges)
         self._beats = 0
         self._tick()
 
@@ -161,7 +159,7 @@ class OrchestratorHost(Process):
         if status == "passed":
             self.world.watch.passed(run_id, run.nodes)
         self.head.written.outcomes[run_id] = status
-        self.head.written.open.pop(run_id, None)
+        self.head.append({"run": run_id, "kind": "done", "status": status})
         self.world.fired[f"status_{status}"] += 1
 
 
@@ -195,13 +193,14 @@ class Head:
         if epoch < self.written.epoch:
             self.world.fired["deposed_orchestrator_wrote"] += 1
             return
-        kind, data = effect.data["kind"], effect.data
-        if kind == "halt":
-            if data["generation"] <= self.written.halt.generation:
-                self.world.watch.fail(13, f"the halt's generation fell from {self.written.halt.generation} to {data['generation']}")
-            self.written.halt = Halt(data["generation"], data["on"])
-        elif kind == "admitted":
-            self.written.open[effect.run] = tuple(data["nodes"])
+        before, data = self.written.past.halt_generation, effect.data
+        if data["kind"] == "halt" and data["generation"] <= before:
+            self.world.watch.fail(13, f"the halt's generation fell from {before} to {data['generation']}")
+        self.append({"run": effect.run, **data})
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Have an entry in writing."""
+        self.written.past = self.written.past.after(entry)
 
     # ---- what agents reach by name
 
@@ -251,9 +250,9 @@ class Head:
             else:
                 node.agent.say_hello()
         core = self.orchestrator.core
-        for run in list(self.written.open):
+        for run in self.written.past.open_runs:
             if run not in core.runs and run not in core.finished_runs:
-                self.written.open.pop(run)
+                self.append({"run": run, "kind": "done", "status": "error"})
                 self.written.outcomes[run] = str(Cause.ERROR)
                 self.world.fired["run_recovered"] += 1
         for machine in self.world.machines:

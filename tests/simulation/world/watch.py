@@ -181,7 +181,10 @@ class Watch:
     # ---- the ledger
 
     def ledger(self, core: Any, now_ns: int) -> None:
-        """6: reserved, live and presumed together are inside of the budget."""
+        """6: reserved, live and presumed together are inside of the budget, and every node under load is in the ledger."""
+        uncharged = sorted(set(self.harmed) - core.ledger.nodes_harmed())
+        if uncharged and core is self.world.head.core:  # one that was replaced knows only its own time
+            self.fail(6, f"{uncharged[:3]} are under load, and the ledger knows nothing of it")
         excess = ledgers.first_excess(core.ledger, 0.0, now_ns)
         if excess:
             self.fail(6, excess)

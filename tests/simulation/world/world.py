@@ -29,7 +29,7 @@ from .watch import Watch
 
 SETTLE_S = 60
 CAPACITY = Capacity(8.0, 32 * GIB, 100 * GIB)
-LIMITS = Amounts(8.0, 25 * GIB, 80 * GIB)
+LIMITS = Amounts(6.0, 24 * GIB, 75 * GIB)  # three CPU operations of one run, or two runs, may pass it: the guardian then refuses
 Kinds = Mapping[Callable[..., bool], int]
 
 
@@ -230,7 +230,7 @@ class World:
         if core is None:
             return ["no orchestrator"]
         found += [f"{run} is {state.phase}" for run, state in core.runs.items() if state.phase is not Phase.DONE]
-        found += [f"{run} reads as running" for run in self.head.written.open]
+        found += [f"{run} reads as running" for run in self.head.written.past.open_runs]
         found += [f"the ledger holds {run} on {sorted(held.charges)[:3]}" for run, held in core.ledger.reservations.items()]
         for machine in self.machines:
             found += [f"{process} runs on {machine.name}" for process in machine.processes.values() if isinstance(process, Load)]
