@@ -49,6 +49,11 @@ class Driver:
         self._run_dir = request.out / request.run
         self._orchestrator: Any = None
 
+    def heed_signals(self) -> None:
+        """Take signals as a wish to stop. Called again after Ray has connected: it takes SIGTERM for itself then and would just exit."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _: self.ask_stop(f"signal {signal.Signals(number).name}"))
+
     def ask_stop(self, reason: str) -> None:
         """Note that the run should end; safe in a signal handler."""
         self._stop_reason = self._stop_reason or reason
@@ -114,6 +119,7 @@ class Driver:
 
         assert address is not None
         ray_port.connect(address, ship=() if self._embedded else shipped())
+        self.heed_signals()
         seconds = self._embedded.seconds if self._embedded else (self._clock.boot_ns() - begun_ns) / SECOND_NS
         self._tell("ray", address=address, seconds=seconds, embedded=self._embedded is not None)
         self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
@@ -380,8 +386,7 @@ def main() -> int:
     from .settings import from_dict  # noqa: PLC0415
 
     driver = Driver(RunRequest.from_json(line, from_dict(raw["settings"])), events_fd)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _: driver.ask_stop(f"signal {signal.Signals(number).name}"))
+    driver.heed_signals()
     threading.Thread(target=listen, args=(driver,), name="listener", daemon=True).start()
     code = driver.run()
     sys.stdout.flush()

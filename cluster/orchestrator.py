@@ -65,7 +65,7 @@ class Admission:
 class Do:
     """An effect for the shell: what, for which run and node, with which data."""
 
-    what: str  # start_agents, poke, probes_start, probes_stop, finish, journal
+    what: str  # start_agents, poke, expect, start_probes, stop_probes, finish, journal
     run: str = ""
     nodes: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -277,6 +277,8 @@ class Orchestrator:
 
     def _hear_run(self, run: Run, node: str, theirs: RunReport) -> None:
         state = run.nodes[node]
+        if state.stage is None:  # from now on it has a stream, whether anything of it arrives or not
+            self.effects.append(Do("expect", run.admission.run, (node,), {"incarnation": str(self.nodes[node].incarnation)}))
         state.stage, state.report = theirs.stage, theirs
         run.last_gone_ns = max(run.last_gone_ns, theirs.last_gone_ns)
         for op in theirs.operations:
@@ -289,10 +291,7 @@ class Orchestrator:
             state.returned = True  # it was never silent
             self._lose(run, node, f"{node}: {theirs.failure}")
         elif theirs.failure and not state.lost and run.phase not in {Phase.STOPPING, Phase.COLLECTING, Phase.DONE}:
-            cause = {"budget": Cause.REFUSED, "halted": Cause.REFUSED, "capability": Cause.REFUSED}.get(theirs.failure_code, Cause.ERROR)
-            if run.phase not in {Phase.ADMITTED, Phase.PREPARING}:
-                cause = Cause.ERROR
-            self._stop(run, cause, f"{node}: {theirs.failure}")
+            self._stop(run, _cause_of(theirs.failure_code, run.phase), f"{node}: {theirs.failure}")
         if state.clean:
             self._release(run.admission.run, node)
 
@@ -497,3 +496,11 @@ class Orchestrator:
         """Hand the effects over to the shell."""
         effects, self.effects = self.effects, []
         return effects
+
+
+def _cause_of(failure_code: str, phase: Phase) -> Cause:
+    """Return why a run ends when a node says that it cannot go on."""
+    if failure_code == "safety_abort":
+        return Cause.SAFETY
+    before_load = phase in {Phase.ADMITTED, Phase.PREPARING}
+    return Cause.REFUSED if before_load and failure_code in {"budget", "halted", "capability"} else Cause.ERROR

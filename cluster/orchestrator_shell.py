@@ -388,12 +388,21 @@ class OrchestratorShell:
             elif effect.what == "start_agents":
                 for node in effect.nodes:
                     self._workers.submit(self._agents[node].poke)
+            elif effect.what == "expect":
+                self._workers.submit(self._expect, effect.run, effect.nodes[0], effect.data["incarnation"])
             elif effect.what == "start_probes":
                 self._workers.submit(self._start_probes, effect.run, int(effect.data["start_at_ns"]))
             elif effect.what == "stop_probes":
                 self._workers.submit(self._stop_probes, effect.run)
             elif effect.what == "finish":
                 self._workers.submit(self._finish, effect.run)
+
+    def _expect(self, run_id: str, node: str, incarnation: str) -> None:
+        """Have the aggregator miss a node's stream even when nothing of it ever arrives."""
+        try:
+            self._extras[run_id].aggregator.call("expect", node, incarnation)
+        except StressError as error:
+            self._note_trouble(f"the stream of {node} was not announced: {error}")
 
     def _start_probes(self, run_id: str, start_at_ns: int) -> None:
         extras = self._extras[run_id]

@@ -139,6 +139,8 @@ class OrchestratorHost(Process):
                     agent = self.world.nodes[name].agent
                     if agent is not None and agent.core is not None:
                         self.world.net.down(name, agent, agent.ask)
+            elif effect.what == "expect":
+                self.head.durable(effect.run).setdefault((effect.run, effect.nodes[0], int(effect.data["incarnation"])), [])
             elif effect.what == "finish":
                 self.after(self.world.chance.randrange(20 * MS, 300 * MS), self._finish, effect.run)
 
@@ -231,7 +233,7 @@ class Head:
 
     def durable(self, run: str) -> dict[Stream, list[tuple[int, int]]]:
         """Return what of a run is on disk."""
-        return self._durable.get(run, {})
+        return self._durable.setdefault(run, {})
 
     def agent_known_dead(self, name: str) -> bool:
         """Tell whether Ray knows that the agent of a node is dead."""
