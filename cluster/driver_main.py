@@ -126,7 +126,7 @@ class Driver:
     # ---- the run
 
     def _drive(self) -> dict[str, Any]:
-        submission = self._submission()
+        submission = submission_of(self._request)
         if self._embedded is None and not self._request.assume_yes:
             self._tell("plan", **self._orchestrator.call("preview", submission, timeout_s=180.0, group="control"))
             self._tell(
@@ -161,35 +161,6 @@ class Driver:
         while not self._ended.wait(self._settings.lease_s / 5):
             with contextlib.suppress(StressError, ray_port.RayError):  # the next beat tries again; without any the run ends
                 self._orchestrator.call("beat", self._request.run, timeout_s=self._settings.lease_s, group="exchange")
-
-    def _submission(self) -> Any:
-        from .orchestrator_api import Submission  # noqa: PLC0415  # imports the planner
-
-        request, settings = self._request, self._settings
-        manifest = {
-            "schema": 1,
-            "run": request.run,
-            "scenario": text.to_data(text.load(request.scenario_text, "scenario")),
-            "seed": request.seed,
-            "code_id": code_id(),
-            "versions": versions(),
-            "settings": settings.to_json(),
-            "replay_of": request.replay_of,
-        }
-        return Submission(
-            run=request.run,
-            scenario=request.scenario_text,
-            seed=request.seed,
-            allow_head=request.allow_head,
-            allow_starve=request.allow_starve,
-            detached=request.detach,
-            timeout_s=request.timeout_s,
-            prometheus_port=request.prometheus_port if request.prometheus_port is not None else settings.prometheus.port,
-            prometheus_host=settings.prometheus.host,
-            replay_plan=request.replay_plan,
-            manifest=manifest,
-            code_id=code_id(),
-        )
 
     def _follow(self) -> dict[str, Any]:
         """Beat, tell events and progress, pass a stop on, until there is an outcome. Raises when the orchestrator is lost."""
@@ -318,6 +289,38 @@ def refusing() -> Iterator[None]:
         if error.code in REFUSALS:
             raise RefusedError(error.code, error.message, error.hint) from error
         raise
+
+
+def submission_of(request: RunRequest) -> Any:
+    """Return what is submitted for a request: its scenario, and what its settings have resolved to."""
+    from .orchestrator_api import Submission  # noqa: PLC0415  # imports the planner
+
+    settings = request.settings
+    manifest = {
+        "schema": 1,
+        "run": request.run,
+        "scenario": text.to_data(text.load(request.scenario_text, "scenario")),
+        "seed": request.seed,
+        "code_id": code_id(),
+        "versions": versions(),
+        "settings": settings.to_json(),
+        "replay_of": request.replay_of,
+    }
+    return Submission(
+        run=request.run,
+        scenario=request.scenario_text,
+        seed=request.seed,
+        allow_head=request.allow_head,
+        allow_starve=request.allow_starve,
+        profile=settings.profile,
+        detached=request.detach,
+        timeout_s=request.timeout_s,
+        prometheus_port=request.prometheus_port if request.prometheus_port is not None else settings.prometheus.port,
+        prometheus_host=settings.prometheus.host,
+        replay_plan=request.replay_plan,
+        manifest=manifest,
+        code_id=code_id(),
+    )
 
 
 def orchestrator_config(settings: Settings) -> Any:

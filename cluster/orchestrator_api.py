@@ -10,6 +10,7 @@ from actors.messages import NodeSpec
 
 from .agent_api import AgentConfig
 from .orchestrator import Times
+from .safety.profiles import DEFAULT_PROFILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,14 @@ class OrchestratorConfig:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A driver's wish: a scenario as canonical YAML, and how to run it."""
+    """A driver's wish: a scenario as canonical YAML, and how to run it. `profile` is the resolved one, and the only one that counts."""
 
     run: str
     scenario: str
     seed: int
     allow_head: bool = False
     allow_starve: bool = False
+    profile: str = DEFAULT_PROFILE
     detached: bool = False
     timeout_s: float | None = None
     prometheus_port: int | None = None

@@ -119,7 +119,7 @@ class OrchestratorShell:
             assert aggregator is not None
             addresses = {node.name: node.address for node in self._port.nodes()}
             facts = facts_of(plan, hellos, addresses, shared, drift)
-            manifest = {**submission.manifest, **facts, "cluster": self._cluster, "epoch": self._epoch}
+            manifest = {**submission.manifest, **facts, "profile": submission.profile, "cluster": self._cluster, "epoch": self._epoch}
             aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
             self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
             with self._lock:

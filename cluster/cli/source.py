@@ -13,7 +13,6 @@ from scenarios.plan import Plan
 from scenarios.units import parse_duration
 
 from .. import settings as settings_module
-from ..safety.profiles import DEFAULT_PROFILE
 from ..settings import Settings
 from .report import find_run
 
@@ -81,14 +80,8 @@ def resolve_settings(loaded: Loaded, config: Path | None, **flags: Any) -> Setti
 
     `__` in a flag's name stands for the dot in a setting's.
     """
-    scenario = loaded.scenario
-    said: dict[str, Any] = {
-        "profile": scenario.profile if scenario.profile != DEFAULT_PROFILE else None,
-        "stale_s": scenario.limits.stale_s,
-    }
-    if scenario.exporters.prometheus is not None:
-        said |= {"prometheus.port": scenario.exporters.prometheus.port, "prometheus.host": scenario.exporters.prometheus.host}
-    return settings_module.load({name.replace("__", "."): value for name, value in flags.items()}, scenario=said, config=config)
+    given = {name.replace("__", "."): value for name, value in flags.items()}
+    return settings_module.load(given, scenario=settings_module.said_by(loaded.scenario), config=config)
 
 
 def duration(value: str | None, option: str) -> float | None:

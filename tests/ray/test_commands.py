@@ -103,6 +103,18 @@ def test_ctrl_c_stops_and_undoes(standing: Terminal) -> None:
     assert all(one["clean"] and one["delivered"] for one in ended.document["nodes"])
 
 
+def test_the_profile_flag_decides_on_a_cluster(standing: Terminal) -> None:
+    """80 % of one node is refused with 6 under `--profile conservative`, where nothing starts, and admitted under `balanced`."""
+    made = documents.document("heavy", 3, cpu="80%", memory=None, disk=None, targets={"count": 1})
+    scenario = documents.write(standing.folder, made)
+    refused = standing.run("run", scenario, "--yes", "--json", "--profile", "conservative")
+    assert (refused.code, refused.document["error"]["code"]) == (6, "budget"), str(refused)
+    assert "limits.cpu_fraction" in refused.document["error"]["message"]
+    admitted = standing.run("run", scenario, "--yes", "--json", "--profile", "balanced")
+    assert admitted.code in {0, 5}, str(admitted)  # the dose is not this test's business
+    assert json.loads((Path(admitted.document["run_dir"]) / "manifest.json").read_text())["profile"] == "balanced"
+
+
 def test_report_of_a_finished_run(finished: FinishedRun) -> None:
     """`report` tells a run by id, folder or `latest`, as text, JSON and a page, from any folder."""
     here = finished.terminal
