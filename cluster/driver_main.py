@@ -26,11 +26,13 @@ from scenarios import text
 
 from .driver import RunRequest, wait_until_clean
 from .embedded import EmbeddedRay, environment
+from .run_state import Phase
 from .settings import Settings, state_path
 
 FOLLOW_S = 0.25
 SALVAGE_S = 20.0
 GRACE_S = 3.0
+GOES_ON = "running"  # the status of a detached run whose load runs
 REFUSALS = frozenset({"halted", "budget", "busy", "code_mismatch", "unsupported"})
 
 
@@ -74,7 +76,7 @@ class Driver:
             traceback.print_exc()
             outcome = self._failed(HarnessError("internal", f"the driver failed: {type(error).__name__}: {error}"))
             left = ""
-        if not self._request.detach:
+        if outcome["status"] != GOES_ON:
             left = left or wait_until_clean(self._settings, self._request.run)
         if left and outcome["status"] == "passed":
             outcome |= {"status": "error", "exit_code": 3}
@@ -141,14 +143,13 @@ class Driver:
         self._tell("plan", **admitted["preview"])
         for drift in admitted["drift"]:
             self._tell("event", kind="drift", severity="warning", message=drift, node="")
-        if self._request.detach:
-            return self._outcome(
-                "passed", 0, f"run {self._request.run} goes on without this command; `stress-cluster watch {self._request.run}`", {}
-            )
         try:
             outcome = self._follow()
         except StressError as error:
             outcome = self._salvage(error)
+        if outcome["status"] == GOES_ON:
+            self._mirror(only=("manifest.json",))
+            return self._outcome(GOES_ON, 0, outcome["message"], {})
         self._mirror()
         self._write_report()
         summary = outcome.get("summary", {})
@@ -163,7 +164,10 @@ class Driver:
                 self._orchestrator.call("beat", self._request.run, timeout_s=self._settings.lease_s, group="exchange")
 
     def _follow(self) -> dict[str, Any]:
-        """Beat, tell events and progress, pass a stop on, until there is an outcome. Raises when the orchestrator is lost."""
+        """Tell events and progress, pass a stop on, until there is an outcome, or, detached, load that runs on without us.
+
+        Raises when the orchestrator is lost.
+        """
         cursor, phase, mirrored_ns = 0, "", 0
         unheard_ns = self._clock.boot_ns()
         while True:
@@ -187,6 +191,8 @@ class Driver:
             if news["outcome"] is not None:
                 outcome: dict[str, Any] = news["outcome"]
                 return outcome
+            if self._request.detach and phase == Phase.RUNNING and not self._stopping.is_set():
+                return {"status": GOES_ON, "message": f"Follow it with `stress-cluster watch {self._request.run}`"}
             if self._clock.boot_ns() - mirrored_ns > 2 * SECOND_NS:
                 mirrored_ns = self._clock.boot_ns()
                 self._mirror(only=("manifest.json",))
@@ -305,6 +311,7 @@ def submission_of(request: RunRequest) -> Any:
         "versions": versions(),
         "settings": settings.to_json(),
         "replay_of": request.replay_of,
+        "out": str(request.out / request.run),
     }
     return Submission(
         run=request.run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from actors.messages import NodeSpec
@@ -100,6 +101,14 @@ class OrchestratorPort(Protocol):
 
     def aggregator(self, run: str, manifest: Mapping[str, Any], *, create: bool) -> RemoteAggregator | None:
         """Return the run's aggregator."""
+        ...
+
+    def aggregators(self) -> list[str]:
+        """Return the runs that have a living aggregator."""
+        ...
+
+    def state_dir(self) -> Path:
+        """Return STATE on this node: its aggregators write there."""
         ...
 
     def prober(self, run: str, probes: Sequence[Mapping[str, Any]], nodes: Sequence[str], start_in_s: float) -> Any:

@@ -40,13 +40,14 @@ class Loaded:
         return self.scenario.seed
 
 
-def load(named: str, sets: Sequence[str], seed: int | None) -> Loaded:
+def load(named: str, sets: Sequence[str], seed: int | None, config: Path | None = None, out: str | None = None) -> Loaded:
     """Return the scenario of a catalogue name, a file, or `replay:RUN`, with `--set` and `--seed` applied.
 
+    `config` and `out` say, as for the run itself, where the run to be replayed lies.
     Raises `InputError` (exit code 2) with the place, what was expected and what to do.
     """
     if named.startswith(REPLAY):
-        return _replay(named.removeprefix(REPLAY), sets, seed)
+        return _replay(named.removeprefix(REPLAY), sets, seed, settings_module.load({"out": out}, config=config))
     is_file = named.endswith(SUFFIXES) or "/" in named or Path(named).is_file()
     scenario = text.load_file(named) if is_file else catalogue.get(named)
     if sets:
@@ -56,11 +57,10 @@ def load(named: str, sets: Sequence[str], seed: int | None) -> Loaded:
     return Loaded(scenario, text.dump(scenario))
 
 
-def _replay(run: str, sets: Sequence[str], seed: int | None) -> Loaded:
+def _replay(run: str, sets: Sequence[str], seed: int | None, settings: Settings) -> Loaded:
     if sets or seed is not None:
         raise InputError("invalid_setting", "a replay repeats a stored plan: --set and --seed would change it", "leave them out")
-    resolved = settings_module.load()
-    folder = find_run(run, [Path(resolved.out), Path(resolved.state_dir) / "runs"])
+    folder = find_run(run, [Path(settings.out), Path(settings.state_dir) / "runs"])
     stored = _stored_plan(folder / "plan.json")
     plan = Plan.from_json(stored)
     return Loaded(plan.scenario, text.dump(plan.scenario), stored.decode(), folder.name)
