@@ -120,6 +120,22 @@ def test_commands_in_documents_exist(block):
                 check_command(part.strip())
 
 
+def test_jobs_in_documents_run_from_a_working_directory():
+    """Every `ray job submit` in README and docs starts Python on a file that is here or on our module: no script that must be installed."""
+    jobs = [
+        line.partition(" -- ")[2] for block in blocks("sh") for line in block.values[0].splitlines() if line.startswith("ray job submit")
+    ]
+    assert len(jobs) >= 3
+    for job in jobs:
+        python, what, *rest = job.split()
+        assert python == "python", job
+        if what == "-m":
+            assert rest[0] == "cluster.cli", job
+            check_command(" ".join(["stress-cluster", *rest[1:]]))
+        else:
+            assert (ROOT / what).is_file(), job
+
+
 @pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.values[0].startswith("version:")])
 def test_scenarios_in_documents_are_valid(block):
     """Every scenario in README and docs is a valid document."""
