@@ -1,12 +1,13 @@
 # Everything runs from a virtual environment beside this file; nothing is installed elsewhere.
 #
 #   make run                      the burst scenario on an embedded Ray of three target raylets
-#   make run SCENARIO=x ARGS=..   another scenario (catalogue name, file, replay:RUN), more options
+#   make run SCENARIO=x ARGS=..   another scenario (catalogue name, file, replay:RUN), more options; with --address in ARGS
+#                                 on that cluster instead; NODES=5 for five target raylets
 #   make test                     the whole suite; PYTEST_ARGS="tests/unit -k lease" for a part of it
 #   make check                    what a commit must pass: lint, format, types
 #   make soak                     the long forms of the tests
 #   make simulate SEEDS=2000      the control plane on virtual time, with this many seeds
-#   make bench                    speed and memory, with peers where there are some
+#   make bench                    speed and memory, with peers where there are some; all of them, failures named at the end
 #   make constraints              resolve all dependencies afresh and pin what was found
 #   make clean                    remove what these targets made, except results in runs/
 
@@ -15,8 +16,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SCENARIO ?= burst
 ARGS ?=
+NODES ?= 3
 PYTEST_ARGS ?=
 SEEDS ?= 200
+
+# ARGS that say where to run take the place of the embedded Ray's raylets.
+WHERE = $(if $(filter --address --address=% --nodes --nodes=%,$(ARGS)),,--nodes $(NODES))
 
 # Files whose change asks for a new installation.
 PINS := pyproject.toml constraints.txt
@@ -26,7 +31,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
-	$(BIN)/stress-cluster run "$(SCENARIO)" --nodes 3 $(ARGS)
+	$(BIN)/stress-cluster run "$(SCENARIO)" $(WHERE) $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -rs $(PYTEST_ARGS)
@@ -43,7 +48,10 @@ simulate: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -rs tests/simulation --seeds "$(SEEDS)" --timeout 0 $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-test
-	@set -e; for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS); done
+	@failed=; for bench in benchmarks/bench_*.py; do \
+	  echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS) || failed="$$failed $$bench"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 # The stamps are written last, so an interrupted installation is repeated.
 $(VENV)/.installed: $(PINS) | $(BIN)/python

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from scenarios.model import Scenario
-
-    from .driver import Outcome
-
 __distribution__ = "stress-cluster"
 __all__ = ["run"]
 
+if TYPE_CHECKING:
+    from .start import run_scenario as run  # its options are checked where they are written
+else:
 
-def run(scenario: Scenario, **options: Any) -> Outcome:
-    """Run a scenario and return its outcome; see `start.run_scenario` for the options."""
-    from .start import run_scenario  # noqa: PLC0415  # `import cluster` stays light
+    def run(scenario: Any, **options: Any) -> Any:
+        """Run a scenario and return its outcome; see `start.run_scenario` for the options."""
+        from .start import run_scenario  # noqa: PLC0415  # `import cluster` stays light
 
-    return run_scenario(scenario, **options)
+        return run_scenario(scenario, **options)

@@ -37,6 +37,7 @@ from scenarios.model import LimitOverrides
 from .agent import Agent, Do, OperationHere
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
 from .node_metrics import NodeMetrics
+from .ray_facts import ray_facts
 from .safety.policies import Level, Verdict, busy_since, judge, judge_resources
 from .safety.profiles import Limits, limits_for, strictest
 
@@ -120,7 +121,7 @@ class AgentShell:
     def _node_report(self) -> dict[str, Any]:
         facts = read_facts(self.state_dir)
         can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge_capability(facts).items()}
-        return {**facts.to_json(), **machine_facts(), "simulators": can}
+        return {**facts.to_json(), **machine_facts(), "ray": ray_facts(os.environ), "simulators": can}
 
     def poke(self) -> None:
         """Ask the orchestrator now instead of at the next turn."""

@@ -27,6 +27,7 @@ from .metrics.store import read_json, write_json_atomic, write_whole
 from .metrics.stream import MetricStream
 from .mirror import identity
 from .outbox import Outbox
+from .recovery import end_dead
 
 LINGER_S = 30.0  # after the last question or window: late data makes a new aggregator
 ORPHANED_S = 300.0  # without windows, when a run never got its end: `recover` gives it one
@@ -107,9 +108,10 @@ class AggregatorShell:
         """Return the outcome once there is one."""
         return self._outcome
 
-    def settle(self) -> dict[str, Any]:
-        """Write what has arrived since into Parquet, as recovery does, and bring the documents up to date."""
-        return self._core.finish()
+    def settle(self, dead: bool) -> dict[str, Any]:
+        """Write what has arrived since into Parquet, and bring the documents up to date; a `dead` run without an end gets one."""
+        with self._manifest_lock:
+            return end_dead(self._core) if dead else self._core.finish()
 
     def files(self) -> list[dict[str, Any]]:
         """Return the run directory's files, for mirroring."""

@@ -21,6 +21,7 @@ from actors.state import open_state_dir
 
 from .driver_main import orchestrator_config, shipped
 from .embedded import environment, find_embedded
+from .ray_facts import ray_facts
 from .settings import Settings, state_path
 
 RECOVER_S = 20.0
@@ -47,7 +48,7 @@ class Connection:
     def status(self, run: str | None) -> dict[str, Any]:
         """Return runs with what they ask and achieve, the halt, the budget; of one run when it is named."""
         if self._orchestrator is None:
-            return self._local_status()
+            return self._local_status(run)
         found = self._orchestrator.call("status", group="control")
         runs = [{"run": name, **one} for name, one in found["runs"].items()]
         ended = [{"run": name, "status": one["status"], "exit_code": one["exit_code"]} for name, one in found["finished"].items()]
@@ -80,20 +81,27 @@ class Connection:
         """Undo and deliver what a crash left, on every node of the cluster or on this machine."""
         remaining: list[str] = []
         delivered: list[str] = []
+        alive: list[str] = []
         if self.address:
             from . import ray_port  # noqa: PLC0415
 
-            orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
-            found = orchestrator.call("recover", RECOVER_S, timeout_s=RECOVER_S + 90.0, group="control")
-            remaining, delivered = found["remaining"], found["recovered"]
-            for run in delivered:
-                actor = ray_port.aggregator(run)
-                if actor is not None:
-                    actor.call("settle", timeout_s=60.0)
-                    actor.send("leave")
+            self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
+            found = self._orchestrator.call("recover", RECOVER_S, timeout_s=RECOVER_S + 90.0, group="control")
+            remaining, delivered, alive = found["remaining"], found["recovered"], found["alive"]
         left = self._await_undone()
-        delivered += [run for run in self._deliver_here() if run not in delivered]
-        return {"delivered": delivered, "undone": [], "remaining": [*remaining, *left]}
+        delivered += [run for run in self._deliver_here(alive) if run not in delivered]
+        fetched, missing = self._bring_home(alive)
+        return {"delivered": delivered, "fetched": fetched, "undone": [], "remaining": [*remaining, *left, *missing]}
+
+    def fetch(self, run: str, run_dir: Path) -> bool:
+        """Bring to `run_dir` what this machine's STATE, or else the cluster, has of a run; false when neither knows it."""
+        from .fetch import fetch  # noqa: PLC0415  # needs pyarrow, which no order waits for
+
+        source = self._source(run)
+        if source is None:
+            return False
+        fetch(source, run_dir, SystemClock().wall_ns())
+        return True
 
     def doctor(self) -> dict[str, Any]:
         """Return what each node can do; of this machine alone without a cluster."""
@@ -103,10 +111,10 @@ class Connection:
             from . import ray_port  # noqa: PLC0415
 
             orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
-            return {"code_id": code_id(), **ray_facts(), "nodes": orchestrator.call("doctor", timeout_s=120.0, group="control")}
+            return {"code_id": code_id(), "nodes": orchestrator.call("doctor", timeout_s=120.0, group="control")}
         facts = read_facts(self._state_dir)
         can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge(facts).items()}
-        return {"code_id": code_id(), **ray_facts(), "nodes": {"this machine": {**facts.to_json(), "simulators": can}}}
+        return {"code_id": code_id(), "nodes": {"this machine": {**facts.to_json(), "ray": ray_facts(os.environ), "simulators": can}}}
 
     def nodes(self) -> Sequence[NodeSpec]:
         """Return the alive nodes of the cluster."""
@@ -163,11 +171,50 @@ class Connection:
     def _guardian(self) -> GuardianClient:
         return GuardianClient.connect(self._state_dir, role="cli", code_id=code_id())
 
-    def _local_status(self) -> dict[str, Any]:
+    def _local_status(self, run: str | None) -> dict[str, Any]:
+        """Return what this machine holds: runs with load here; of one run when it is named, also when STATE only has its results."""
         with self._guardian() as guardian:
             found = guardian.call("status")
-        runs = sorted({slot["run"] for slot in found["slots"]})
-        return {"runs": [{"run": run, "phase": "on this machine"} for run in runs], "halt": found["halt"], "guardian": found}
+        here = {slot["run"] for slot in found["slots"]}
+        stored: dict[str, Path] = {}
+        if run is not None:
+            from .fetch import stored_runs  # noqa: PLC0415  # needs pyarrow
+
+            stored = dict(stored_runs(self._state_dir))
+        names = sorted(here) if run is None else [self._run_id(run, sorted({*here, *stored}))]
+        runs = [{"run": name, "phase": "on this machine"} if name in here else _stored_status(name, stored[name]) for name in names]
+        return {"runs": runs, "halt": found["halt"], "guardian": found}
+
+    def _source(self, run: str) -> Any:
+        """Return who has a run's files: STATE of this machine, its aggregator, or one that the orchestrator opens again; or None."""
+        from .fetch import LocalDirectory, checked_run  # noqa: PLC0415  # needs pyarrow
+
+        stored = self._state_dir / "runs" / checked_run(run)
+        if (stored / "manifest.json").is_file():
+            return LocalDirectory(stored)
+        if not self.address:
+            return None
+        from . import ray_port  # noqa: PLC0415
+
+        if ray_port.aggregator(run) is None:
+            self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
+            self._orchestrator.call("reopen", run, timeout_s=60.0, group="control")
+        return ray_port.aggregator(run)
+
+    def _bring_home(self, alive: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Bring each run directory that a driver of this machine left unwhole up to date; return those runs, and what could not be had."""
+        from .fetch import homes_of, is_whole  # noqa: PLC0415  # needs pyarrow
+
+        fetched: list[str] = []
+        missing: list[str] = []
+        for run, home in sorted(homes_of(self._state_dir, Path(self._settings.out)).items()):
+            if run in alive or is_whole(home):
+                continue
+            try:
+                fetched += [run] if self.fetch(run, home) else []
+            except (OSError, StressError) as error:
+                missing.append(f"run {run}: {home} could not be brought up to date: {error}")
+        return fetched, missing
 
     def _await_undone(self) -> list[str]:
         """Wait until this machine's guardian, which replays its journal when it starts, holds nothing of a dead owner."""
@@ -186,11 +233,19 @@ class Connection:
                     return left
                 clock.sleep(0.1)
 
-    def _deliver_here(self) -> Iterator[str]:
+    def _deliver_here(self, alive: Sequence[str]) -> Iterator[str]:
         """Bring what this machine's outboxes and logs hold into run directories that lie here and have no living aggregator."""
         from .recovery import deliver_local  # noqa: PLC0415  # needs pyarrow
 
-        return deliver_local(self._state_dir)
+        return deliver_local(self._state_dir, alive)
+
+
+def _stored_status(run: str, directory: Path) -> dict[str, Any]:
+    from .analysis.report import judge_status  # noqa: PLC0415  # needs pyarrow
+    from .metrics.store import read_json  # noqa: PLC0415
+
+    status, code, why = judge_status(read_json(directory / "manifest.json") or {}, {}, SystemClock().wall_ns())
+    return {"run": run, "status": status, "exit_code": code, "message": why}
 
 
 def _embedded_address(state_dir: Path) -> str:
@@ -200,18 +255,3 @@ def _embedded_address(state_dir: Path) -> str:
             os.environ.update(environment(Path(entry["folder"])))
             return str(entry["address"])
     return ""
-
-
-def ray_facts() -> dict[str, Any]:
-    """Return what of Ray's own settings matters: authentication, and how long it takes to declare a node dead."""
-    environ = os.environ
-    period, limit, count = (
-        int(environ.get(f"RAY_health_check_{name}", default))
-        for name, default in (("period_ms", 3000), ("timeout_ms", 10000), ("failure_threshold", 5))
-    )
-    return {
-        "ray_authentication": environ.get(
-            "RAY_AUTH_MODE", "not set: anyone who reaches the head may run code; set RAY_AUTH_MODE=token on all nodes"
-        ),
-        "ray_declares_a_node_dead_after_s": count * (period + limit) / 1000,
-    }

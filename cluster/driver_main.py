@@ -26,11 +26,13 @@ from scenarios import text
 
 from .driver import RunRequest, wait_until_clean
 from .embedded import EmbeddedRay, environment
+from .run_state import Phase
 from .settings import Settings, state_path
 
 FOLLOW_S = 0.25
 SALVAGE_S = 20.0
 GRACE_S = 3.0
+GOES_ON = "running"  # the status of a detached run whose load runs
 REFUSALS = frozenset({"halted", "budget", "busy", "code_mismatch", "unsupported"})
 
 
@@ -79,7 +81,7 @@ class Driver:
             traceback.print_exc()
             outcome = self._failed(HarnessError("internal", f"the driver failed: {type(error).__name__}: {error}"))
             left = ""
-        if not self._request.detach:
+        if outcome["status"] != GOES_ON:
             left = left or wait_until_clean(self._settings, self._request.run)
         if left and outcome["status"] == "passed":
             outcome |= {"status": "error", "exit_code": 3}
@@ -132,7 +134,7 @@ class Driver:
     # ---- the run
 
     def _drive(self) -> dict[str, Any]:
-        submission = self._submission()
+        submission = submission_of(self._request)
         if self._embedded is None and not self._request.assume_yes:
             self._tell("plan", **self._orchestrator.call("preview", submission, timeout_s=180.0, group="control"))
             self._tell(
@@ -147,14 +149,13 @@ class Driver:
         self._tell("plan", **admitted["preview"])
         for drift in admitted["drift"]:
             self._tell("event", kind="drift", severity="warning", message=drift, node="")
-        if self._request.detach:
-            return self._outcome(
-                "passed", 0, f"run {self._request.run} goes on without this command; `stress-cluster watch {self._request.run}`", {}
-            )
         try:
             outcome = self._follow()
         except StressError as error:
             outcome = self._salvage(error)
+        if outcome["status"] == GOES_ON:
+            self._mirror(only=("manifest.json",))
+            return self._outcome(GOES_ON, 0, outcome["message"], {})
         self._mirror()
         self._write_report()
         summary = outcome.get("summary", {})
@@ -168,37 +169,11 @@ class Driver:
             with contextlib.suppress(StressError, ray_port.RayError):  # the next beat tries again; without any the run ends
                 self._orchestrator.call("beat", self._request.run, timeout_s=self._settings.lease_s, group="exchange")
 
-    def _submission(self) -> Any:
-        from .orchestrator_api import Submission  # noqa: PLC0415  # imports the planner
-
-        request, settings = self._request, self._settings
-        manifest = {
-            "schema": 1,
-            "run": request.run,
-            "scenario": text.to_data(text.load(request.scenario_text, "scenario")),
-            "seed": request.seed,
-            "code_id": code_id(),
-            "versions": versions(),
-            "settings": settings.to_json(),
-            "replay_of": request.replay_of,
-        }
-        return Submission(
-            run=request.run,
-            scenario=request.scenario_text,
-            seed=request.seed,
-            allow_head=request.allow_head,
-            allow_starve=request.allow_starve,
-            detached=request.detach,
-            timeout_s=request.timeout_s,
-            prometheus_port=request.prometheus_port if request.prometheus_port is not None else settings.prometheus.port,
-            prometheus_host=settings.prometheus.host,
-            replay_plan=request.replay_plan,
-            manifest=manifest,
-            code_id=code_id(),
-        )
-
     def _follow(self) -> dict[str, Any]:
-        """Beat, tell events and progress, pass a stop on, until there is an outcome. Raises when the orchestrator is lost."""
+        """Tell events and progress, pass a stop on, until there is an outcome, or, detached, load that runs on without us.
+
+        Raises when the orchestrator is lost.
+        """
         cursor, phase, mirrored_ns = 0, "", 0
         unheard_ns = self._clock.boot_ns()
         while True:
@@ -222,6 +197,8 @@ class Driver:
             if news["outcome"] is not None:
                 outcome: dict[str, Any] = news["outcome"]
                 return outcome
+            if self._request.detach and phase == Phase.RUNNING and not self._stopping.is_set():
+                return {"status": GOES_ON, "message": f"Follow it with `stress-cluster watch {self._request.run}`"}
             if self._clock.boot_ns() - mirrored_ns > 2 * SECOND_NS:
                 mirrored_ns = self._clock.boot_ns()
                 self._mirror(only=("manifest.json",))
@@ -324,6 +301,39 @@ def refusing() -> Iterator[None]:
         if error.code in REFUSALS:
             raise RefusedError(error.code, error.message, error.hint) from error
         raise
+
+
+def submission_of(request: RunRequest) -> Any:
+    """Return what is submitted for a request: its scenario, and what its settings have resolved to."""
+    from .orchestrator_api import Submission  # noqa: PLC0415  # imports the planner
+
+    settings = request.settings
+    manifest = {
+        "schema": 1,
+        "run": request.run,
+        "scenario": text.to_data(text.load(request.scenario_text, "scenario")),
+        "seed": request.seed,
+        "code_id": code_id(),
+        "versions": versions(),
+        "settings": settings.to_json(),
+        "replay_of": request.replay_of,
+        "out": str(request.out / request.run),
+    }
+    return Submission(
+        run=request.run,
+        scenario=request.scenario_text,
+        seed=request.seed,
+        allow_head=request.allow_head,
+        allow_starve=request.allow_starve,
+        profile=settings.profile,
+        detached=request.detach,
+        timeout_s=request.timeout_s,
+        prometheus_port=request.prometheus_port if request.prometheus_port is not None else settings.prometheus.port,
+        prometheus_host=settings.prometheus.host,
+        replay_plan=request.replay_plan,
+        manifest=manifest,
+        code_id=code_id(),
+    )
 
 
 def orchestrator_config(settings: Settings) -> Any:

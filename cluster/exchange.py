@@ -95,7 +95,7 @@ class Order:
     machine_limits: Amounts | None = None
     grace_s: float = 0.0
     kill: bool = False
-    terms: dict[str, Any] = field(default_factory=dict)  # the scenario's metric level, profile and limits
+    terms: dict[str, Any] = field(default_factory=dict)  # metric level, resolved profile, the scenario's own limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,13 @@ def mirror(source: RemoteDirectory, run_dir: Path, only: Sequence[str] = ()) -> 
     for entry in source.call("files", timeout_s=20.0):
         name = entry["name"]
         if name in only or (not only and not name.startswith("log/")):
-            (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(run_dir / name, partial(_write, chunks(source, name, entry["size"])))
+            copy_file(source, run_dir, name, entry["size"])
+
+
+def copy_file(source: RemoteDirectory, run_dir: Path, name: str, size: int) -> None:
+    """Copy one file; it appears whole."""
+    (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(run_dir / name, partial(_write, chunks(source, name, size)))
 
 
 def identity(directory: Path) -> list[str | int]:

@@ -58,7 +58,7 @@ class Admission:
     timeout_s: float | None = None
     capacities: Mapping[str, Capacity] = field(default_factory=dict)  # each node's share of its machine
     machine_limits: Mapping[str, Amounts] = field(default_factory=dict)
-    terms: Mapping[str, Any] = field(default_factory=dict)  # the scenario's metric level, profile and limits
+    terms: Mapping[str, Any] = field(default_factory=dict)  # metric level, resolved profile, the scenario's own limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from actors.messages import NodeSpec
 
 from .agent_api import AgentConfig
 from .orchestrator import Times
+from .safety.profiles import DEFAULT_PROFILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,14 @@ class OrchestratorConfig:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A driver's wish: a scenario as canonical YAML, and how to run it."""
+    """A driver's wish: a scenario as canonical YAML, and how to run it. `profile` is the resolved one, and the only one that counts."""
 
     run: str
     scenario: str
     seed: int
     allow_head: bool = False
     allow_starve: bool = False
+    profile: str = DEFAULT_PROFILE
     detached: bool = False
     timeout_s: float | None = None
     prometheus_port: int | None = None
@@ -98,6 +101,14 @@ class OrchestratorPort(Protocol):
 
     def aggregator(self, run: str, manifest: Mapping[str, Any], *, create: bool) -> RemoteAggregator | None:
         """Return the run's aggregator."""
+        ...
+
+    def aggregators(self) -> list[str]:
+        """Return the runs that have a living aggregator."""
+        ...
+
+    def state_dir(self) -> Path:
+        """Return STATE on this node: its aggregators write there."""
         ...
 
     def prober(self, run: str, probes: Sequence[Mapping[str, Any]], nodes: Sequence[str], start_in_s: float) -> Any:

@@ -25,9 +25,12 @@ from .admission import admission_of, budget_of, endpoint_of, facts_of, preview_o
 from .agent_api import AgentConfig
 from .conclusion import Ending, NodeEnding
 from .exchange import Reply, Report, Stage
+from .fetch import checked_run
 from .journal import Journal
 from .orchestrator import Do, NodeInRun, Orchestrator, Run
 from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAgent, RemoteAggregator, Submission
+from .progress import progress_of
+from .recovery import end_on_this_node
 from .run_state import Phase
 from .safety.budget import Budget
 from .verdict import Cause
@@ -59,6 +62,7 @@ class OrchestratorShell:
         self._config, self._port, self._clock, self._journal = config, port, clock or SystemClock(), journal
         self._lock = threading.RLock()
         self._submitting = threading.Lock()
+        self._admitting: set[str] = set()
         self._hiring = threading.Lock()
         self._core = Orchestrator(cluster, epoch, config.times(), Budget(), journal.replay(), self._clock.boot_ns())
         self._cluster, self._epoch = cluster, epoch
@@ -102,6 +106,7 @@ class OrchestratorShell:
 
     def _submit(self, submission: Submission) -> dict[str, Any]:
         plan, drift = self._plan(submission)
+        self._admitting.add(submission.run)
         made = self._workers.submit(self._port.aggregator, submission.run, {}, create=True)  # beside the agents: each takes a second
         try:
             return self._admit(submission, plan, drift, made)
@@ -109,6 +114,8 @@ class OrchestratorShell:
             self._extras.pop(submission.run, None)
             self._workers.submit(self._abandon, made)
             raise
+        finally:
+            self._admitting.discard(submission.run)
 
     def _admit(self, submission: Submission, plan: Plan, drift: tuple[str, ...], made: Future[RemoteAggregator | None]) -> dict[str, Any]:
         hellos = self._hello_all(plan.targets)
@@ -119,7 +126,7 @@ class OrchestratorShell:
             assert aggregator is not None
             addresses = {node.name: node.address for node in self._port.nodes()}
             facts = facts_of(plan, hellos, addresses, shared, drift)
-            manifest = {**submission.manifest, **facts, "cluster": self._cluster, "epoch": self._epoch}
+            manifest = {**submission.manifest, **facts, "profile": submission.profile, "cluster": self._cluster, "epoch": self._epoch}
             aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
             self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
             with self._lock:
@@ -164,7 +171,7 @@ class OrchestratorShell:
                 "phase": phase,
                 "cursor": len(events),
                 "events": [asdict(event) for event in events[cursor:]],
-                "progress": self._progress(run, now_ns),
+                "progress": progress_of(run, self._core.nodes, now_ns),
                 "outcome": outcome,
             }
 
@@ -193,7 +200,7 @@ class OrchestratorShell:
         """Return what runs where, asked against achieved."""
         now_ns = self._clock.boot_ns()
         with self._lock:
-            runs = {name: {"phase": str(run.phase), **self._progress(run, now_ns)} for name, run in self._core.runs.items()}
+            runs = {name: {"phase": str(run.phase), **progress_of(run, self._core.nodes, now_ns)} for name, run in self._core.runs.items()}
             ledger = self._core.ledger
             return {
                 "cluster": self._cluster,
@@ -248,10 +255,21 @@ class OrchestratorShell:
             if (not left and not silent) or self._clock.boot_ns() > deadline_ns:
                 break
             self._ending.wait(0.2)
-        remaining = [f"{name}: run {run} is {stage}" for name, run, stage in sorted(left)]
+        ended, remaining = end_on_this_node(self._port, recovered, {run for _, run, _ in left}, self._known)
+        remaining += [f"{name}: run {run} is {stage}" for name, run, stage in sorted(left)]
         remaining += [f"{name}: its agent has not answered" for name in silent]
         remaining += [f"{name}: {hello['error']}" for name, hello in hellos.items() if "error" in hello]
-        return {"recovered": sorted(recovered), "remaining": remaining, "nodes": names}
+        return {"recovered": sorted(ended), "remaining": remaining, "nodes": names, "alive": sorted(self._known())}
+
+    def _known(self) -> set[str]:
+        """Return the runs that this orchestrator has: what nobody else may give an end to."""
+        with self._lock:
+            return {*self._core.runs, *self._core.finished_runs, *self._admitting}
+
+    def reopen(self, run_id: str) -> bool:
+        """Have an aggregator for a run whose directory lies on this node, so that its files can be fetched; false when there is none."""
+        found = (self._port.state_dir() / "runs" / checked_run(run_id) / "manifest.json").is_file()
+        return found and self._port.aggregator(run_id, {}, create=True) is not None
 
     def leave(self) -> None:
         """End this orchestrator and its agents; leases end what they held."""
@@ -478,33 +496,3 @@ class OrchestratorShell:
                 wall_ns = self._clock.wall_ns()
                 self._events.setdefault(run.admission.run, []).extend(replace(event, wall_ns=wall_ns) for event in run.events)
                 run.events.clear()
-
-    def _progress(self, run: Run, now_ns: int) -> dict[str, Any]:
-        reports = {name: state.report for name, state in run.nodes.items() if state.report}
-        operations = [
-            {"operation": op.id, "node": name, "stage": op.stage, "unit": op.unit, "requested": op.requested, "achieved": op.achieved}
-            for name, report in reports.items()
-            for op in report.operations
-        ]
-        nodes = []
-        for name, state in run.nodes.items():
-            heard = self._core.nodes.get(name)
-            report = heard.report if heard else None
-            nodes.append(
-                {
-                    "node": name,
-                    "stage": str(state.stage) if state.stage else "",
-                    "lost": state.lost,
-                    "cpu": report.host.get("cpu") if report else None,
-                    "memory_available_bytes": report.host.get("memory_available_bytes") if report else None,
-                    "verdict": report.verdict_level if report else None,
-                    "ceiling": report.ceiling if report else None,
-                }
-            )
-        elapsed_s = (now_ns - run.start_at_ns) / SECOND_NS if run.start_at_ns else 0.0
-        return {
-            "elapsed_s": max(0.0, min(elapsed_s, run.admission.duration_s)),
-            "duration_s": run.admission.duration_s,
-            "operations": operations,
-            "nodes": nodes,
-        }

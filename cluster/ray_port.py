@@ -511,6 +511,14 @@ class _OrchestratorPort:
             actor = _create_aggregator(run)
         return _RemoteAggregator(actor) if actor else None
 
+    def aggregators(self) -> list[str]:
+        """Return the runs that have a living aggregator."""
+        return [name.removeprefix(AGGREGATOR) for name in find_all(AGGREGATOR)]
+
+    def state_dir(self) -> Path:
+        """Return STATE on this node."""
+        return open_state_dir(default_state_dir(os.environ, os.geteuid()))
+
     def prober(self, run: str, probes: Sequence[Mapping[str, Any]], targets: Sequence[str], start_in_s: float) -> Actor:
         """Create the prober of a run, on this node."""
         places = {"targets": list(targets), "head": [node.spec.name for node in nodes() if node.spec.is_head]}

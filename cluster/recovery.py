@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from actors.clock import SystemClock
-from actors.errors import HarnessError
+from actors.errors import HarnessError, StressError
 
 from .metrics.aggregator import Aggregator
 from .metrics.store import read_json
+from .orchestrator_api import OrchestratorPort
 from .outbox import Outbox, OutboxFullError, leftovers
 
+DIED = "the run died before its end and was recovered"
 
-def deliver_local(state_dir: Path) -> Iterator[str]:
-    """Deliver every orphaned outbox of this STATE into its run directory here, finish runs that never ended; yield their ids."""
+
+def deliver_local(state_dir: Path, alive: Collection[str] = ()) -> Iterator[str]:
+    """Deliver every orphaned outbox of this STATE into its run directory here, finish runs that never ended; yield their ids.
+
+    Runs that are `alive` are left to their orchestrator, also in the second in which their aggregator is being replaced.
+    """
     boxes: dict[str, list[Path]] = {}
     for path in leftovers(state_dir / "outbox"):
         boxes.setdefault(path.parent.name, []).append(path)
     runs = state_dir / "runs"
     unfinished = {path.name for path in runs.glob("*") if _needs_end(path)} if runs.is_dir() else set()
-    for run in sorted(unfinished | {name for name in boxes if (runs / name).is_dir()}):
+    for run in sorted((unfinished | {name for name in boxes if (runs / name).is_dir()}) - set(alive)):
         if _recover(runs / run, run, boxes.get(run, [])):
             yield run
 
@@ -40,18 +47,41 @@ def _recover(directory: Path, run: str, boxes: list[Path]) -> bool:
     try:
         for path in boxes:
             _deliver(aggregator, path)
-        manifest = read_json(directory / "manifest.json") or {}
-        if manifest.get("status") != "running":
-            aggregator.finish()
-        else:
-            message = "the run died before its end and was recovered"
-            ended = {"status": "error", "exit_code": 3}
-            aggregator.finish(
-                {**ended, "run": run, "reasons": [{"cause": "error", "reason": message}]}, {**manifest, **ended, "message": message}
-            )
+        end_dead(aggregator)
     finally:
         aggregator.close()
     return True
+
+
+def end_dead(aggregator: Aggregator) -> dict[str, Any]:
+    """Turn what has arrived into files and return the summary; a run that nobody gave an end ends as an error (3)."""
+    manifest = read_json(aggregator.directory / "manifest.json") or {}
+    if manifest.get("status") != "running":
+        return aggregator.finish()
+    ended = {"status": "error", "exit_code": 3}
+    reasons = [{"cause": "error", "reason": DIED}]
+    manifest |= {**ended, "message": DIED, "end": manifest.pop("heartbeat", None)}  # its last sign of life
+    return aggregator.finish({**ended, "run": aggregator.run_id, "reasons": reasons}, manifest)
+
+
+def end_on_this_node(
+    port: OrchestratorPort, recovered: Collection[str], unfinished: Collection[str], known: Callable[[], set[str]]
+) -> tuple[set[str], list[str]]:
+    """Write what agents delivered, and end what a dead orchestrator left unended on this node; return those runs, and what failed.
+
+    `recovered` runs were brought home by agents, some of them `unfinished`; those that are `known` have an orchestrator, which ends them.
+    """
+    failed: list[str] = []
+    orphans = set(port.aggregators()) - known()
+    for run in sorted({*recovered, *orphans}):
+        aggregator = port.aggregator(run, {}, create=False)
+        try:
+            if aggregator is not None:
+                aggregator.call("settle", run in orphans and run not in unfinished, timeout_s=60.0)
+        except StressError as error:
+            failed.append(f"run {run}: its aggregator could not finish: {error}")
+    delivered = deliver_local(port.state_dir(), {*known(), *unfinished})
+    return {*recovered, *orphans, *delivered}, failed
 
 
 def _deliver(aggregator: Aggregator, path: Path) -> None:

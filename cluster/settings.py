@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 from actors.errors import InputError
 from actors.state import default_state_dir
+from scenarios.model import Scenario
 from scenarios.units import parse_duration, parse_size
 
 ENV_PREFIX: Final = "STRESS_CLUSTER_"
@@ -155,6 +156,14 @@ FIELDS: Final[tuple[Field, ...]] = (
     ),
 )
 _BY_PATH: Final = {one.path: one for one in FIELDS}
+
+
+def said_by(scenario: Scenario) -> dict[str, Any]:
+    """Return the scenario's layer: what the document itself says of settings; None where it says nothing."""
+    said: dict[str, Any] = {"profile": scenario.profile, "stale_s": scenario.limits.stale_s}
+    if scenario.exporters.prometheus is not None:
+        said |= {"prometheus.port": scenario.exporters.prometheus.port, "prometheus.host": scenario.exporters.prometheus.host}
+    return said
 
 
 def flatten(settings: Settings) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def run_scenario(
     address = address or os.environ.get("RAY_ADDRESS") or _connected_address()
     if nodes is not None and address:
         raise InputError("invalid_value", f"nodes is for the embedded Ray, but there is an address: {address}", "leave out one of the two")
-    flags = {**(settings or {}), **({"out": str(out)} if out is not None else {}), "profile": scenario.profile}
-    resolved = all_settings.load(flags, environ=os.environ)
+    flags = {**(settings or {}), **({"out": str(out)} if out is not None else {})}
+    resolved = all_settings.load(flags, scenario=all_settings.said_by(scenario), environ=os.environ)
     request = RunRequest(
         scenario_text=text.dump(scenario),
         run=run_id(scenario.name, SystemClock()),

@@ -81,6 +81,8 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path | None) -> list[str]
     reason = reason_of(summary)
     headline = HEADLINES.get(status, "")
     lines = [f"{status}: {headline}" + (f" {reason}" if reason and reason not in headline else "")]
+    if status == "running":  # detached: nothing is judged yet
+        return [*lines, *([f"Run directory: {run_dir}"] if run_dir is not None else [])]
     lines += [*_dose_lines(summary.get("dose") or ()), *_node_line(summary), *_broken_lines(summary)]
     if run_dir is not None:
         report = run_dir / "report.html"

@@ -310,7 +310,7 @@ SCENARIO: Final = Record(
         Field("seed", "seed", Whole(0, SEED_MAX), "every choice follows from it"),
         Field("targets", "targets", TARGETS, "which nodes may be harmed"),
         Field("budget", "budget", BUDGET, "what the run may take in all"),
-        Field("profile", "profile", Word(PROFILES), "set of limits of a node"),
+        Field("profile", "profile", Word(PROFILES), "set of limits of a node; without it the settings' own"),
         Field("limits", "limits", LIMITS, "limits that differ from the profile's"),
         Field("on_node_lost", "on_node_lost", Word(ON_NODE_LOST), "what the rest does when a node is lost"),
         Field("hypotheses", "hypotheses", HYPOTHESES, "what must hold"),

@@ -123,7 +123,7 @@ class Scenario:
     description: str = ""
     targets: Targets = field(default_factory=Targets)
     budget: Budget = field(default_factory=Budget)
-    profile: str = "balanced"
+    profile: str | None = None  # None: what the settings say
     limits: LimitOverrides = field(default_factory=LimitOverrides)
     on_node_lost: str = "stop"
     hypotheses: tuple[Hypothesis, ...] = ()
@@ -138,7 +138,8 @@ class Scenario:
             raise InputError("invalid_value", f"Scenario.name must be a short word, got {self.name!r}", hint)
         check_text("Scenario.description", self.description, 5_000)
         object.__setattr__(self, "seed", check_seed("Scenario.seed", self.seed))
-        check_choice("Scenario.profile", self.profile, PROFILES)
+        if self.profile is not None:
+            check_choice("Scenario.profile", self.profile, PROFILES)
         check_choice("Scenario.on_node_lost", self.on_node_lost, ON_NODE_LOST)
         for name, kind in _RECORDS.items():
             if not isinstance(getattr(self, name), kind):

@@ -72,6 +72,49 @@ def test_a_second_make_installs_nothing(clone: Path, target: str, says: str) -> 
     assert "pip install" in make(clone, "-n", target).stdout
 
 
+def installed(clone: Path, python: str) -> None:
+    """Put a fresh environment into the clone whose Python is this script."""
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / ".venv" / "bin" / "python").write_text(f"#!/bin/sh\n{python}\n")
+    (clone / ".venv" / "bin" / "python").chmod(0o755)
+    for name in (".installed", ".installed-test"):
+        (clone / ".venv" / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        pytest.param([], 'run "burst" --nodes 3', id="three-raylets"),
+        pytest.param(["NODES=5"], 'run "burst" --nodes 5', id="as-many-as-said"),
+        pytest.param(["ARGS=--seed 7"], 'run "burst" --nodes 3 --seed 7', id="other-options-stand-beside-it"),
+        pytest.param(["ARGS=--nodes 2"], 'run "burst"  --nodes 2', id="nodes-once"),
+        pytest.param(["ARGS=--nodes=2"], 'run "burst"  --nodes=2', id="nodes-once-with-equals"),
+        pytest.param(["ARGS=--yes --address auto"], 'run "burst"  --yes --address auto', id="a-cluster-has-its-own-nodes"),
+        pytest.param(["ARGS=--address=auto"], 'run "burst"  --address=auto', id="a-cluster-with-equals"),
+    ],
+)
+def test_make_run_asks_for_raylets_only_where_nothing_else_is_said(clone: Path, given: list[str], says: str) -> None:
+    """`--nodes` is a default of `make run`: an address or a number of nodes in ARGS takes its place."""
+    installed(clone, "exit 0")
+    assert make(clone, "-n", "run", *given).stdout.rstrip().endswith(says)
+
+
+def test_make_bench_runs_all_and_names_what_failed(clone: Path) -> None:
+    """A benchmark that fails keeps none from running; make fails at the end and names it."""
+    installed(clone, 'echo "ran $1"; case $1 in *bad*) exit 3;; esac')
+    (clone / "benchmarks").mkdir()
+    for name in ("bench_a.py", "bench_bad.py", "bench_c.py"):
+        (clone / "benchmarks" / name).touch()
+    done = make(clone, "bench")
+    assert [line for line in done.stdout.splitlines() if line.startswith("ran")] == [
+        f"ran benchmarks/{name}" for name in ("bench_a.py", "bench_bad.py", "bench_c.py")
+    ]
+    assert done.returncode == 2
+    assert "failed: benchmarks/bench_bad.py" in done.stderr
+    (clone / "benchmarks" / "bench_bad.py").unlink()
+    assert make(clone, "bench").returncode == 0
+
+
 def test_ci_script_parses_and_can_be_run() -> None:
     """.ci/run is an executable bash script without syntax errors."""
     script = ROOT / ".ci" / "run"

@@ -165,7 +165,7 @@ def recover(address: options.Address = None, config: options.Config = None, as_j
     """
     with connection(address, config) as link:
         found = link.recover()
-    done = [f"{name}: {sentence(one)}" for name in ("recovered", "undone", "delivered") for one in found.get(name) or ()]
+    done = [f"{name}: {sentence(one)}" for name in ("recovered", "undone", "delivered", "fetched") for one in found.get(name) or ()]
     emit(found, as_json, [*done, *_left_lines(found)] or ["nothing was left behind"])
     return _order_code(found)
 

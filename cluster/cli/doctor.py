@@ -11,7 +11,7 @@ from .output import emit
 
 
 def doctor(address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
-    """Tell per node: kernel, cgroup, privileges, Ray's settings, and whether each simulator is available.
+    """Tell per node: kernel, cgroup, privileges, the Ray settings of its own environment, and whether each simulator is available.
 
     Starts no load. `unavailable` and `fallback` come with their reason.
 

@@ -43,7 +43,7 @@ def plan(
       stress-cluster plan burst --nodes 3
       stress-cluster plan mine.yaml --address auto --json
     """
-    loaded = source.load(scenario, sets or [], seed)
+    loaded = source.load(scenario, sets or [], seed, config)
     settings = source.resolve_settings(loaded, config, profile=profile)
     limits = limits_for(settings.profile, loaded.scenario.limits, allow_starve=allow_starve)
     return show_plan(loaded, settings, limits, address=address, nodes=nodes, allow_head=allow_head, as_json=as_json)

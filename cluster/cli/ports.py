@@ -73,6 +73,7 @@ class Connection(Protocol):
     def recover(self) -> dict[str, Any]: ...  # noqa: D102
     def doctor(self) -> dict[str, Any]: ...  # noqa: D102
     def nodes(self) -> Sequence[NodeSpec]: ...  # noqa: D102
+    def fetch(self, run: str, run_dir: Path) -> bool: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
 

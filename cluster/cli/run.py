@@ -38,7 +38,9 @@ def run(
     profile: options.Profile = None,
     out: options.Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only: the same as the `plan` command.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once load runs; the run goes on without this command.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once load runs, with 0 and the status `running`; the run goes on without this command.")
+    ] = False,
     prometheus_port: Annotated[
         int | None, typer.Option("--prometheus-port", min=0, max=65535, help="Serve the run's metrics on this port of the loopback.")
     ] = None,
@@ -70,7 +72,7 @@ def run(
     if detach and not address:
         raise InputError("invalid_value", "--detach needs a cluster that outlives this command", "give --address, or leave out --detach")
     timeout_s = source.duration(timeout, "--timeout")
-    loaded = source.load(scenario, sets or [], seed)
+    loaded = source.load(scenario, sets or [], seed, config, out)
     settings = source.resolve_settings(loaded, config, profile=profile, out=out, prometheus__port=prometheus_port)
     if dry_run:
         limits = limits_for(settings.profile, loaded.scenario.limits, allow_starve=allow_starve)

@@ -13,7 +13,6 @@ from scenarios.plan import Plan
 from scenarios.units import parse_duration
 
 from .. import settings as settings_module
-from ..safety.profiles import DEFAULT_PROFILE
 from ..settings import Settings
 from .report import find_run
 
@@ -41,13 +40,14 @@ class Loaded:
         return self.scenario.seed
 
 
-def load(named: str, sets: Sequence[str], seed: int | None) -> Loaded:
+def load(named: str, sets: Sequence[str], seed: int | None, config: Path | None = None, out: str | None = None) -> Loaded:
     """Return the scenario of a catalogue name, a file, or `replay:RUN`, with `--set` and `--seed` applied.
 
+    `config` and `out` say, as for the run itself, where the run to be replayed lies.
     Raises `InputError` (exit code 2) with the place, what was expected and what to do.
     """
     if named.startswith(REPLAY):
-        return _replay(named.removeprefix(REPLAY), sets, seed)
+        return _replay(named.removeprefix(REPLAY), sets, seed, settings_module.load({"out": out}, config=config))
     is_file = named.endswith(SUFFIXES) or "/" in named or Path(named).is_file()
     scenario = text.load_file(named) if is_file else catalogue.get(named)
     if sets:
@@ -57,11 +57,10 @@ def load(named: str, sets: Sequence[str], seed: int | None) -> Loaded:
     return Loaded(scenario, text.dump(scenario))
 
 
-def _replay(run: str, sets: Sequence[str], seed: int | None) -> Loaded:
+def _replay(run: str, sets: Sequence[str], seed: int | None, settings: Settings) -> Loaded:
     if sets or seed is not None:
         raise InputError("invalid_setting", "a replay repeats a stored plan: --set and --seed would change it", "leave them out")
-    resolved = settings_module.load()
-    folder = find_run(run, [Path(resolved.out), Path(resolved.state_dir) / "runs"])
+    folder = find_run(run, [Path(settings.out), Path(settings.state_dir) / "runs"])
     stored = _stored_plan(folder / "plan.json")
     plan = Plan.from_json(stored)
     return Loaded(plan.scenario, text.dump(plan.scenario), stored.decode(), folder.name)
@@ -81,14 +80,8 @@ def resolve_settings(loaded: Loaded, config: Path | None, **flags: Any) -> Setti
 
     `__` in a flag's name stands for the dot in a setting's.
     """
-    scenario = loaded.scenario
-    said: dict[str, Any] = {
-        "profile": scenario.profile if scenario.profile != DEFAULT_PROFILE else None,
-        "stale_s": scenario.limits.stale_s,
-    }
-    if scenario.exporters.prometheus is not None:
-        said |= {"prometheus.port": scenario.exporters.prometheus.port, "prometheus.host": scenario.exporters.prometheus.host}
-    return settings_module.load({name.replace("__", "."): value for name, value in flags.items()}, scenario=said, config=config)
+    given = {name.replace("__", "."): value for name, value in flags.items()}
+    return settings_module.load(given, scenario=settings_module.said_by(loaded.scenario), config=config)
 
 
 def duration(value: str | None, option: str) -> float | None:

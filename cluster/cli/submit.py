@@ -51,7 +51,7 @@ def submit(
     if not address or not address.startswith(("http://", "https://")):
         raise InputError("invalid_value", f"submit needs the head's dashboard, got {address!r}", "give --address http://HEAD:8265")
     source.duration(timeout, "--timeout")
-    loaded = source.load(scenario, sets or [], seed)
+    loaded = source.load(scenario, sets or [], seed, config)
     if loaded.replay_of:
         raise InputError("invalid_value", "a replay cannot be submitted: its run directory is here", "use `run replay:... --address`")
     settings = source.resolve_settings(loaded, config, profile=profile)

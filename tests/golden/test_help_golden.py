@@ -51,6 +51,10 @@ default < profile < file < environment < scenario < flag. The file is TOML: `str
 given with `--config`; a dot in a name below is a table there. Durations and sizes take units in quotes: `"30s"`, `"512MiB"`.
 `stress-cluster config show` prints what is in force and where each value came from. An unknown name is an error that offers the nearest.
 
+What a scenario document itself says (`profile`, `limits.stale`, `exporters.prometheus`) beats file and environment, and a flag beats it; a
+document without a profile takes the one that is in force here. The profile that results governs the whole run: admission, the
+nodes' limits and `plan`. It stands in the manifest, not in plan.json: a replay takes the profile that is in force when it runs.
+
 | setting | default | what it must be | variable | what it does |
 |---|---|---|---|---|
 """
@@ -114,6 +118,22 @@ def test_commands_in_documents_exist(block):
         for part in line.split(" && "):
             if part.strip().startswith("stress-cluster "):
                 check_command(part.strip())
+
+
+def test_jobs_in_documents_run_from_a_working_directory():
+    """Every `ray job submit` in README and docs starts Python on a file that is here or on our module: no script that must be installed."""
+    jobs = [
+        line.partition(" -- ")[2] for block in blocks("sh") for line in block.values[0].splitlines() if line.startswith("ray job submit")
+    ]
+    assert len(jobs) >= 3
+    for job in jobs:
+        python, what, *rest = job.split()
+        assert python == "python", job
+        if what == "-m":
+            assert rest[0] == "cluster.cli", job
+            check_command(" ".join(["stress-cluster", *rest[1:]]))
+        else:
+            assert (ROOT / what).is_file(), job
 
 
 @pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.values[0].startswith("version:")])

@@ -119,7 +119,7 @@ scenario = st.builds(
         cpu_cores_max=st.none() | st.floats(0, 1e6),
         memory_bytes_max=st.none() | size,
     ),
-    profile=st.sampled_from(model.PROFILES),
+    profile=st.none() | st.sampled_from(model.PROFILES),
     limits=overrides,
     on_node_lost=st.sampled_from(model.ON_NODE_LOST),
     hypotheses=st.lists(threshold() | probe, max_size=3, unique_by=hypotheses.title).map(tuple),

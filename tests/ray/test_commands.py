@@ -83,6 +83,8 @@ def doctored(here: Terminal) -> None:
         assert {name: can["verdict"] for name, can in facts["simulators"].items()}.keys() == {"CpuLoad", "MemoryPressure", "DiskFill"}
         assert all(can["verdict"] in {"available", "fallback", "unavailable"} for can in facts["simulators"].values())
         assert facts["kernel"]
+        assert facts["ray"]["RAY_AUTH_MODE"].startswith("not set")
+        assert facts["ray"]["RAY_health_check_period_ms"]
 
 
 def test_ctrl_c_stops_and_undoes(standing: Terminal) -> None:
@@ -101,6 +103,18 @@ def test_ctrl_c_stops_and_undoes(standing: Terminal) -> None:
     assert not standing.fills()
     assert "stopping and undoing" in ended.err
     assert all(one["clean"] and one["delivered"] for one in ended.document["nodes"])
+
+
+def test_the_profile_flag_decides_on_a_cluster(standing: Terminal) -> None:
+    """80 % of one node is refused with 6 under `--profile conservative`, where nothing starts, and admitted under `balanced`."""
+    made = documents.document("heavy", 3, cpu="80%", memory=None, disk=None, targets={"count": 1})
+    scenario = documents.write(standing.folder, made)
+    refused = standing.run("run", scenario, "--yes", "--json", "--profile", "conservative")
+    assert (refused.code, refused.document["error"]["code"]) == (6, "budget"), str(refused)
+    assert "limits.cpu_fraction" in refused.document["error"]["message"]
+    admitted = standing.run("run", scenario, "--yes", "--json", "--profile", "balanced")
+    assert admitted.code in {0, 5}, str(admitted)  # the dose is not this test's business
+    assert json.loads((Path(admitted.document["run_dir"]) / "manifest.json").read_text())["profile"] == "balanced"
 
 
 def test_report_of_a_finished_run(finished: FinishedRun) -> None:

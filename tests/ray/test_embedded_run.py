@@ -95,6 +95,8 @@ def test_manifest(finished: FinishedRun) -> None:
     assert "heartbeat" not in manifest  # it lives no more
     assert {"schema", "plan_digest", "code_id", "versions", "settings", "start", "end"} <= manifest.keys()
     assert manifest["settings"]["lease_s"] == {"value": 2.0, "origin": "environment STRESS_CLUSTER_LEASE_S"}
+    assert manifest["profile"] == "aggressive"  # what admission and nodes went by
+    assert manifest["settings"]["profile"] == {"value": "aggressive", "origin": "scenario"}
     assert tuple(node["name"] for node in manifest["nodes"]) == TARGETS
     for node in manifest["nodes"]:
         assert {"machine", "address", "capacity", "capabilities"} <= node.keys()

@@ -19,6 +19,8 @@ from cluster.cli.output import plain
 from cluster.cli.run import out_folder, run_id
 from cluster.driver import RunRequest
 from cluster.settings import load
+from scenarios import catalogue
+from scenarios import plan as plans
 
 
 @dataclasses.dataclass
@@ -386,6 +388,40 @@ def test_in_a_job_results_go_to_the_state_folder(tmp_path):
     assert out_folder(load(), job) == tmp_path / "state" / "runs"
     assert out_folder(load(), {}) == tmp_path / "runs"
     assert out_folder(load({"out": "/mine"}), job) == Path("/mine")
+
+
+@pytest.mark.parametrize("how", ["out", "config"])
+def test_a_replay_is_looked_for_where_runs_are_written(drive, tmp_path, how):
+    """`replay:RUN` finds the run in the folder that --out, or a settings file given with --config, names."""
+    plan = plans.resolve(catalogue.get("burst"), (NodeSpec("head", is_head=True), NodeSpec("n1")), 3)
+    run_dir = tmp_path / "kept" / "20260101-120000-burst-1a2b"
+    run_dir.mkdir(parents=True)
+    (run_dir / "manifest.json").write_text("{}")
+    (run_dir / "plan.json").write_bytes(plan.to_json())
+    (tmp_path / "mine.toml").write_text(f'out = "{tmp_path / "kept"}"\n')
+    given = ["--out", "kept"] if how == "out" else ["--config", "mine.toml"]
+    driver = drive()
+    assert cli.main(["run", "replay:latest"]) == 2
+    assert cli.main(["run", "replay:latest", *given]) == 0
+    assert driver.request.replay_of == run_dir.name
+    if how == "config":
+        assert cli.main(["plan", f"replay:{run_dir.name}", "--nodes", "1", *given]) == 0
+
+
+def test_a_detached_run_is_told_to_go_on(drive, capsys, tmp_path):
+    """`run --detach` ends with 0 and says that the run goes on; nothing is called passed, and nothing asked or achieved."""
+    outcome = FakeOutcome("running", 0, "Follow it with `stress-cluster watch r1`", tmp_path / "r1")
+    drive([], outcome)
+    assert cli.main(["run", "burst", "--detach", "--address", "auto"]) == 0
+    told = capsys.readouterr().out.strip().splitlines()
+    assert told == [
+        "running: The run is still going on. Follow it with `stress-cluster watch r1`",
+        f"Run directory: {tmp_path / 'r1'}",
+    ]
+    drive([], outcome)
+    assert cli.main(["run", "burst", "--detach", "--address", "auto", "--json"]) == 0
+    assert (found := document(capsys))["status"] == "running"
+    assert "error" not in found
 
 
 # ---- plan

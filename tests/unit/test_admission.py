@@ -1,0 +1,144 @@
+"""Admission: the profile that a run's settings have resolved to is what governs it, from the command line to the nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.errors import RefusedError
+from actors.messages import Capacity, NodeSpec
+from cluster import cli, start
+from cluster.admission import admission_of
+from cluster.cli import ports
+from cluster.driver import Outcome, RunRequest
+from cluster.driver_main import submission_of
+from cluster.orchestrator import Admission
+from cluster.orchestrator_api import Submission
+from scenarios import plan as plans
+from scenarios import text
+
+NAMED = "profile: aggressive\n"
+SCENARIO = "version: 1\nname: heavy\nplan:\n  CpuLoad: {fraction: 80%}\n  for: 5s\n"
+CAPACITY = Capacity(4.0, 8 << 30, 100 << 30)
+CAN = {name: {"verdict": "available", "reason": ""} for name in ("CpuLoad", "MemoryPressure", "DiskFill")}
+HELLO = {"machine": "m1", "capacity": CAPACITY, "report": {"simulators": CAN}}
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a folder, a state folder and no settings of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRESS_CLUSTER_PROFILE", raising=False)
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+
+
+def admitted(submission: Submission) -> Admission:
+    """Return what this run asks for, on a cluster of a head and one node with four cores."""
+    plan = plans.resolve(text.load(submission.scenario), (NodeSpec("head", is_head=True), NodeSpec("n1")), submission.seed)
+    return admission_of(submission, plan, {"n1": HELLO}, 1.0)[0]
+
+
+class FakeDriver:
+    """A driver whose orchestrator only admits: ends as passed, or as the refusal that was raised."""
+
+    def __init__(self, request: RunRequest) -> None:
+        self.submission = submission_of(request)
+        self.told: dict[str, Any] = {}
+
+    def events(self) -> list[dict[str, Any]]:
+        """Admit, and tell what a driver would tell."""
+        try:
+            admitted(self.submission)
+        except RefusedError as error:
+            self.told = {"type": "outcome", "code": error.code, "error": error.message, "hint": error.hint}
+            return [self.told]
+        return []
+
+    def wait(self) -> Outcome:
+        """Return the outcome."""
+        return Outcome("refused", 6, self.told["error"]) if self.told else Outcome("passed", 0, "")
+
+
+@pytest.mark.parametrize(
+    ("profile", "limit"), [("conservative", "its limit is 2.80 (limits.cpu_fraction)"), ("balanced", ""), ("aggressive", "")]
+)
+def test_the_submissions_profile_bounds_what_is_planned_and_travels_to_the_nodes(profile: str, limit: str) -> None:
+    """80 % of a node passes the conservative limit and no other; the nodes are told the profile that admitted it."""
+    submission = Submission("r1", SCENARIO, 0, profile=profile)
+    if limit:
+        with pytest.raises(RefusedError) as caught:
+            admitted(submission)
+        assert (caught.value.code, caught.value.exit_code) == ("budget", 6)
+        assert limit in caught.value.message
+    else:
+        assert admitted(submission).terms["profile"] == profile
+
+
+def test_the_scenarios_own_name_of_a_profile_is_no_second_source() -> None:
+    """Admission goes by the submission alone: a document that names a profile was read when the settings were resolved."""
+    with pytest.raises(RefusedError):
+        admitted(Submission("r1", SCENARIO + NAMED, 0, profile="conservative"))
+    assert admitted(Submission("r1", SCENARIO + "profile: conservative\n", 0, profile="balanced")).terms["profile"] == "balanced"
+
+
+ROWS = [
+    pytest.param("", "", "", [], "balanced", id="default"),
+    pytest.param("", "conservative", "", [], "conservative", id="file"),
+    pytest.param("", "aggressive", "conservative", [], "conservative", id="environment-beats-file"),
+    pytest.param("", "", "aggressive", ["--profile", "conservative"], "conservative", id="flag-beats-environment"),
+    pytest.param("conservative", "", "aggressive", [], "conservative", id="scenario-beats-environment"),
+    pytest.param("balanced", "conservative", "conservative", [], "balanced", id="scenario-that-names-the-default-beats-both"),
+    pytest.param("aggressive", "", "", ["--profile", "conservative"], "conservative", id="flag-beats-scenario"),
+    pytest.param("conservative", "", "", ["--profile", "balanced"], "balanced", id="flag-beats-stricter-scenario"),
+]
+
+
+def lay_out(folder: Path, monkeypatch: pytest.MonkeyPatch, scenario: str, file: str, environment: str) -> None:
+    (folder / "heavy.yaml").write_text(SCENARIO + (f"profile: {scenario}\n" if scenario else ""))
+    if file:
+        (folder / "stress-cluster.toml").write_text(f'profile = "{file}"\n')
+    if environment:
+        monkeypatch.setenv("STRESS_CLUSTER_PROFILE", environment)
+
+
+@pytest.mark.parametrize(("scenario", "file", "environment", "flags", "want"), ROWS)
+def test_one_profile_governs_run_and_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: str, file: str, environment: str, flags: list[str], want: str
+) -> None:
+    """Flag beats scenario beats environment beats file; `run` and `plan` answer 6 exactly where that profile forbids it."""
+    lay_out(tmp_path, monkeypatch, scenario, file, environment)
+    made: list[FakeDriver] = []
+
+    def begin(**fields: Any) -> FakeDriver:
+        made.append(FakeDriver(RunRequest(**fields)))
+        return made[0]
+
+    monkeypatch.setattr(ports, "start_run", begin)
+    assert cli.main(["run", "heavy.yaml", *flags]) == (6 if want == "conservative" else 0)
+    assert cli.main(["plan", "heavy.yaml", *flags]) == (6 if want == "conservative" else 0)
+    assert made[0].submission.profile == want
+    assert made[0].submission.manifest["settings"]["profile"]["value"] == want
+
+
+@pytest.mark.parametrize(("scenario", "file", "environment", "flags", "want"), ROWS)
+def test_a_run_from_python_takes_the_same_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: str, file: str, environment: str, flags: list[str], want: str
+) -> None:
+    """`cluster.run` resolves as the command does; its `settings` are its flags."""
+    lay_out(tmp_path, monkeypatch, scenario, file, environment)
+    seen: list[RunRequest] = []
+    monkeypatch.setattr(start, "start", lambda request: seen.append(request) or FakeDriver(request))
+    given = {"profile": flags[1]} if flags else None
+    start.run_scenario(text.load_file("heavy.yaml"), settings=given, quiet=True)
+    assert seen[0].settings.profile == want
+
+
+def test_the_plan_does_not_depend_on_the_profile_in_force() -> None:
+    """plan.json is a function of scenario, seed and node names: the resolved profile is not in it."""
+    scenario = text.load(SCENARIO)
+    nodes = (NodeSpec("head", is_head=True), NodeSpec("n1"))
+    assert b"profile" not in plans.resolve(scenario, nodes, 0).to_json()
+    assert b"conservative" in plans.resolve(replace(scenario, profile="conservative"), nodes, 0).to_json()
