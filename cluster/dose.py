@@ -14,13 +14,16 @@ A shape that moves more slowly than that (a long ramp, a long sine) is judged wi
 never rests for 2 s has no settled window: then the means over all its moving windows from 2 s on are compared, where there are
 at least 5 of them. With fewer the dose is not judged (`reached=None`), which is no pass.
 
-In host-total mode an excess that others cause is no miss: what counts then is that our own share did not pass what was left to fill.
+In host-total mode an excess that others cause is no miss: what counts then is that our own share did not pass what was left to fill. A
+window in which others' use moved by more than the tolerance since the window before is not settled: no loop can fill up to a level
+that moves within the second. Where others left fewer than half of the windows in peace, the dose is not judged.
 
 `requested` is what the shape asks, before any ceiling: a dose that safety throttled was not reached.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +33,7 @@ SHARE_MIN: Final = 0.95
 WHOLE_MIN_S: Final = 0.9
 GAP_MAX_S: Final = 0.5
 MOVING_MIN: Final = 5
+CALM_MIN: Final = 0.5
 FRACTION_TOLERANCE: Final = 0.05
 BYTES_TOLERANCE: Final = 0.02
 BYTES_FLOOR: Final = 1 << 20
@@ -49,6 +53,11 @@ class DoseWindow:
     achieved: float
     window_s: float = 1.0
     own: float | None = None
+
+    @property
+    def others(self) -> float:
+        """Return the part of `achieved` that is not ours."""
+        return max(self.achieved - (self.own or 0.0), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +93,13 @@ def reached(
     judge = _Judge(unit, tolerance, host_total, unit == "bytes" if relative is None else relative)
     whole = _whole(windows, duration_s)
     settled = _settled(whole, judge)
-    chosen = settled or [window for window in whole if window.start_s >= SETTLE_S - EDGE_S]
-    verdict, reason = judge.settled(settled) if settled else judge.moving(chosen)
+    stirred = judge.stirred(whole)
+    calm = [window for window in settled if window.start_s not in stirred]
+    chosen = calm or settled or [window for window in whole if window.start_s >= SETTLE_S - EDGE_S]
+    if len(calm) < CALM_MIN * len(settled):
+        verdict, reason = None, f"what others used changed in {len(settled) - len(calm)} of {len(settled)} settled windows"
+    else:
+        verdict, reason = judge.settled(calm) if calm else judge.moving(chosen)
     requested, achieved = _mean([window.requested for window in chosen]), _mean([window.achieved for window in chosen])
     return DoseResult(operation, node, requested, achieved, unit, verdict, len(chosen), reason)
 
@@ -136,6 +150,16 @@ class _Judge:
         step = abs(window.requested - before.requested)
         return gap_s > GAP_MAX_S or step > self.margin(min(window.requested, before.requested))
 
+    def stirred(self, windows: Sequence[DoseWindow]) -> set[float]:
+        """Return the starts of the windows in which others' use moved by more than the tolerance; it matters in host-total mode only."""
+        if not self.host_total:
+            return set()
+        return {
+            window.start_s
+            for before, window in itertools.pairwise(windows)
+            if before.own is not None and window.own is not None and abs(window.others - before.others) > self.margin(window.requested)
+        }
+
     def is_hit(self, window: DoseWindow) -> bool:
         """Tell whether one window's achieved value is within the tolerance; NaN never is."""
         margin = self.margin(window.requested)
@@ -147,8 +171,7 @@ class _Judge:
         """Tell whether an excess is others': our share did not pass what they left (not measured: taken as theirs)."""
         if window.own is None:
             return True
-        others = max(window.achieved - window.own, 0.0)
-        return window.own <= max(window.requested - others, 0.0) + margin
+        return window.own <= max(window.requested - window.others, 0.0) + margin
 
     def settled(self, windows: Sequence[DoseWindow]) -> tuple[bool, str]:
         """Judge settled windows: 95 % of them must be hits."""

@@ -30,13 +30,8 @@ from actors.shell import SimulatorActor
 from actors.state import default_state_dir, open_state_dir
 
 from .agent_api import AgentConfig
-from .agent_shell import AgentShell
-from .aggregator_shell import AggregatorShell
 from .exchange import Reply, Report
-from .journal import Journal
 from .orchestrator_api import OrchestratorConfig
-from .orchestrator_shell import OrchestratorShell
-from .probes.prober import Prober
 
 NAMESPACE = "stress-cluster"
 ORCHESTRATOR = "orchestrator"
@@ -425,12 +420,20 @@ def _push(known: dict[str, Actor], run: str, node: str, incarnation: str, record
     return held
 
 
-class _AgentActor(AgentShell):
-    """The node agent as an actor: watched pids are its own and its raylet's."""
+# Each actor's class is made where it is created, so that no process imports what another one is.
 
-    def __init__(self, config: AgentConfig) -> None:
-        raise_priority(os.getpid())  # Ray starts its workers at nice 15; what guards load must not wait for it
-        super().__init__(replace(config, watch=(os.getppid(),)), _AgentPort())
+
+def _agent_class() -> type:
+    from .agent_shell import AgentShell  # noqa: PLC0415  # see above
+
+    class _AgentActor(AgentShell):
+        """The node agent as an actor: watched pids are its own and its raylet's."""
+
+        def __init__(self, config: AgentConfig) -> None:
+            raise_priority(os.getpid())  # Ray starts its workers at nice 15; what guards load must not wait for it
+            super().__init__(replace(config, watch=(os.getppid(),)), _AgentPort())
+
+    return _AgentActor
 
 
 class _RemoteAgent:
@@ -489,7 +492,7 @@ class _OrchestratorPort:
         if not node_id:
             raise Lost("lost", f"node {config.node} is not alive")
         name = f"agent-{config.node}-{secrets.token_hex(4)}"
-        actor = create(_AgentActor, name, node_id, (config,), groups={"control": 4})
+        actor = create(_agent_class(), name, node_id, (config,), groups={"control": 4})
         self._agents[config.node] = (node_id, actor, actor.send("alive", group="control"))
         return _RemoteAgent(actor)
 
@@ -523,7 +526,7 @@ class _OrchestratorPort:
         """Create the prober of a run, on this node."""
         places = {"targets": list(targets), "head": [node.spec.name for node in nodes() if node.spec.is_head]}
         ids = {node.spec.name: node.id for node in nodes()}
-        return create(_ProberActor, f"prober-{run}", my_node_id(), (run, list(probes), places, ids, start_in_s))
+        return create(_prober_class(), f"prober-{run}", my_node_id(), (run, list(probes), places, ids, start_in_s))
 
     def end_actor(self, actor: Actor) -> None:
         """End an actor of a run that is over."""
@@ -535,26 +538,37 @@ class _OrchestratorPort:
 
 
 def _create_aggregator(run: str) -> Actor:
-    return create(_AggregatorActor, AGGREGATOR + run, my_node_id(), (run,), groups={"bulk": 2}, max_restarts=3, get_if_exists=True)
+    return create(_aggregator_class(), AGGREGATOR + run, my_node_id(), (run,), groups={"bulk": 2}, max_restarts=3, get_if_exists=True)
 
 
-class _AggregatorActor(AggregatorShell):
-    """A run's aggregator as an actor."""
+def _aggregator_class() -> type:
+    from .aggregator_shell import AggregatorShell  # noqa: PLC0415  # needs pyarrow
 
-    def __init__(self, run: str) -> None:
-        raise_priority(os.getpid())
-        super().__init__(run, _leave())
+    class _AggregatorActor(AggregatorShell):
+        """A run's aggregator as an actor."""
+
+        def __init__(self, run: str) -> None:
+            raise_priority(os.getpid())
+            super().__init__(run, _leave())
+
+    return _AggregatorActor
 
 
-class _OrchestratorActor(OrchestratorShell):
-    """The orchestrator as an actor."""
+def _orchestrator_class() -> type:
+    from .journal import Journal  # noqa: PLC0415  # as the shell
+    from .orchestrator_shell import OrchestratorShell  # noqa: PLC0415  # imports the planner
 
-    def __init__(self, config: OrchestratorConfig) -> None:
-        raise_priority(os.getpid())
-        cluster = cluster_id()
-        state_dir = open_state_dir(default_state_dir(os.environ, os.geteuid()))
-        journal = Journal(state_dir / "orchestrator" / f"{cluster}.log")
-        super().__init__(config, _OrchestratorPort(), cluster, next_epoch(cluster), journal)
+    class _OrchestratorActor(OrchestratorShell):
+        """The orchestrator as an actor."""
+
+        def __init__(self, config: OrchestratorConfig) -> None:
+            raise_priority(os.getpid())
+            cluster = cluster_id()
+            state_dir = open_state_dir(default_state_dir(os.environ, os.geteuid()))
+            journal = Journal(state_dir / "orchestrator" / f"{cluster}.log")
+            super().__init__(config, _OrchestratorPort(), cluster, next_epoch(cluster), journal)
+
+    return _OrchestratorActor
 
 
 class _ProbeTarget:
@@ -586,18 +600,28 @@ class _ProbePort:
         return _push(self._aggregators, run, node, incarnation, records, timeout_s)
 
 
-class _ProberActor(Prober):
-    """The prober as an actor."""
+def _prober_class() -> type:
+    from .probes.prober import Prober  # noqa: PLC0415  # see above
 
-    def __init__(
-        self, run: str, probes: Sequence[Mapping[str, Any]], places: Mapping[str, Sequence[str]], ids: Mapping[str, str], start_in_s: float
-    ) -> None:
-        begun_ns = SystemClock().boot_ns()
-        used = {probe["target"] for probe in probes}
-        port = _ProbePort(ids, {place: names for place, names in places.items() if place in used})
-        left_s = max(0.0, start_in_s - (SystemClock().boot_ns() - begun_ns) / SECOND_NS)
-        node = next(name for name, node_id in ids.items() if node_id == my_node_id())
-        super().__init__(run, node, probes, places, left_s, open_state_dir(default_state_dir(os.environ, os.geteuid())), port)
+    class _ProberActor(Prober):
+        """The prober as an actor."""
+
+        def __init__(
+            self,
+            run: str,
+            probes: Sequence[Mapping[str, Any]],
+            places: Mapping[str, Sequence[str]],
+            ids: Mapping[str, str],
+            start_in_s: float,
+        ) -> None:
+            begun_ns = SystemClock().boot_ns()
+            used = {probe["target"] for probe in probes}
+            port = _ProbePort(ids, {place: names for place, names in places.items() if place in used})
+            left_s = max(0.0, start_in_s - (SystemClock().boot_ns() - begun_ns) / SECOND_NS)
+            node = next(name for name, node_id in ids.items() if node_id == my_node_id())
+            super().__init__(run, node, probes, places, left_s, open_state_dir(default_state_dir(os.environ, os.geteuid())), port)
+
+    return _ProberActor
 
 
 def orchestrator(config: OrchestratorConfig) -> Actor:
@@ -622,7 +646,7 @@ def orchestrator(config: OrchestratorConfig) -> Actor:
             _await_gone(ORCHESTRATOR)
     head = next((node.id for node in nodes() if node.spec.is_head), my_node_id())
     groups = {"exchange": 8, "control": 16}  # hard affinity: Ray 2.60 takes a soft one for no more than a hint
-    return create(_OrchestratorActor, ORCHESTRATOR, head, (config,), groups=groups, get_if_exists=True)
+    return create(_orchestrator_class(), ORCHESTRATOR, head, (config,), groups=groups, get_if_exists=True)
 
 
 def _await_gone(name: str) -> None:

@@ -139,6 +139,26 @@ def test_in_host_total_mode_others_excess_is_no_miss(own, others, want):
     assert reached(steady(own + others, own=own), host_total=True).reached is want
 
 
+def beside(others, own):
+    """Return 30 windows that ask 50 % beside others, whose use and our own are given by second."""
+    return [DoseWindow(float(at), 0.5, others(at) + own(at), own=own(at)) for at in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("others", "own", "want"),
+    [
+        pytest.param(lambda at: 0.4 * (at // 5 % 2), lambda at: 0.5 - 0.4 * ((at - 1) // 5 % 2), True, id="follows-within-a-second"),
+        pytest.param(lambda at: 0.4 * (at // 5 % 2), lambda at: 0.5 - 0.4 * ((at - 3) // 5 % 2), False, id="follows-after-three-seconds"),
+        pytest.param(lambda at: 0.4 * (at // 5 % 2), lambda _: 0.5, False, id="adds-up"),
+        pytest.param(lambda at: 0.4 * (at % 2), lambda at: 0.5 - 0.4 * (at % 2), None, id="others-never-rest"),
+        pytest.param(lambda _: 0.2, lambda at: 0.0 if at == 9 else 0.3, True, id="calm-and-1-of-28-missed"),
+    ],
+)
+def test_a_second_in_which_others_moved_does_not_count(others, own, want):
+    """What is judged is whether the rest is filled once others are steady for a window; without such windows nothing is judged."""
+    assert reached(beside(others, own), host_total=True).reached is want
+
+
 def test_an_excess_is_a_miss_outside_host_total_mode():
     """Own-share mode has nobody else to blame."""
     assert reached(steady(0.9, own=0.0)).reached is False
