@@ -35,7 +35,7 @@ class Past:
     def after(self, entry: Mapping[str, Any]) -> Past:
         """Return the past with one more entry."""
         kind, run = entry["kind"], entry.get("run", "")
-        if kind == "halt" and entry["generation"] > self.halt_generation:
+        if kind == "halt" and (entry["generation"], entry["on"]) > (self.halt_generation, self.halt_on):
             return replace(self, halt_generation=int(entry["generation"]), halt_on=bool(entry["on"]))
         if kind == "admitted":
             charges = {node: Amounts(*amounts) for node, amounts in entry["charges"].items()}

@@ -179,11 +179,22 @@ class Orchestrator:
         self._stop(run, cause, reason, kill=kill)
         return True
 
-    def set_halt(self, on: bool, now_ns: int) -> Halt:
-        """Halt everything everywhere, or lift the halt; each is a new generation."""
+    def set_halt(self, on: bool, now_ns: int, above: int = 0) -> Halt:
+        """Halt everything everywhere, or lift the halt; each is a new generation, higher than all that is known here and `above`."""
         self.now_ns = now_ns
-        self._take_halt(Halt(self.halt.generation + 1, on))
+        self._take_halt(Halt(max(self.halt.generation, above) + 1, on))
         return self.halt
+
+    def hear_halt(self, halt: Halt, now_ns: int) -> None:
+        """Take a halt that a node's guardian shows, if it is newer than what is known here."""
+        self.now_ns = now_ns
+        if halt > self.halt:
+            self._take_halt(halt)
+
+    def has_kept_halt(self, node: str) -> bool:
+        """Tell whether a node's guardian has said that what is in force here is on its disk."""
+        heard = self.nodes.get(node)
+        return heard is not None and heard.report is not None and heard.report.halt_kept == self.halt
 
     def node_gone(self, node: str, reason: str, now_ns: int) -> None:
         """Take Ray's word that a node or its agent is dead. It means unreachable, not stopped."""
@@ -234,9 +245,8 @@ class Orchestrator:
         refused = self._refusal(report)
         if refused:
             return Reply(report.nonce, self.epoch, now_ns, (), self.halt, refused)
+        self.hear_halt(report.halt, now_ns)  # first: what it ended there is halted, not failed
         self._hear(report)
-        if report.halt.generation > self.halt.generation:
-            self._take_halt(report.halt)
         orders = [self._order(run, report.node) for run in self.runs.values() if report.node in run.nodes]
         orders += [self._orphan_order(theirs) for theirs in report.runs if not self._knows(theirs.run, report.node)]
         if any(order.lease_s for order in orders):
@@ -291,7 +301,7 @@ class Orchestrator:
         elif theirs.failure and not state.lost and run.phase not in {Phase.STOPPING, Phase.COLLECTING, Phase.DONE}:
             cause = {"budget": Cause.REFUSED, "halted": Cause.REFUSED, "capability": Cause.REFUSED}.get(theirs.failure_code, Cause.ERROR)
             if run.phase not in {Phase.ADMITTED, Phase.PREPARING}:
-                cause = Cause.ERROR
+                cause = Cause.SAFETY if theirs.failure_code == "halted" else Cause.ERROR
             self._stop(run, cause, f"{node}: {theirs.failure}")
         if state.clean:
             self._release(run.admission.run, node)
@@ -478,9 +488,7 @@ class Orchestrator:
     def _take_halt(self, halt: Halt) -> None:
         self.halt = halt
         self._journal("halt", "", generation=halt.generation, on=halt.on)
-        if not halt.on:
-            return
-        for run in list(self.runs.values()):
+        for run in list(self.runs.values()) if halt.on else ():
             self._stop(run, Cause.SAFETY, f"emergency halt (generation {halt.generation})", kill=True)
         self.effects.append(Do("poke", "", tuple(self.nodes)))
 

@@ -193,8 +193,9 @@ class Head:
         if epoch < self.written.epoch:
             self.world.fired["deposed_orchestrator_wrote"] += 1
             return
-        before, data = self.written.past.halt_generation, effect.data
-        if data["kind"] == "halt" and data["generation"] <= before:
+        past, data = self.written.past, effect.data
+        before = (past.halt_generation, past.halt_on)
+        if data["kind"] == "halt" and (data["generation"], data["on"]) <= before:
             self.world.watch.fail(13, f"the halt's generation fell from {before} to {data['generation']}")
         self.append({"run": effect.run, **data})
 
