@@ -35,7 +35,8 @@ def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_frac
     amounts = plan.reservations(capacities)
     _check_capability(by_node, hellos)
     scenario = plan.scenario
-    check_planned(amounts, capacities, limits_for(scenario.profile, scenario.limits, allow_starve=submission.allow_starve))
+    profile = submission.profile or scenario.profile
+    check_planned(amounts, capacities, limits_for(profile, scenario.limits, allow_starve=submission.allow_starve))
     plans.check_budget(plan, scenario.budget, capacities)
     for names in machines.values():
         check_machine(names, amounts, limits[names[0]])
@@ -49,7 +50,7 @@ def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_frac
         timeout_s=submission.timeout_s,
         capacities=capacities,
         machine_limits=limits,
-        terms={"level": scenario.metrics.level, "profile": scenario.profile, "limits": scenario.limits.given()},
+        terms={"level": scenario.metrics.level, "profile": profile, "limits": scenario.limits.given()},
     )
     return admission, {machine: sorted(names) for machine, names in machines.items() if len(names) > 1}
 

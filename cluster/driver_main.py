@@ -189,6 +189,8 @@ class Driver:
             replay_plan=request.replay_plan,
             manifest=manifest,
             code_id=code_id(),
+            profile=settings.profile,
+            config=orchestrator_config(settings),
         )
 
     def _follow(self) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Protocol
 
 from actors.messages import NodeSpec
 
@@ -38,6 +38,24 @@ class OrchestratorConfig:
         """Return the control plane's durations."""
         return Times(lease_s=self.lease_s, prepare_s=self.prepare_timeout_s, grace_s=self.stop_grace_s, collect_s=self.collect_s)
 
+    def differences(self, other: OrchestratorConfig) -> list[str]:
+        """Return, as settings and values, what binds all runs of one orchestrator and is another in `other`."""
+        mine, theirs = asdict(self), asdict(other)
+        names = [name for name in mine if name not in NOT_SHARED and mine[name] != theirs[name]]
+        return [f"{SETTINGS.get(name, name)} is {mine[name]} here, {theirs[name]} was asked" for name in names]
+
+
+NOT_SHARED: Final = frozenset({"profile", "idle_exit_s", "code_id"})  # each run has its own profile; the others bind no run
+SETTINGS: Final = {
+    "nodes_max": "budget.max_nodes",
+    "cpu_fraction": "budget.cpu_fraction",
+    "memory_fraction": "budget.memory_fraction",
+    "disk_bytes_max": "budget.disk_bytes",
+    "duration_s_max": "budget.max_duration_s",
+    "window_s": "metrics.window_s",
+    "outbox_max_bytes": "outbox.max_bytes",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -55,6 +73,8 @@ class Submission:
     replay_plan: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     code_id: str = ""
+    profile: str = ""  # what settings and command say; empty: the scenario's own
+    config: OrchestratorConfig | None = None  # what the driver's settings ask of the orchestrator
 
 
 class RemoteAgent(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +84,7 @@ class AgentHost(Process):
     def _look_at_halt(self) -> None:
         assert self.core is not None
         self.core.on_halt(self.machine.page.halt, self.machine.page.halt_kept)
+        self.world.fired["halted_on_node"] += any(run.failure_code == "halted" for run in self.core.runs.values())
 
     def _adopt(self, answer: dict[str, Any]) -> None:
         assert self.core is not None

@@ -22,10 +22,10 @@ from actors.guardian.model import (
     Journalled,
     Kill,
     MakeContainer,
+    PublishHalt,
     Reply,
     ResetSlot,
     Retire,
-    PublishHalt,
     SaveHalt,
     Undo,
     Unwatch,
@@ -267,8 +267,7 @@ class GuardianHost(Process):
         if self.alive or self.machine.guardian is not None or self.fault:
             return
         if isinstance(action, SaveHalt):
-            if Halt(action.generation, action.on) > self.machine.halt:
-                self.machine.halt = Halt(action.generation, action.on)
+            self.machine.halt = max(self.machine.halt, Halt(action.generation, action.on))
         else:
             self.machine.journal[action.record.id] = action.record
             self.world.fired["durable_after_death"] += 1
