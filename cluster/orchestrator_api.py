@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from actors.messages import NodeSpec
 
 from .agent_api import AgentConfig
-from .orchestrator import Times
+from .times import Times
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,23 @@ class OrchestratorConfig:
     def times(self) -> Times:
         """Return the control plane's durations."""
         return Times(lease_s=self.lease_s, prepare_s=self.prepare_timeout_s, grace_s=self.stop_grace_s, collect_s=self.collect_s)
+
+    def for_agent(self, node: str, cluster: str, epoch: int) -> AgentConfig:
+        """Return what the agent of a node is started with."""
+        return AgentConfig(
+            node=node,
+            cluster=cluster,
+            epoch=epoch,
+            profile=self.profile,
+            lease_s=self.lease_s,
+            renew_s=min(self.renew_s, self.lease_s / 4),
+            sample_hz=self.sample_hz,
+            stale_s=self.stale_s,
+            window_s=self.window_s,
+            idle_exit_s=self.idle_exit_s,
+            stop_grace_s=self.stop_grace_s,
+            outbox_max_bytes=self.outbox_max_bytes,
+        )
 
     def differences(self, other: OrchestratorConfig) -> list[str]:
         """Return, as settings and values, what binds all runs of one orchestrator and is another in `other`."""

@@ -22,12 +22,11 @@ from scenarios import plan as plans
 from scenarios import text
 from scenarios.plan import Plan
 
+from . import telling
 from .admission import admission_of, budget_of, endpoint_of, facts_of, preview_of, probes_of
-from .agent_api import AgentConfig
-from .conclusion import Ending, NodeEnding
 from .exchange import Reply, Report, Stage
 from .journal import Journal
-from .orchestrator import Admission, Do, NodeInRun, Orchestrator, Run
+from .orchestrator import Admission, Do, Orchestrator
 from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAgent, RemoteAggregator, Submission
 from .run_state import Phase
 from .safety.budget import Budget
@@ -192,7 +191,7 @@ class OrchestratorShell:
                 "phase": phase,
                 "cursor": len(events),
                 "events": [asdict(event) for event in events[cursor:]],
-                "progress": self._progress(run, now_ns),
+                "progress": telling.progress(run, self._core, now_ns),
                 "outcome": outcome,
             }
 
@@ -278,36 +277,14 @@ class OrchestratorShell:
         """Return what runs where, asked against achieved."""
         now_ns = self._clock.boot_ns()
         with self._lock:
-            runs = {name: {"phase": str(run.phase), **self._progress(run, now_ns)} for name, run in self._core.runs.items()}
-            ledger = self._core.ledger
-            return {
-                "cluster": self._cluster,
-                "epoch": self._epoch,
-                "halt": asdict(self._core.halt),
-                "runs": runs,
-                "finished": {name: extras.outcome for name, extras in self._extras.items() if extras.outcome},
-                "budget": {
-                    "used": asdict(ledger.total(now_ns)),
-                    "nodes_harmed": sorted(ledger.nodes_harmed()),
-                    "limits": asdict(ledger.budget),
-                },
-                "nodes": {
-                    name: {"heard_s": (now_ns - heard.heard_ns) / SECOND_NS, "machine": heard.machine}
-                    for name, heard in self._core.nodes.items()
-                },
-            }
+            finished = {name: extras.outcome for name, extras in self._extras.items() if extras.outcome}
+            return {"cluster": self._cluster, "epoch": self._epoch, "finished": finished, **telling.status(self._core, now_ns)}
 
     def doctor(self) -> dict[str, Any]:
         """Ask every alive node what it can do."""
         with self._at_work():
             hellos = self._hello_all([node.name for node in self._port.nodes()], tolerant=True)
-        return {name: self._doctor_entry(hello) for name, hello in hellos.items()}
-
-    @staticmethod
-    def _doctor_entry(hello: Mapping[str, Any]) -> dict[str, Any]:
-        if "error" in hello:
-            return dict(hello)
-        return {"machine": hello["machine"], "capacity": asdict(hello["capacity"]), **hello["report"]}
+        return {name: telling.doctor_entry(hello) for name, hello in hellos.items()}
 
     def recover(self, wait_s: float) -> dict[str, Any]:
         """Start agents everywhere, have them end, undo and deliver what earlier lives left; say what remains."""
@@ -360,27 +337,10 @@ class OrchestratorShell:
         with self._hiring:  # two agents of one node would fence each other
             for name in names:
                 if name not in self._agents or not self._port.agent_alive(name):
-                    self._agents[name] = self._port.agent(self._agent_config(name))
+                    self._agents[name] = self._port.agent(self._config.for_agent(name, self._cluster, self._epoch))
         answers = dict(zip(names, self._workers.map(lambda name: self._hello_one(name, tolerant=tolerant), names), strict=True))
         self._hellos.update({name: hello for name, hello in answers.items() if "error" not in hello})
         return answers
-
-    def _agent_config(self, name: str) -> AgentConfig:
-        config = self._config
-        return AgentConfig(
-            node=name,
-            cluster=self._cluster,
-            epoch=self._epoch,
-            profile=config.profile,
-            lease_s=config.lease_s,
-            renew_s=min(config.renew_s, config.lease_s / 4),
-            sample_hz=config.sample_hz,
-            stale_s=config.stale_s,
-            window_s=config.window_s,
-            idle_exit_s=config.idle_exit_s,
-            stop_grace_s=config.stop_grace_s,
-            outbox_max_bytes=config.outbox_max_bytes,
-        )
 
     def _hello_one(self, name: str, *, tolerant: bool) -> dict[str, Any]:
         try:
@@ -519,7 +479,8 @@ class OrchestratorShell:
             self._stop_probes(run_id)
             with self._lock:
                 self._take_events()
-                ending = self._ending_of(self._core.finished_runs[run_id], extras)
+                run, wall_ns = self._core.finished_runs[run_id], self._clock.wall_ns() - self._clock.boot_ns()
+                ending = telling.ending_of(run, self._events.get(run_id, []), wall_ns, extras.drift, extras.shared)
             try:
                 outcome = extras.aggregator.call("conclude", ending, timeout_s=120.0)
             except StressError as error:
@@ -527,33 +488,6 @@ class OrchestratorShell:
             self._journal.append([{"run": run_id, "kind": "done", "status": outcome["status"]}])
             with self._lock:
                 extras.outcome = outcome
-
-    def _ending_of(self, run: Run, extras: Extras) -> Ending:
-        return Ending(
-            run=run.admission.run,
-            causes=tuple((str(cause), reason) for cause, reason in run.causes),
-            nodes=tuple(self._node_ending(name, state) for name, state in run.nodes.items()),
-            events=tuple(self._events.get(run.admission.run, [])),
-            start_at_wall_ns=self._clock.wall_ns() - (self._clock.boot_ns() - run.start_at_ns) if run.start_at_ns else 0,
-            start_skew_ms=run.skew_ms(),
-            halt_latency_ms=(run.last_gone_ns - run.stop_decided_ns) / 1e6 if run.stop_decided_ns and run.last_gone_ns else None,
-            drift=extras.drift,
-            shared=extras.shared,
-        )
-
-    @staticmethod
-    def _node_ending(name: str, state: NodeInRun) -> NodeEnding:
-        report = state.report
-        return NodeEnding(
-            name=name,
-            stage=str(state.stage) if state.stage else "never_heard",
-            lost=state.lost,
-            lost_reason=state.lost_reason,
-            clean=state.clean,
-            delivered=state.stage is Stage.DELIVERED,
-            unclean=report.unclean if report else (),
-            failure=report.failure if report else "",
-        )
 
     # ---- telling
 
@@ -563,33 +497,3 @@ class OrchestratorShell:
                 wall_ns = self._clock.wall_ns()
                 self._events.setdefault(run.admission.run, []).extend(replace(event, wall_ns=wall_ns) for event in run.events)
                 run.events.clear()
-
-    def _progress(self, run: Run, now_ns: int) -> dict[str, Any]:
-        reports = {name: state.report for name, state in run.nodes.items() if state.report}
-        operations = [
-            {"operation": op.id, "node": name, "stage": op.stage, "unit": op.unit, "requested": op.requested, "achieved": op.achieved}
-            for name, report in reports.items()
-            for op in report.operations
-        ]
-        nodes = []
-        for name, state in run.nodes.items():
-            heard = self._core.nodes.get(name)
-            report = heard.report if heard else None
-            nodes.append(
-                {
-                    "node": name,
-                    "stage": str(state.stage) if state.stage else "",
-                    "lost": state.lost,
-                    "cpu": report.host.get("cpu") if report else None,
-                    "memory_available_bytes": report.host.get("memory_available_bytes") if report else None,
-                    "verdict": report.verdict_level if report else None,
-                    "ceiling": report.ceiling if report else None,
-                }
-            )
-        elapsed_s = (now_ns - run.start_at_ns) / SECOND_NS if run.start_at_ns else 0.0
-        return {
-            "elapsed_s": max(0.0, min(elapsed_s, run.admission.duration_s)),
-            "duration_s": run.admission.duration_s,
-            "operations": operations,
-            "nodes": nodes,
-        }
