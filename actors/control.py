@@ -15,6 +15,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from .messages import Halt
+
 MAGIC: Final = 0x53545243_4C555354  # "STRCLUST"
 VERSION: Final = 1
 SLOTS: Final = 128
@@ -28,7 +30,7 @@ GENERATIONS: Final = 1 << 16
 _LOW: Final = (1 << GENERATION_SHIFT) - 1
 
 # Words of the header.
-HEAD_MAGIC, HEAD_VERSION, HEAD_HEARTBEAT, HEAD_SLOTS = range(4)
+HEAD_MAGIC, HEAD_VERSION, HEAD_HEARTBEAT, HEAD_SLOTS, HEAD_HALT, HEAD_HALT_KEPT = range(6)
 # Words of a control slot.
 LEASE, STOP, CEILING, EPOCH, GATE, START, SHARERS = range(7)
 # Words of a stats slot.
@@ -57,6 +59,14 @@ def pack_lease(generation: int, deadline_ns: int) -> int:
 def unpack_lease(word: int) -> tuple[int, int]:
     """Return (generation, deadline in ns) of a lease word."""
     return word >> GENERATION_SHIFT, (word & _LOW) * 1_000
+
+
+def _pack_halt(halt: Halt) -> int:
+    return halt.generation << 1 | halt.on
+
+
+def _unpack_halt(word: int) -> Halt:
+    return Halt(int(word) >> 1, bool(word & 1))
 
 
 def _float_bits(value: float) -> int:
@@ -114,6 +124,16 @@ class ControlPage(_Page):
         """When the guardian last gave a sign of life."""
         return int(self._words[HEAD_HEARTBEAT])
 
+    @property
+    def halt(self) -> Halt:
+        """The halt that is in force; it is stored before any load ends by it."""
+        return _unpack_halt(self._words[HEAD_HALT])
+
+    @property
+    def halt_kept(self) -> Halt:
+        """The newest halt or resume that is on the guardian's disk."""
+        return _unpack_halt(self._words[HEAD_HALT_KEPT])
+
     def lease(self, slot: int) -> tuple[int, int]:
         """Return (generation, deadline_ns); a deadline of 0 is not live."""
         return unpack_lease(self.word(slot, LEASE))
@@ -170,6 +190,10 @@ class ControlWriter(ControlPage):
     def beat(self, now_ns: int) -> None:
         """Give a sign of life."""
         self._words[HEAD_HEARTBEAT] = now_ns
+
+    def write_halt(self, halt: Halt, kept: Halt) -> None:
+        """Publish the halt that is in force, and what of it is on disk."""
+        self._words[HEAD_HALT], self._words[HEAD_HALT_KEPT] = _pack_halt(halt), _pack_halt(kept)
 
     def write_lease(self, slot: int, generation: int, deadline_ns: int) -> None:
         """Set generation and deadline in one store."""

@@ -113,9 +113,9 @@ class HostSnapshot:
     load_average_1m: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Halt:
-    """The emergency halt: the higher generation wins."""
+    """The emergency halt: the higher generation wins, and of two with the same generation the one that is on."""
 
     generation: int = 0
     on: bool = False

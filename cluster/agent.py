@@ -98,7 +98,7 @@ class Agent:
         self.events: list[Event] = []
         self.verdict = Verdict(Level.OK, "")
         self.ceilings = dict.fromkeys(THROTTLES, 1.0)
-        self.halt = Halt()
+        self.halt = self.halt_kept = Halt()  # the guardian's, never what was only heard of
         self.deposed = ""
         self.host: dict[str, float] = {}
         self._nonce = 0
@@ -122,6 +122,7 @@ class Agent:
             verdict_reason=self.verdict.reason,
             ceiling=min(self.ceilings.values()),
             halt=self.halt,
+            halt_kept=self.halt_kept,
             host=self.host,
             capacity=self.capacity,
         )
@@ -166,8 +167,7 @@ class Agent:
             return
         self.epoch = reply.epoch
         self._note_offset(now_ns - t0_ns, (t0_ns + now_ns) // 2 - reply.received_ns)
-        if reply.halt.generation > self.halt.generation:
-            self.halt = reply.halt
+        if reply.halt > self.halt:  # told with every answer until the guardian has it
             self._do("halt", data={"generation": reply.halt.generation, "on": reply.halt.on})
         leases: list[list[int]] = []
         for order in reply.orders:
@@ -303,10 +303,17 @@ class Agent:
             run.delivered = True
             self._do("exchange")
 
-    def on_halt(self, halt: Halt) -> None:
-        """Take the guardian's halt: one that was given on the node itself travels to the orchestrator with the next question."""
-        if halt.generation > self.halt.generation:
-            self.halt = halt
+    def on_halt(self, halt: Halt, kept: Halt) -> None:
+        """Take what the guardian shows, also of a halt that was given on the node: runs here end by it, the orchestrator is told now."""
+        if (halt, kept) == (self.halt, self.halt_kept):
+            return
+        self.halt, self.halt_kept = halt, kept
+        self._do("exchange")
+        if not halt.on:
+            return
+        for run in self.runs.values():
+            if not run.failure and run.goal in {Goal.PREPARE, Goal.START}:
+                self._fail(run, "halted", f"emergency halt (generation {halt.generation})", kill=True)
 
     def adopt(self, run_id: str) -> None:
         """Take over what an earlier agent of this node left of a run: the guardian ends it, its outbox is delivered."""

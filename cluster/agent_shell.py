@@ -27,7 +27,7 @@ from actors.errors import StressError
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
 from actors.limits import read_capacity
-from actors.messages import Amounts, Capacity, Halt, Operation, SlotTicket
+from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.registry import Level as MetricLevel
 from actors.origin import code_id
 from actors.simulator import peak_amounts
@@ -78,7 +78,6 @@ class AgentShell:
         self._agent = Agent(
             config.node, config.cluster, self._guardian.hello["guardian_id"], self._incarnation, config.epoch, self._capacity
         )
-        self._agent.on_halt(Halt(**self._guardian.hello["halt"]))
         self._sampler = HostSampler(config.node, self.state_dir)
         self._metrics = NodeMetrics(config.node, self._incarnation, self.state_dir, self._guardian, self._clock, config.outbox_max_bytes)
         self._simulators: dict[tuple[str, str], SimulatorPort] = {}
@@ -88,6 +87,7 @@ class AgentShell:
         self._snapshot_ns = self._idle_since_ns = self._clock.boot_ns()
         self._busy_since_ns = 0
         self._troubles: list[str] = []
+        self._look_at_halt()
         self._adopt_leftovers()
         self._threads = [
             threading.Thread(target=self._loop, args=(name, body), name=name, daemon=True)
@@ -114,7 +114,7 @@ class AgentShell:
             "state_dir": str(self.state_dir),
             "capacity": self._capacity,
             "incarnation": str(self._incarnation),
-            "halt": self._guardian.hello["halt"],
+            "halt": self._guardian.control.halt,
             "report": self._node_report(),
         }
 
@@ -169,6 +169,7 @@ class AgentShell:
 
     def _exchange_once(self) -> float:
         with self._lock:
+            self._look_at_halt()
             report = self._agent.report(self._clock.boot_ns())
         reply = self._port.exchange(report, timeout_s=max(0.5, self._config.lease_s / 2))
         self._idle_since_ns = self._clock.boot_ns()  # while there is an orchestrator, it says when to leave
@@ -193,6 +194,7 @@ class AgentShell:
         by_resource = judge_resources(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
         with self._lock:
             self._agent.on_snapshot(snapshot, verdict, by_resource)
+            self._look_at_halt()
             self._look_at_loads()
             ceilings = dict(self._agent.ceilings)
         self._metrics.on_snapshot(snapshot, int(verdict.level), ceilings, lag_s)
@@ -235,6 +237,11 @@ class AgentShell:
         if deposed or now_ns - self._idle_since_ns > self._config.idle_exit_s * SECOND_NS:
             self._ending.set()
 
+    def _look_at_halt(self) -> None:
+        """Tell the agent which halt the guardian shows."""
+        page = self._guardian.control
+        self._agent.on_halt(page.halt, page.halt_kept)
+
     def _look_at_loads(self) -> None:
         """Tell the agent what the pages and simulators show: first slices and ended loads."""
         now_ns = self._clock.boot_ns()
@@ -250,6 +257,7 @@ class AgentShell:
             if op.stage in {"preparing", "ready", "armed", "running"} and simulator is not None:
                 ended = self._ended(op, load.state if ours else LOAD_NONE, status, now_ns) or self._hung(op, load, simulator, now_ns)
                 if ended is not None:
+                    self._look_at_halt()  # shown before any lease ends by it: what ended so is halted, not lost
                     self._agent.on_load_ended(run.run, name, planned=not ended.code, reason=ended.reason, code=ended.code)
 
     @staticmethod
@@ -296,16 +304,17 @@ class AgentShell:
     def _one(self, effect: Do) -> None:
         data = effect.data
         if effect.what == "grant":
-            answer = self._guardian.call("grant", leases=data["leases"], timeout_s=1.0, **self._fence(data["epoch"]))
-            with self._lock:
-                self._agent.on_halt(Halt(**answer["halt"]))
+            self._guardian.call("grant", leases=data["leases"], timeout_s=1.0, **self._fence(data["epoch"]))
         elif effect.what == "throttle":
             self._guardian.call("throttle", ceilings=data["ceilings"])
         elif effect.what == "write_start":
             self._guardian.call("start", slot=data["slot"], generation=data["generation"], start_ns=data["start_ns"])
             self._metrics.started(effect.run, effect.operation, data["start_ns"])
         elif effect.what == "halt":
-            self._guardian.call("halt" if data["on"] else "resume", generation=data["generation"])
+            # As a grant of nothing, because that is answered at once; `halt` is answered when the last load is gone.
+            self._guardian.call("grant", leases=[], halt=dict(data), timeout_s=1.0, **self._fence(self._agent.epoch))
+            with self._lock:
+                self._look_at_halt()
         elif effect.what == "exchange":
             self._asked.set()
         elif effect.what == "run_begins":
@@ -410,8 +419,6 @@ class AgentShell:
     def _reach_guardian(self) -> None:
         try:
             self._guardian.call("status")
-            with self._lock:
-                self._agent.on_halt(Halt(**self._guardian.hello["halt"]))
         except StressError as error:
             self._trouble("guardian", str(error))
         finally:

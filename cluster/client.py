@@ -1,15 +1,19 @@
 """A command's short-lived connection: to a cluster's orchestrator, or, where there is none, to this machine's guardian alone.
 
 Which cluster: the address, else RAY_ADDRESS, else the newest embedded Ray of this STATE. Without any, `halt`, `resume`, `status`,
-`doctor` and `recover` still work on this machine, through the guardian's socket and the files in STATE.
+`doctor` and `recover` still work on this machine, through the guardian's socket and the files in STATE; `halt` and `resume` do so
+first and in any case, whatever state the cluster is in.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from actors.clock import SystemClock
@@ -21,6 +25,7 @@ from actors.state import open_state_dir
 
 from .driver_main import orchestrator_config, shipped
 from .embedded import environment, find_embedded
+from .halting import ClusterOrder
 from .ray_facts import ray_facts
 from .settings import Settings, state_path
 
@@ -28,22 +33,35 @@ RECOVER_S = 20.0
 
 
 class Connection:
-    """See the module. `orchestrator` is None without a cluster."""
+    """See the module. A cluster is connected to by the first call that needs it; `halt` and `resume` never connect this process."""
 
-    def __init__(self, settings: Settings, orchestrator: Any, address: str) -> None:
-        self._settings, self._orchestrator, self.address = settings, orchestrator, address
+    def __init__(self, settings: Settings, address: str, *, ship: bool = False) -> None:
+        self._settings, self.address, self._ship = settings, address, ship
         self._state_dir = open_state_dir(state_path(settings))
+        self._is_connected = False
 
     @classmethod
     def open(cls, address: str | None, settings: Settings) -> Connection:
-        """Connect. Raises `RefusedError` when a cluster that was named does not answer."""
+        """Find out which cluster is meant."""
         wanted = address or os.environ.get("RAY_ADDRESS") or _embedded_address(state_path(settings))
-        if not wanted:
-            return cls(settings, None, "")
+        return cls(settings, wanted, ship=bool(address))
+
+    def _port(self) -> ModuleType:
+        """Connect, and return what talks to Ray. Raises `RefusedError` when the cluster does not answer."""
         from . import ray_port  # noqa: PLC0415  # Ray reads its environment when it is imported
 
-        ray_port.connect(wanted, ship=shipped() if address else ())
-        return cls(settings, ray_port.find(ray_port.ORCHESTRATOR), wanted)
+        if not self._is_connected:
+            ray_port.connect(self.address, ship=shipped() if self._ship else ())
+            self._is_connected = True
+        return ray_port
+
+    @functools.cached_property
+    def _orchestrator(self) -> Any:
+        """The orchestrator, None without a cluster or where none is at work."""
+        return self._port().find("orchestrator") if self.address else None
+
+    def _some_orchestrator(self) -> Any:
+        return self._port().orchestrator(orchestrator_config(self._settings))
 
     def status(self, run: str | None) -> dict[str, Any]:
         """Return runs with what they ask and achieve, the halt, the budget; of one run when it is named."""
@@ -69,13 +87,20 @@ class Connection:
                 raise InputError("unknown_name", f"run {name} is not alive", "see `stress-cluster status`")
         return {"runs": [self._await_end(name) for name in names], "unclean": []}
 
-    def halt(self) -> dict[str, Any]:
-        """Halt everything on every node, and on this machine also without a cluster; blocks new runs until `resume`."""
-        return self._set_halt(on=True)
+    def halt(self, note: Callable[[str], None]) -> dict[str, Any]:
+        """Halt everything, here first and then on every node of the cluster; blocks new runs until `resume`."""
+        return self._set_halt(note, on=True)
 
-    def resume(self) -> dict[str, Any]:
-        """Lift the halt."""
-        return self._set_halt(on=False)
+    def resume(self, note: Callable[[str], None]) -> dict[str, Any]:
+        """Lift the halt, here first and then on every node of the cluster."""
+        return self._set_halt(note, on=False)
+
+    def forget(self, node: str) -> dict[str, Any]:
+        """Give back what a node that will not come back still owes; raises `RefusedError` while it may hold load."""
+        if not self.address:
+            raise RefusedError("lost", "no cluster was found", "give --address")
+        found: dict[str, Any] = self._some_orchestrator().call("forget", node, timeout_s=60.0, group="control")
+        return found
 
     def recover(self) -> dict[str, Any]:
         """Undo and deliver what a crash left, on every node of the cluster or on this machine."""
@@ -83,10 +108,7 @@ class Connection:
         delivered: list[str] = []
         alive: list[str] = []
         if self.address:
-            from . import ray_port  # noqa: PLC0415
-
-            self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
-            found = self._orchestrator.call("recover", RECOVER_S, timeout_s=RECOVER_S + 90.0, group="control")
+            found = self._some_orchestrator().call("recover", RECOVER_S, timeout_s=RECOVER_S + 90.0, group="control")
             remaining, delivered, alive = found["remaining"], found["recovered"], found["alive"]
         left = self._await_undone()
         delivered += [run for run in self._deliver_here(alive) if run not in delivered]
@@ -108,10 +130,8 @@ class Connection:
         from actors.capability import judge, read_facts  # noqa: PLC0415
 
         if self.address:
-            from . import ray_port  # noqa: PLC0415
-
-            orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
-            return {"code_id": code_id(), "nodes": orchestrator.call("doctor", timeout_s=120.0, group="control")}
+            nodes = self._some_orchestrator().call("doctor", timeout_s=120.0, group="control")
+            return {"code_id": code_id(), "nodes": nodes}
         facts = read_facts(self._state_dir)
         can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge(facts).items()}
         return {"code_id": code_id(), "nodes": {"this machine": {**facts.to_json(), "ray": ray_facts(os.environ), "simulators": can}}}
@@ -120,16 +140,12 @@ class Connection:
         """Return the alive nodes of the cluster."""
         if not self.address:
             raise RefusedError("lost", "no cluster was found", "give --address, or --nodes for an embedded Ray")
-        from . import ray_port  # noqa: PLC0415
-
-        return [node.spec for node in ray_port.nodes()]
+        return [node.spec for node in self._port().nodes()]
 
     def close(self) -> None:
         """Leave the cluster."""
-        if self.address:
-            from . import ray_port  # noqa: PLC0415
-
-            ray_port.disconnect()
+        if self._is_connected:
+            self._port().disconnect()
 
     # ---- inside
 
@@ -152,21 +168,29 @@ class Connection:
                 raise HarnessError("timeout", f"run {name} is still {news['phase']} after 90 s", "see `stress-cluster status`")
             clock.sleep(0.1)
 
-    def _set_halt(self, *, on: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {"nodes": [], "unreached": []}
-        if self._orchestrator is not None:
-            try:
-                found |= self._orchestrator.call("halt", on, timeout_s=5.0, group="control")
-            except StressError as error:
-                found["unreached"] = [f"the orchestrator: {error}"]
-        with self._guardian() as guardian:
-            generation = int(found.get("generation", 0))
-            here = guardian.call("halt" if on else "resume", generation=generation)
-        found.setdefault("generation", here.get("halt", {}).get("generation", generation))
-        killed = here.get("killed", [])
-        if killed and here.get("last_gone_ns"):
-            found["halt_latency_ms"] = (here["last_gone_ns"] - here["decided_ns"]) / 1e6
-        return {**found, "on": on, "killed": killed}
+    def _set_halt(self, note: Callable[[str], None], *, on: bool) -> dict[str, Any]:
+        """Have this machine's guardian do it, under a generation of its own, and the cluster meanwhile, under a higher one."""
+        word, done = ("halt", "halted") if on else ("resume", "the halt is lifted")
+        found: dict[str, Any] = {"on": on, "generation": 0, "nodes": [], "unreached": [], "killed": []}
+        above, order = 0, None
+        try:
+            with self._guardian() as guardian, ThreadPoolExecutor(1) as beside:
+                above = guardian.hello["halt"]["generation"] + 1
+                pending = beside.submit(guardian.call, word)
+                order = self._order(on, above)
+                found |= _told_here(pending.result())
+            if order is not None:
+                note(f"this machine: {done} (generation {found['generation']}); now the cluster at {self.address}")
+        except StressError as error:
+            if not self.address:
+                raise
+            found["unreached"] = [f"this machine: {error}"]
+        order = order or self._order(on, above)
+        cluster = order.answer() if order is not None else {}
+        return {**found, **cluster, "unreached": [*found["unreached"], *cluster.get("unreached", [])]}
+
+    def _order(self, on: bool, above: int) -> ClusterOrder | None:
+        return ClusterOrder(self.address, self._settings, on=on, above=above, ship=self._ship) if self.address else None
 
     def _guardian(self) -> GuardianClient:
         return GuardianClient.connect(self._state_dir, role="cli", code_id=code_id())
@@ -246,6 +270,14 @@ def _stored_status(run: str, directory: Path) -> dict[str, Any]:
 
     status, code, why = judge_status(read_json(directory / "manifest.json") or {}, {}, SystemClock().wall_ns())
     return {"run": run, "status": status, "exit_code": code, "message": why}
+
+
+def _told_here(here: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a guardian's answer to halt or resume says: its generation, what it killed and how long that took."""
+    told: dict[str, Any] = {"generation": here["halt"]["generation"], "killed": here.get("killed", [])}
+    if told["killed"] and here.get("last_gone_ns"):
+        told["halt_latency_ms"] = (here["last_gone_ns"] - here["decided_ns"]) / 1e6
+    return told
 
 
 def _embedded_address(state_dir: Path) -> str:

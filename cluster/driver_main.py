@@ -333,6 +333,7 @@ def submission_of(request: RunRequest) -> Any:
         replay_plan=request.replay_plan,
         manifest=manifest,
         code_id=code_id(),
+        config=orchestrator_config(settings),
     )
 
 

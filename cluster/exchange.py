@@ -77,7 +77,8 @@ class Report:
     verdict_level: int = 0
     verdict_reason: str = ""
     ceiling: float = 1.0
-    halt: Halt = field(default_factory=Halt)
+    halt: Halt = field(default_factory=Halt)  # in force at the node's guardian
+    halt_kept: Halt = field(default_factory=Halt)  # on its disk
     host: dict[str, float] = field(default_factory=dict)
     capacity: Capacity | None = None
 

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +35,7 @@ class Past:
     def after(self, entry: Mapping[str, Any]) -> Past:
         """Return the past with one more entry."""
         kind, run = entry["kind"], entry.get("run", "")
-        if kind == "halt" and entry["generation"] > self.halt_generation:
+        if kind == "halt" and (entry["generation"], entry["on"]) > (self.halt_generation, self.halt_on):
             return replace(self, halt_generation=int(entry["generation"]), halt_on=bool(entry["on"]))
         if kind == "admitted":
             charges = {node: Amounts(*amounts) for node, amounts in entry["charges"].items()}
@@ -58,58 +58,100 @@ def _without(charges: Mapping[str, Mapping[str, Amounts]], node: str, run: str |
 
 
 class Journal:
-    """Appends entries; `replay` reads what earlier lives wrote."""
+    """Appends entries; what earlier lives wrote is in `past`.
+
+    `write` reaches the page cache and waits for nothing; `sync` and `compact` wait for the disk, and no writer waits for them.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._writing = threading.Lock()  # held for single writes only
+        self._syncing = threading.Lock()  # held while the disk is waited for; only its holder may replace the file
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+        self._size = os.fstat(self._fd).st_size
+        if self._size and os.pread(self._fd, 1, self._size - 1) != b"\n":
             os.write(self._fd, b"\n")  # a torn last line must not swallow the next entry
+        self._past = _read(path)
+        self._meanwhile: list[bytes] | None = None  # what is written while a shorter file is being made
+
+    def write(self, entries: Sequence[Mapping[str, Any]]) -> bool:
+        """Write entries in one call, in the order of the calls; return whether one of them needs a `sync`. Raises `OSError`."""
+        if not entries:
+            return False
+        data = b"".join(_line(entry) for entry in entries)
+        with self._writing:
+            os.write(self._fd, data)
+            self._size += len(data)
+            if self._meanwhile is not None:
+                self._meanwhile.append(data)
+            for entry in entries:
+                self._past = self._past.after(entry)
+        return any(entry["kind"] in SYNCED for entry in entries)
+
+    def sync(self) -> None:
+        """Wait until all that was written before this call survives the machine. Raises `OSError`."""
+        with self._syncing:
+            os.fdatasync(self._fd)
 
     def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Write entries in one call; sync when one of them must survive the machine. Raises `OSError`."""
-        if not entries:
-            return
-        data = b"".join(_line(entry) for entry in entries)
-        with self._lock:
-            self._rotate()
-            os.write(self._fd, data)
-            if any(entry["kind"] in SYNCED for entry in entries):
-                os.fdatasync(self._fd)
+        """Write entries; return once those that must survive the machine do. Raises `OSError`."""
+        if self.write(entries):
+            self.sync()
 
     def replay(self) -> Past:
         """Return the newest halt, the runs that were admitted and never done, and what nodes still owe."""
-        past, damaged = Past(), 0
-        for raw in self._path.read_bytes().splitlines():
-            entry = _parse(raw)
-            damaged += entry is None
-            past = past.after(entry) if entry is not None else past
-        return replace(past, damaged_lines=damaged)
+        with self._writing:
+            return self._past
 
-    def _rotate(self) -> None:
-        """Keep the file bounded: carry over what is still open, drop the grants of the past."""
-        if os.fstat(self._fd).st_size < MAX_BYTES:
-            return
-        past = self.replay()
-        lines = [_line({"run": "", "kind": "halt", "generation": past.halt_generation, "on": past.halt_on})]
-        for run in [*past.open_runs, *(set(past.charges) - set(past.open_runs))]:
-            held = past.charges.get(run, {})
-            lines.append(_line({"run": run, "kind": "admitted", "charges": {node: astuple(amounts) for node, amounts in held.items()}}))
-            if run not in past.open_runs:
-                lines.append(_line({"run": run, "kind": "done"}))
-        temporary = self._path.with_suffix(".new")
-        temporary.write_bytes(b"".join(lines))
-        os.close(self._fd)
-        temporary.replace(self._path)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
-        os.fsync(self._fd)
+    @property
+    def is_long(self) -> bool:
+        """Whether it is time to `compact`."""
+        return self._size >= MAX_BYTES
+
+    def compact(self) -> None:
+        """Keep the file bounded: carry over what is still open, drop the grants of the past. Raises `OSError`."""
+        with self._syncing:
+            meanwhile: list[bytes] = []
+            with self._writing:
+                past, self._meanwhile = self._past, meanwhile
+            temporary = self._path.with_suffix(".new")
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(fd, b"".join(_lines_of(past)))
+                os.fsync(fd)
+                with self._writing:
+                    os.write(fd, b"".join(meanwhile))
+                    temporary.replace(self._path)
+                    self._fd, fd = fd, self._fd
+                    self._size = os.fstat(self._fd).st_size
+            finally:
+                self._meanwhile = None
+                os.close(fd)
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+
+def _read(path: Path) -> Past:
+    past, damaged = Past(), 0
+    for raw in path.read_bytes().splitlines():
+        entry = _parse(raw)
+        damaged += entry is None
+        past = past.after(entry) if entry is not None else past
+    return replace(past, damaged_lines=damaged)
+
+
+def _lines_of(past: Past) -> Iterator[bytes]:
+    """Yield the shortest journal that tells the same past."""
+    yield _line({"run": "", "kind": "halt", "generation": past.halt_generation, "on": past.halt_on})
+    for run in [*past.open_runs, *(set(past.charges) - set(past.open_runs))]:
+        held = past.charges.get(run, {})
+        yield _line({"run": run, "kind": "admitted", "charges": {node: astuple(amounts) for node, amounts in held.items()}})
+        if run not in past.open_runs:
+            yield _line({"run": run, "kind": "done"})
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

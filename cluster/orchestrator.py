@@ -21,28 +21,8 @@ from .journal import Past
 from .run_state import Effect, Phase
 from .safety import budget as ledgers
 from .safety.budget import Budget, Ledger
+from .times import Times
 from .verdict import Cause
-
-DRIFT = 2.1e-3  # two clocks, each up to 1,000 ppm off and in opposite directions
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """The control plane's durations, in seconds."""
-
-    lease_s: float = 5.0
-    allowance_s: float = 1.0  # to kill and undo after a lease has ended
-    reserve_s: float = 30.0
-    prepare_s: float = 60.0
-    start_delay_s: float = 0.5
-    stop_s: float = 30.0
-    grace_s: float = 1.0
-    collect_s: float = 15.0
-
-    @property
-    def charge_ns(self) -> int:
-        """How long after a reply a node's load may still exist, in nanoseconds."""
-        return round((self.lease_s + self.allowance_s) * (1 + DRIFT) * SECOND_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +159,22 @@ class Orchestrator:
         self._stop(run, cause, reason, kill=kill)
         return True
 
-    def set_halt(self, on: bool, now_ns: int) -> Halt:
-        """Halt everything everywhere, or lift the halt; each is a new generation."""
+    def set_halt(self, on: bool, now_ns: int, above: int = 0) -> Halt:
+        """Halt everything everywhere, or lift the halt; each is a new generation, higher than all that is known here and `above`."""
         self.now_ns = now_ns
-        self._take_halt(Halt(self.halt.generation + 1, on))
+        self._take_halt(Halt(max(self.halt.generation, above) + 1, on))
         return self.halt
+
+    def hear_halt(self, halt: Halt, now_ns: int) -> None:
+        """Take a halt that a node's guardian shows, if it is newer than what is known here."""
+        self.now_ns = now_ns
+        if halt > self.halt:
+            self._take_halt(halt)
+
+    def has_kept_halt(self, node: str) -> bool:
+        """Tell whether a node's guardian has said that what is in force here is on its disk."""
+        heard = self.nodes.get(node)
+        return heard is not None and heard.report is not None and heard.report.halt_kept == self.halt
 
     def node_gone(self, node: str, reason: str, now_ns: int) -> None:
         """Take Ray's word that a node or its agent is dead. It means unreachable, not stopped."""
@@ -234,9 +225,8 @@ class Orchestrator:
         refused = self._refusal(report)
         if refused:
             return Reply(report.nonce, self.epoch, now_ns, (), self.halt, refused)
+        self.hear_halt(report.halt, now_ns)  # first: what it ended there is halted, not failed
         self._hear(report)
-        if report.halt.generation > self.halt.generation:
-            self._take_halt(report.halt)
         orders = [self._order(run, report.node) for run in self.runs.values() if report.node in run.nodes]
         orders += [self._orphan_order(theirs) for theirs in report.runs if not self._knows(theirs.run, report.node)]
         if any(order.lease_s for order in orders):
@@ -477,9 +467,7 @@ class Orchestrator:
     def _take_halt(self, halt: Halt) -> None:
         self.halt = halt
         self._journal("halt", "", generation=halt.generation, on=halt.on)
-        if not halt.on:
-            return
-        for run in list(self.runs.values()):
+        for run in list(self.runs.values()) if halt.on else ():
             self._stop(run, Cause.SAFETY, f"emergency halt (generation {halt.generation})", kill=True)
         self.effects.append(Do("poke", "", tuple(self.nodes)))
 
@@ -502,5 +490,6 @@ def _cause_of(failure_code: str, phase: Phase) -> Cause:
     """Return why a run ends when a node says that it cannot go on."""
     if failure_code == "safety_abort":
         return Cause.SAFETY
-    before_load = phase in {Phase.ADMITTED, Phase.PREPARING}
-    return Cause.REFUSED if before_load and failure_code in {"budget", "halted", "capability"} else Cause.ERROR
+    if phase in {Phase.ADMITTED, Phase.PREPARING}:
+        return Cause.REFUSED if failure_code in {"budget", "halted", "capability"} else Cause.ERROR
+    return Cause.SAFETY if failure_code == "halted" else Cause.ERROR

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from actors.messages import NodeSpec
 
 from .agent_api import AgentConfig
-from .orchestrator import Times
 from .safety.profiles import DEFAULT_PROFILE
+from .times import Times
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,41 @@ class OrchestratorConfig:
         """Return the control plane's durations."""
         return Times(lease_s=self.lease_s, prepare_s=self.prepare_timeout_s, grace_s=self.stop_grace_s, collect_s=self.collect_s)
 
+    def for_agent(self, node: str, cluster: str, epoch: int) -> AgentConfig:
+        """Return what the agent of a node is started with."""
+        return AgentConfig(
+            node=node,
+            cluster=cluster,
+            epoch=epoch,
+            profile=self.profile,
+            lease_s=self.lease_s,
+            renew_s=min(self.renew_s, self.lease_s / 4),
+            sample_hz=self.sample_hz,
+            stale_s=self.stale_s,
+            window_s=self.window_s,
+            idle_exit_s=self.idle_exit_s,
+            stop_grace_s=self.stop_grace_s,
+            outbox_max_bytes=self.outbox_max_bytes,
+        )
+
+    def differences(self, other: OrchestratorConfig) -> list[str]:
+        """Return, as settings and values, what binds all runs of one orchestrator and is another in `other`."""
+        mine, theirs = asdict(self), asdict(other)
+        names = [name for name in mine if name not in NOT_SHARED and mine[name] != theirs[name]]
+        return [f"{SETTINGS.get(name, name)} is {mine[name]} here, {theirs[name]} was asked" for name in names]
+
+
+NOT_SHARED: Final = frozenset({"profile", "idle_exit_s", "code_id"})  # each run has its own profile; the others bind no run
+SETTINGS: Final = {
+    "nodes_max": "budget.max_nodes",
+    "cpu_fraction": "budget.cpu_fraction",
+    "memory_fraction": "budget.memory_fraction",
+    "disk_bytes_max": "budget.disk_bytes",
+    "duration_s_max": "budget.max_duration_s",
+    "window_s": "metrics.window_s",
+    "outbox_max_bytes": "outbox.max_bytes",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -58,6 +93,7 @@ class Submission:
     replay_plan: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     code_id: str = ""
+    config: OrchestratorConfig | None = None  # what the driver's settings ask of the orchestrator
 
 
 class RemoteAgent(Protocol):

@@ -1,14 +1,15 @@
 """The orchestrator in one process: performs what `orchestrator.Orchestrator` decides.
 
-`exchange` is served by threads of its own and takes only the lock around the decisions; planning, actor creation and the end of
-a run happen on other threads, outside of that lock. A plain class: Ray is behind `OrchestratorPort`.
+`exchange` is served by threads of its own and takes only the lock around the decisions; planning, actor creation, the end of
+a run and every wait for the disk happen on other threads, outside of that lock. What was decided is written, without a sync, under
+the lock: in its order, and before anybody is told. A plain class: Ray is behind `OrchestratorPort`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,15 +22,13 @@ from scenarios import plan as plans
 from scenarios import text
 from scenarios.plan import Plan
 
+from . import telling
 from .admission import admission_of, budget_of, endpoint_of, facts_of, preview_of, probes_of
-from .agent_api import AgentConfig
-from .conclusion import Ending, NodeEnding
 from .exchange import Reply, Report, Stage
 from .fetch import checked_run
 from .journal import Journal
-from .orchestrator import Do, NodeInRun, Orchestrator, Run
+from .orchestrator import Admission, Do, Orchestrator
 from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAgent, RemoteAggregator, Submission
-from .progress import progress_of
 from .recovery import end_on_this_node
 from .run_state import Phase
 from .safety.budget import Budget
@@ -37,6 +36,9 @@ from .verdict import Cause
 
 TICK_S = 0.05
 HELLO_S = 60.0
+HALT_S = 5.0  # for nodes to keep a halt or resume
+HIRE_S = 20.0  # more, where an agent has to be started first
+LOOK_S = 0.02
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class OrchestratorShell:
         self._events: dict[str, list[Event]] = {}
         self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="worker")
         self._ending = threading.Event()
+        self._untold: set[str] = set()  # runs whose admission is not on disk yet: no node hears of them
         self._idle_since_ns, self._calls = self._clock.boot_ns(), 0
         threading.Thread(target=self._tick_loop, name="tick", daemon=True).start()
 
@@ -81,10 +84,15 @@ class OrchestratorShell:
         """Answer an agent; see `orchestrator.Orchestrator.exchange`."""
         with self._lock:
             reply = self._core.exchange(report, self._clock.boot_ns())
-            effects = self._core.drain()
+            effects, must_sync = self._write_down()
             orphans = [theirs for theirs in report.runs if theirs.run not in self._core.runs and theirs.stage is Stage.CLEAN]
-        self._journal_now(effects)
-        self._later(effects)
+            if self._untold:
+                reply = replace(reply, orders=tuple(order for order in reply.orders if order.run not in self._untold))
+        self._poke(effects)
+        if must_sync:
+            self._workers.submit(self._act, effects, must_sync)
+        else:
+            self._act(effects, must_sync)
         for theirs in orphans:
             self._workers.submit(self._port.aggregator, theirs.run, {}, create=True)
         return reply
@@ -100,9 +108,20 @@ class OrchestratorShell:
 
     def submit(self, submission: Submission) -> dict[str, Any]:
         """Plan, ask the nodes, reserve and admit a run; raises `RefusedError` or `InputError` and starts nothing."""
-        check_same_code(submission.code_id, "the driver")
+        self._check(submission)
         with self._at_work():
             return self._submit(submission)
+
+    def _check(self, submission: Submission) -> None:
+        """Refuse a driver of other code, or of other settings than those that bind every run of this orchestrator."""
+        check_same_code(submission.code_id, "the driver")
+        differences = self._config.differences(submission.config) if submission.config else []
+        if differences:
+            raise RefusedError(
+                "busy",
+                f"this cluster's orchestrator is at work with other settings: {'; '.join(differences)}",
+                "use the same settings, or wait until its runs have ended",
+            )
 
     def _submit(self, submission: Submission) -> dict[str, Any]:
         plan, drift = self._plan(submission)
@@ -129,11 +148,18 @@ class OrchestratorShell:
             manifest = {**submission.manifest, **facts, "profile": submission.profile, "cluster": self._cluster, "epoch": self._epoch}
             aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
             self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
-            with self._lock:
-                self._core.ledger = replace(self._core.ledger, budget=budget_of(self._config, {**self._hellos, **hellos}))
-                self._core.admit(admission, self._clock.boot_ns())
-        self._drain()
+            self._admit_now(admission, {node: hello for node, hello in {**self._hellos, **hellos}.items() if node in addresses})
         return {"preview": preview_of(plan, admission.amounts, shared), "drift": list(drift)}
+
+    def _admit_now(self, admission: Admission, alive: Mapping[str, Mapping[str, Any]]) -> None:
+        """Admit a run under a budget of the machines that are alive; no node hears of it before it is on disk."""
+        now_ns = self._clock.boot_ns()
+        with self._deciding():
+            self._core.ledger = replace(self._core.ledger, budget=budget_of(self._config, alive))
+            for hello in alive.values():
+                self._core.hear_halt(hello["halt"], now_ns)
+            self._core.admit(admission, now_ns)
+            self._untold.add(admission.run)
 
     @staticmethod
     def _abandon(made: Future[RemoteAggregator | None]) -> None:
@@ -144,7 +170,7 @@ class OrchestratorShell:
 
     def preview(self, submission: Submission) -> dict[str, Any]:
         """Return what a submission would do: targets, peak, duration; asks the nodes, reserves nothing."""
-        check_same_code(submission.code_id, "the driver")
+        self._check(submission)
         with self._at_work():
             plan, _ = self._plan(submission)
             admission, shared = admission_of(submission, plan, self._hello_all(plan.targets), self._config.memory_fraction)
@@ -171,65 +197,100 @@ class OrchestratorShell:
                 "phase": phase,
                 "cursor": len(events),
                 "events": [asdict(event) for event in events[cursor:]],
-                "progress": progress_of(run, self._core.nodes, now_ns),
+                "progress": telling.progress(run, self._core, now_ns),
                 "outcome": outcome,
             }
 
     def stop(self, run_id: str, cause: str, reason: str) -> bool:
         """End a run; returns False when it is not alive."""
-        with self._lock:
-            found = self._core.stop(run_id, Cause(cause), reason, self._clock.boot_ns())
-        self._drain()
-        return found
+        with self._deciding():
+            return self._core.stop(run_id, Cause(cause), reason, self._clock.boot_ns())
 
-    def halt(self, on: bool) -> dict[str, Any]:
-        """Halt everything on all nodes, or lift the halt."""
+    def halt(self, on: bool, above: int = 0) -> dict[str, Any]:
+        """Halt everything on all nodes, or lift the halt, and wait until each node has it on its disk or time is over.
+
+        `above`: the generation that the caller has set on its own machine. A halt goes to the agents that are there before others are
+        started; a resume is decided only when every node was heard, so that it is newer than what any of them keeps.
+        """
+        with self._at_work():
+            runs = self._set_halt(on, above) if on else []
+            known, hired = self._hire_everywhere()
+            wait_s = HIRE_S if hired else HALT_S
+            if not on:
+                self._await(lambda: not self._unheard(known | hired), wait_s)
+                self._set_halt(on, above)
+            self._await(lambda: not self._without_halt(known | hired, on, above), wait_s)
+            unreached = self._without_halt(known | hired, on, above)
+            with self._lock:
+                halt = self._core.halt
+                gone = {node for run in self._core.runs.values() for node, state in run.nodes.items() if not state.clean}
+        reasons = [f"{name}: it has not confirmed within {wait_s:.0f} s" for name in sorted(unreached)]
+        reasons += [f"{name}: not alive to Ray; its load ends with its lease" for name in sorted(gone - known - hired)]
+        if halt.on is not on:
+            reasons = [f"a newer {'halt' if halt.on else 'resume'} (generation {halt.generation}) is in force"]
+        return {
+            "generation": halt.generation,
+            "on": halt.on,
+            "nodes": sorted((known | hired) - unreached),
+            "unreached": reasons,
+            "runs": [{"run": run} for run in runs],
+        }
+
+    def _set_halt(self, on: bool, above: int) -> list[str]:
+        with self._deciding():
+            runs = [name for name, run in self._core.runs.items() if run.phase not in {Phase.COLLECTING, Phase.DONE}] if on else []
+            self._core.set_halt(on, self._clock.boot_ns(), above)
+        return runs
+
+    def _hire_everywhere(self) -> tuple[set[str], set[str]]:
+        """Return the alive nodes whose agent is there, and those where one is being started now, which is not waited for."""
+        names = {node.name for node in self._port.nodes()}
+        known = {name for name in names & self._agents.keys() if self._port.agent_alive(name)}
+        hired = names - known
+        if hired:
+            threading.Thread(target=self._hire, args=(sorted(hired),), name="hire", daemon=True).start()
+        return known, hired
+
+    def _hire(self, names: Sequence[str]) -> None:
+        with contextlib.suppress(StressError):  # a node that went meanwhile; whoever waits for it says so
+            self._hello_all(names, tolerant=True)
+
+    def _unheard(self, names: set[str]) -> set[str]:
         with self._lock:
-            halt = self._core.set_halt(on, self._clock.boot_ns())
-        self._drain()
-        return {"generation": halt.generation, "on": halt.on, "nodes": sorted(self._agents)}
+            return names - self._core.nodes.keys()
+
+    def _without_halt(self, names: set[str], on: bool, above: int) -> set[str]:
+        """Return the nodes that have not kept the halt; a node's older resume that was heard only now is outdone first."""
+        if on and not self._core.halt.on:
+            self._set_halt(on, above)
+        with self._lock:
+            return {name for name in names if self._core.halt.on is not on or not self._core.has_kept_halt(name)}
+
+    def _await(self, done: Callable[[], bool], wait_s: float) -> None:
+        deadline_ns = self._clock.boot_ns() + round(wait_s * SECOND_NS)
+        while not done() and self._clock.boot_ns() < deadline_ns:
+            self._clock.sleep(LOOK_S)
 
     def forget(self, node: str) -> dict[str, Any]:
         """Give back what a node that will not come back still owes to ended runs; raises `RefusedError` while it may hold load."""
-        with self._lock:
-            runs = self._core.forget(node, self._clock.boot_ns())
-        self._drain()
+        with self._at_work():
+            self._clock.sleep(max(0.0, (self._core.quiet_until_ns - self._clock.boot_ns()) / SECOND_NS))
+            with self._deciding():
+                runs = self._core.forget(node, self._clock.boot_ns())
         return {"node": node, "runs": list(runs)}
 
     def status(self) -> dict[str, Any]:
         """Return what runs where, asked against achieved."""
         now_ns = self._clock.boot_ns()
         with self._lock:
-            runs = {name: {"phase": str(run.phase), **progress_of(run, self._core.nodes, now_ns)} for name, run in self._core.runs.items()}
-            ledger = self._core.ledger
-            return {
-                "cluster": self._cluster,
-                "epoch": self._epoch,
-                "halt": asdict(self._core.halt),
-                "runs": runs,
-                "finished": {name: extras.outcome for name, extras in self._extras.items() if extras.outcome},
-                "budget": {
-                    "used": asdict(ledger.total(now_ns)),
-                    "nodes_harmed": sorted(ledger.nodes_harmed()),
-                    "limits": asdict(ledger.budget),
-                },
-                "nodes": {
-                    name: {"heard_s": (now_ns - heard.heard_ns) / SECOND_NS, "machine": heard.machine}
-                    for name, heard in self._core.nodes.items()
-                },
-            }
+            finished = {name: extras.outcome for name, extras in self._extras.items() if extras.outcome}
+            return {"cluster": self._cluster, "epoch": self._epoch, "finished": finished, **telling.status(self._core, now_ns)}
 
     def doctor(self) -> dict[str, Any]:
         """Ask every alive node what it can do."""
         with self._at_work():
             hellos = self._hello_all([node.name for node in self._port.nodes()], tolerant=True)
-        return {name: self._doctor_entry(hello) for name, hello in hellos.items()}
-
-    @staticmethod
-    def _doctor_entry(hello: Mapping[str, Any]) -> dict[str, Any]:
-        if "error" in hello:
-            return dict(hello)
-        return {"machine": hello["machine"], "capacity": asdict(hello["capacity"]), **hello["report"]}
+        return {name: telling.doctor_entry(hello) for name, hello in hellos.items()}
 
     def recover(self, wait_s: float) -> dict[str, Any]:
         """Start agents everywhere, have them end, undo and deliver what earlier lives left; say what remains."""
@@ -293,27 +354,10 @@ class OrchestratorShell:
         with self._hiring:  # two agents of one node would fence each other
             for name in names:
                 if name not in self._agents or not self._port.agent_alive(name):
-                    self._agents[name] = self._port.agent(self._agent_config(name))
+                    self._agents[name] = self._port.agent(self._config.for_agent(name, self._cluster, self._epoch))
         answers = dict(zip(names, self._workers.map(lambda name: self._hello_one(name, tolerant=tolerant), names), strict=True))
         self._hellos.update({name: hello for name, hello in answers.items() if "error" not in hello})
         return answers
-
-    def _agent_config(self, name: str) -> AgentConfig:
-        config = self._config
-        return AgentConfig(
-            node=name,
-            cluster=self._cluster,
-            epoch=self._epoch,
-            profile=config.profile,
-            lease_s=config.lease_s,
-            renew_s=min(config.renew_s, config.lease_s / 4),
-            sample_hz=config.sample_hz,
-            stale_s=config.stale_s,
-            window_s=config.window_s,
-            idle_exit_s=config.idle_exit_s,
-            stop_grace_s=config.stop_grace_s,
-            outbox_max_bytes=config.outbox_max_bytes,
-        )
 
     def _hello_one(self, name: str, *, tolerant: bool) -> dict[str, Any]:
         try:
@@ -335,9 +379,10 @@ class OrchestratorShell:
             try:
                 if beat % 10 == 0:
                     self._watch_agents()
-                with self._lock:
+                if beat % 100 == 0 and self._journal.is_long:
+                    self._workers.submit(self._journal.compact)
+                with self._deciding():
                     self._core.tick(self._clock.boot_ns())
-                self._drain()
                 self._exit_when_idle()
             except Exception as error:
                 self._note_trouble(f"orchestrator: {type(error).__name__}: {error}")
@@ -349,7 +394,7 @@ class OrchestratorShell:
         for name in wanted & set(self._agents):
             if not self._port.agent_alive(name):
                 self._agents.pop(name, None)
-                with self._lock:
+                with self._deciding():
                     self._core.node_gone(name, f"the agent of {name} died", self._clock.boot_ns())
                 self._workers.submit(self._replace_agent, name)
         for name in wanted - set(self._agents):
@@ -386,27 +431,35 @@ class OrchestratorShell:
 
     # ---- effects
 
-    def _drain(self) -> None:
+    @contextlib.contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """Hold the lock for decisions of the core; then do what was decided, once what must survive this machine is on its disk."""
         with self._lock:
-            effects = self._core.drain()
-        self._journal_now(effects)
-        self._later(effects)
+            yield
+            effects, must_sync = self._write_down()
+        self._poke(effects)
+        self._act(effects, must_sync)
 
-    def _journal_now(self, effects: Sequence[Do]) -> None:
-        """Write what was decided before anybody is told of it."""
-        self._journal.append([{"run": effect.run, **effect.data} for effect in effects if effect.what == "journal"])
+    def _write_down(self) -> tuple[list[Do], bool]:
+        """Under the lock: write what was decided; return it, and whether it must be synced before its caller is told."""
+        effects = self._core.drain()
+        return effects, self._journal.write([{"run": effect.run, **effect.data} for effect in effects if effect.what == "journal"])
 
-    def _later(self, effects: Sequence[Do]) -> None:
+    def _poke(self, effects: Sequence[Do], what: str = "poke") -> None:
+        """Have nodes ask now. Never waits: what ends load goes before the disk and before whatever the workers are busy with."""
+        for node in (node for effect in effects if effect.what == what for node in effect.nodes):
+            agent = self._agents.get(node)
+            if agent is not None:
+                with contextlib.suppress(StressError):  # it is dead: it asks no more, and `_watch_agents` replaces it
+                    agent.poke()
+
+    def _act(self, effects: Sequence[Do], must_sync: bool) -> None:
+        if must_sync:
+            self._journal.sync()
+        self._untold.difference_update(effect.run for effect in effects if effect.what == "start_agents")
+        self._poke(effects, "start_agents")
         for effect in effects:
-            if effect.what == "poke":
-                for node in effect.nodes:
-                    agent = self._agents.get(node)
-                    if agent is not None:
-                        self._workers.submit(agent.poke)
-            elif effect.what == "start_agents":
-                for node in effect.nodes:
-                    self._workers.submit(self._agents[node].poke)
-            elif effect.what == "expect":
+            if effect.what == "expect":
                 self._workers.submit(self._expect, effect.run, effect.nodes[0], effect.data["incarnation"])
             elif effect.what == "start_probes":
                 self._workers.submit(self._start_probes, effect.run, int(effect.data["start_at_ns"]))
@@ -431,7 +484,7 @@ class OrchestratorShell:
             start_in_s = max(0.0, (start_at_ns - self._clock.boot_ns()) / SECOND_NS)
             extras.prober = self._port.prober(run_id, probes, extras.plan.targets, start_in_s)
         except StressError as error:
-            with self._lock:
+            with self._deciding():
                 self._core.stop(run_id, Cause.ERROR, f"the prober did not start: {error}", self._clock.boot_ns())
 
     def _stop_probes(self, run_id: str) -> None:
@@ -452,7 +505,8 @@ class OrchestratorShell:
             self._stop_probes(run_id)
             with self._lock:
                 self._take_events()
-                ending = self._ending_of(self._core.finished_runs[run_id], extras)
+                run, wall_ns = self._core.finished_runs[run_id], self._clock.wall_ns() - self._clock.boot_ns()
+                ending = telling.ending_of(run, self._events.get(run_id, []), wall_ns, extras.drift, extras.shared)
             try:
                 outcome = extras.aggregator.call("conclude", ending, timeout_s=120.0)
             except StressError as error:
@@ -460,33 +514,6 @@ class OrchestratorShell:
             self._journal.append([{"run": run_id, "kind": "done", "status": outcome["status"]}])
             with self._lock:
                 extras.outcome = outcome
-
-    def _ending_of(self, run: Run, extras: Extras) -> Ending:
-        return Ending(
-            run=run.admission.run,
-            causes=tuple((str(cause), reason) for cause, reason in run.causes),
-            nodes=tuple(self._node_ending(name, state) for name, state in run.nodes.items()),
-            events=tuple(self._events.get(run.admission.run, [])),
-            start_at_wall_ns=self._clock.wall_ns() - (self._clock.boot_ns() - run.start_at_ns) if run.start_at_ns else 0,
-            start_skew_ms=run.skew_ms(),
-            halt_latency_ms=(run.last_gone_ns - run.stop_decided_ns) / 1e6 if run.stop_decided_ns and run.last_gone_ns else None,
-            drift=extras.drift,
-            shared=extras.shared,
-        )
-
-    @staticmethod
-    def _node_ending(name: str, state: NodeInRun) -> NodeEnding:
-        report = state.report
-        return NodeEnding(
-            name=name,
-            stage=str(state.stage) if state.stage else "never_heard",
-            lost=state.lost,
-            lost_reason=state.lost_reason,
-            clean=state.clean,
-            delivered=state.stage is Stage.DELIVERED,
-            unclean=report.unclean if report else (),
-            failure=report.failure if report else "",
-        )
 
     # ---- telling
 

@@ -625,9 +625,9 @@ def _prober_class() -> type:
 
 
 def orchestrator(config: OrchestratorConfig) -> Actor:
-    """Return the cluster's orchestrator; an idle one of other code or settings is replaced, a busy one refuses.
+    """Return the cluster's orchestrator; an idle one of other code or settings is replaced.
 
-    Raises `RefusedError` (`busy`).
+    Raises `RefusedError` (`busy`) for a busy one of other code. A busy one of other settings is returned: it refuses runs by itself.
     """
     found = find(ORCHESTRATOR)
     if found is not None:

@@ -34,6 +34,7 @@ from .model import (
     Journalled,
     Kill,
     MakeContainer,
+    PublishHalt,
     RecordEvent,
     RecordState,
     Reply,
@@ -76,7 +77,7 @@ class Engine:
         self.life = life
         self.page_life = life  # names the page set; a standby that takes over keeps the pages and gets a life of its own
         self.code_id = code_id
-        self.halt = halt or Halt()
+        self.halt = self.halt_kept = halt or Halt()
         self.facts: dict[str, Any] = {}  # what the shell adds to hello and status: pid, standby_pid, ...
         self.time_offset_ns = 0  # of the shell's time namespace; callers of another one are refused
         self.next_due_ns = NEVER_NS
@@ -325,7 +326,7 @@ class Engine:
             self._reply(halting.waiter, {**body, "decided_ns": halting.decided_ns, "last_gone_ns": gone_ns})
 
     def _halt_now(self, generation: int, waiter: Waiter | None, now_ns: int) -> None:
-        self.halt = Halt(generation, on=True)
+        self._take_halt(Halt(generation, on=True))
         # What loads nothing, such as a driver's embedded Ray, is not halted: through it the run tells how it ended.
         active = [slot for slot in self._slots.values() if slot.loads and (slot.phase in LOADING or slot.phase is SlotPhase.ENDING)]
         killed = [{"slot": slot.index, "generation": slot.generation, "operation": slot.operation, "run": slot.run} for slot in active]
@@ -339,13 +340,17 @@ class Engine:
         if not heard:
             return
         generation, on = integer(heard, "generation"), boolean(heard, "on")
-        if generation <= self.halt.generation:
+        if Halt(generation, on) <= self.halt:
             return
         if on:
             self._halt_now(generation, None, now_ns)
         else:
-            self.halt = Halt(generation, on=False)
+            self._take_halt(Halt(generation, on=False))
             self._out.append(SaveHalt(generation, False))
+
+    def _take_halt(self, halt: Halt) -> None:
+        self.halt = halt
+        self._out.append(PublishHalt(halt, self.halt_kept))
 
     def _on_halt_saved(self, result: HaltSaved, now_ns: int) -> None:
         for halting in self._halting:
@@ -357,8 +362,11 @@ class Engine:
                 self._refuse(entry[0], *result.error)
                 continue
             if result.generation > self.halt.generation:
-                self.halt = Halt(result.generation, on=False)
+                self._take_halt(Halt(result.generation, on=False))
             self._reply(entry[0], {"ok": True, "halt": {"generation": self.halt.generation, "on": self.halt.on}})
+        if result.error is None and result.generation == self.halt.generation:
+            self.halt_kept = self.halt
+            self._out.append(PublishHalt(self.halt, self.halt_kept))
         self._answer_halts()
         self._look_idle(now_ns)
 

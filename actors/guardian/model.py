@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from ..clock import MILLISECOND_NS, SECOND_NS
-from ..messages import Amounts
+from ..messages import Amounts, Halt
 from ..proc import Identity
 from ..undo import Outcome, Record
 
@@ -151,6 +151,14 @@ class SaveHalt:
 
 
 @dataclass(slots=True)
+class PublishHalt:
+    """Show on the control page which halt is in force and which is on disk. Goes before any load ends by it."""
+
+    halt: Halt
+    kept: Halt
+
+
+@dataclass(slots=True)
 class Kill:
     """Kill what the record names and tell what is left; answered by `Outcome`. Goes before everything else."""
 
@@ -199,6 +207,7 @@ Action: TypeAlias = (
     | JournalArm
     | JournalFree
     | SaveHalt
+    | PublishHalt
     | Kill
     | Undo
     | Verify

@@ -38,6 +38,7 @@ from .model import (
     Identify,
     Kill,
     MakeContainer,
+    PublishHalt,
     Reply,
     ResetSlot,
     Result,
@@ -56,7 +57,7 @@ BEAT_NS: Final = 300 * MILLISECOND_NS
 LOG_BYTES_MAX: Final = 1 << 20
 PACKETS_PER_TURN: Final = 32
 HOMELESS_S: Final = 10.0
-FIRST: Final = (WriteStop, WriteLeases, Kill)
+FIRST: Final = (PublishHalt, WriteStop, WriteLeases, Kill)
 
 
 def forbid_all(page: ControlWriter) -> None:
@@ -125,6 +126,7 @@ class Guardian:
         """Serve until there is an end."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._introduce()
+        self._world.page.write_halt(self._core.halt, self._core.halt_kept)
         self._world.page.beat(self._now())
         self._adopt()
         self._disk.start()
@@ -194,6 +196,8 @@ class Guardian:
             case WriteCeilings():
                 for slot, ceiling in action.items:
                     page.write_ceiling(slot, ceiling)
+            case PublishHalt():
+                page.write_halt(action.halt, action.kept)
             case WriteStop():
                 page.write_stop(action.slot, action.generation, action.code)
             case WriteGate():

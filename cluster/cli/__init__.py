@@ -50,6 +50,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., int], str], ...]] = (
     ("halt", control.halt, "emergency: kill all load, refuse new runs"),
     ("resume", control.resume, "lift the halt"),
     ("recover", control.recover, "undo and deliver what a crash left"),
+    ("forget", control.forget, "stop counting a node that will not come back"),
     ("doctor", doctor.doctor, "what each node can do, and why not"),
     ("list", catalogue.list_records, "simulators, scenarios, metrics, errors, ..."),
     ("describe", catalogue.describe, "all about one of them, or a setting"),

@@ -1,4 +1,4 @@
-"""`status`, `watch`, `stop`, `halt`, `resume`, `recover`: short questions and orders to what already runs."""
+"""`status`, `watch`, `stop`, `halt`, `resume`, `recover`, `forget`: short questions and orders to what already runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from actors.clock import Clock, SystemClock
 
 from ..words import amount, sentence
 from . import options, ports
-from .output import emit, table
+from .output import emit, say, table
 from .render import event_line, make_renderer, summary_line
 
 WATCH_EVERY_S: Final = 1.0
+LEFT: Final = ("remaining", "unclean", "outstanding", "unreached")
 ENDED: Final = frozenset({"passed", "failed", "invalid", "error", "safety", "inconclusive", "refused", "timeout", "cancelled", "done"})
 
 Lines = Callable[[Mapping[str, Any]], list[str]]
@@ -50,7 +51,24 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
     lines = [line for one in found.get("runs") or () for line in run_lines(one)] or ["nothing runs"]
     if _halt_is_on(found):
         lines.append("an emergency halt is in force: no run starts until `stress-cluster resume`")
-    return [*lines, *_left_lines(found)]
+    return [*lines, *_charged_lines(found), *_left_lines(found)]
+
+
+def _charged_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return the nodes that hold a place in the count of harmed nodes although no run is live on them."""
+    budget = found.get("budget")
+    harmed = budget.get("nodes_harmed", ()) if isinstance(budget, Mapping) else ()
+    live = {
+        node.get("node")
+        for one in found.get("runs") or ()
+        if str(one.get("status") or one.get("phase")) not in ENDED
+        for node in one.get("nodes") or ()
+    }
+    return [
+        f"{node}: still counted as harmed, its own guardian has not confirmed; gone for good: `stress-cluster forget {node}`"
+        for node in harmed
+        if node not in live
+    ]
 
 
 def run_lines(one: Mapping[str, Any]) -> list[str]:
@@ -75,7 +93,7 @@ def _halt_is_on(found: Mapping[str, Any]) -> bool:
 
 
 def _left_lines(found: Mapping[str, Any]) -> list[str]:
-    return [f"{name}: {sentence(one)}" for name in ("remaining", "unclean", "outstanding") for one in found.get(name) or ()]
+    return [f"{name}: {sentence(one)}" for name in LEFT for one in found.get(name) or ()]
 
 
 def watch(
@@ -131,15 +149,19 @@ def stop(run: options.Run = None, address: options.Address = None, config: optio
 def halt(address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
     """Emergency halt: kill all load of every run now, undo, and refuse new runs until `resume`.
 
-    The halt is kept on every node's disk. It works on this machine also when Ray does not answer.
+    This machine first, whether Ray answers or not. Then every node of the cluster, if there is one; each keeps the halt on its disk.
+    A halt given on one node reaches the others through its agent. 3 if a node did not confirm: it is named.
 
     Examples:
-      stress-cluster halt
-      stress-cluster halt --address auto     and on every node of the cluster
+      stress-cluster halt                    this machine, and its cluster where one is known
+      stress-cluster halt --address auto     this machine, and every node of the cluster
     """
     with connection(address, config) as link:
-        found = link.halt()
-    lines = [*_order_lines("halted", found, "no load was running"), "new runs are refused until `stress-cluster resume`"]
+        found = link.halt(say)
+    lines = _order_lines("halted", found, "no load was running")
+    if found.get("nodes"):
+        lines.append(f"the halt is on the disk of {', '.join(found['nodes'])}")
+    lines.append("new runs are refused until `stress-cluster resume`")
     emit(found, as_json, lines)
     return _order_code(found)
 
@@ -147,13 +169,38 @@ def halt(address: options.Address = None, config: options.Config = None, as_json
 def resume(address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
     """Lift the emergency halt, so that runs may start again. Starts nothing by itself.
 
-    Example:
+    This machine first, then every node of the cluster, if there is one. 3 if a node did not confirm: it is named.
+
+    Examples:
       stress-cluster resume
+      stress-cluster resume --address auto
     """
     with connection(address, config) as link:
-        found = link.resume()
-    emit(found, as_json, ["the halt is lifted; runs may start again", *_left_lines(found)])
+        found = link.resume(say)
+    where = ", but not everywhere" if found.get("unreached") else "; runs may start again"
+    emit(found, as_json, [f"the halt is lifted{where}", *_left_lines(found)])
     return _order_code(found)
+
+
+def forget(
+    node: Annotated[str, typer.Argument(help="The name of the node, as `status` tells it.")],
+    address: options.Address = None,
+    config: options.Config = None,
+    as_json: options.Json = False,
+) -> int:
+    """Stop counting a node that will not come back.
+
+    A node that was lost in a run keeps its place in the count of harmed nodes (budget.max_nodes) until its own guardian confirms that
+    nothing is left there; `status` names it. A node that comes back confirms by itself, with its next run or `recover`. Of one that
+    never will, say so here; it is kept in the orchestrator's journal. Refused while load may live there.
+
+    Example:
+      stress-cluster forget n3 --address auto
+    """
+    with connection(address, config) as link:
+        found = link.forget(node)
+    emit(found, as_json, [f"{node} is no longer counted; it was charged to {', '.join(found.get('runs') or ())}"])
+    return 0
 
 
 def recover(address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:

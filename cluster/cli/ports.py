@@ -5,7 +5,7 @@ Tests put fakes in place of these functions; the commands call them as `ports.NA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,8 +68,9 @@ class Connection(Protocol):
 
     def status(self, run: str | None) -> dict[str, Any]: ...  # noqa: D102
     def stop(self, run: str | None) -> dict[str, Any]: ...  # noqa: D102
-    def halt(self) -> dict[str, Any]: ...  # noqa: D102
-    def resume(self) -> dict[str, Any]: ...  # noqa: D102
+    def halt(self, note: Callable[[str], None]) -> dict[str, Any]: ...  # noqa: D102
+    def resume(self, note: Callable[[str], None]) -> dict[str, Any]: ...  # noqa: D102
+    def forget(self, node: str) -> dict[str, Any]: ...  # noqa: D102
     def recover(self) -> dict[str, Any]: ...  # noqa: D102
     def doctor(self) -> dict[str, Any]: ...  # noqa: D102
     def nodes(self) -> Sequence[NodeSpec]: ...  # noqa: D102

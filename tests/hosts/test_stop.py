@@ -28,13 +28,12 @@ import json, os, sys, time
 from pathlib import Path
 from actors.origin import code_id
 from cluster import ray_port, settings
-from cluster.client import Connection
 from cluster.driver_main import orchestrator_config
 from cluster.orchestrator_api import Submission
 
 address, text, count = sys.argv[1], Path(sys.argv[2]).read_text(), int(sys.argv[3])
 resolved = settings.load({}, environ=os.environ)
-link = Connection.open(address, resolved)
+ray_port.connect(address)
 orchestrator = ray_port.orchestrator(orchestrator_config(resolved))
 
 def until(done, what):

@@ -14,7 +14,8 @@ from actors.guardian.model import LOADING, NEVER_NS, SaveHalt
 from actors.messages import Halt
 from actors.undo import Outcome
 from cluster.agent import Agent
-from cluster.orchestrator import Orchestrator, Times
+from cluster.orchestrator import Orchestrator
+from cluster.times import Times
 from tests.simulation.world import faults
 from tests.simulation.world.world import Kinds, World
 
@@ -22,7 +23,7 @@ from tests.simulation.world.world import Kinds, World
 HAPPENED = {
     *("takeover", "adopted", "retired", "node_gone", "run_admitted", "run_recovered", "question_lost", "message_lost", "message_late"),
     *("cut_up", "cut_down", "deposed_agent_left", "deposed_orchestrator_wrote", "stale_snapshot", "throttled", "outbox_torn"),
-    *("verdict_SHED", "verdict_ABORT", "slot_refused_budget", "slot_refused_halted", "refused_budget", "refused_busy", "refused_halted"),
+    *("verdict_SHED", "verdict_ABORT", "slot_refused_budget", "halted_on_node", "refused_budget", "refused_busy", "refused_halted"),
     *("journal_refuses", "stream_whole", "charges_inherited"),
     *("begins_CpuLoad", "begins_MemoryPressure", "begins_DiskFill", "load_done", "load_expired", "applied", "undone", "clean"),
     *("status_passed", "status_error", "status_safety", "status_cancelled", "status_timeout", "status_inconclusive", "halt_on_machine"),

@@ -25,6 +25,7 @@ from actors.guardian.model import (
     Journalled,
     Kill,
     MakeContainer,
+    PublishHalt,
     Reply,
     ResetSlot,
     Result,
@@ -60,6 +61,7 @@ class Machine:
     foreign: set[str] = field(default_factory=set)
     journal: dict[str, Record] = field(default_factory=dict)
     saved_halt: Halt = field(default_factory=Halt)
+    shown_halt: tuple[Halt, Halt] = (Halt(), Halt())  # in force, on disk
     unkillable: set[int] = field(default_factory=set)
     journal_broken: bool = False
     slow_kill_turns: int = 0
@@ -230,6 +232,9 @@ class Machine:
                 return Journalled(record.id)
             case JournalFree(record_id):
                 self.journal.pop(record_id, None)
+            case PublishHalt(halt, kept):
+                assert kept <= self.saved_halt, "told to be on disk before it was"
+                self.shown_halt = (halt, kept)
             case SaveHalt(generation, on):
                 self.saved_halt = Halt(generation, on)
                 return HaltSaved(generation)

@@ -166,10 +166,40 @@ def test_a_run_that_an_earlier_agent_left_is_clean_only_when_it_was_swept():
 
 
 def test_the_newer_halt_wins_on_both_ways():
-    """The orchestrator's goes to the guardian; one that was given on the node goes to the orchestrator."""
+    """The orchestrator's goes to the guardian with every answer until the guardian has it; the guardian's goes to the orchestrator."""
     agent = Driven()
-    agent.core.on_halt(Halt(4, on=True))
-    assert agent.core.report(agent.now_ns).halt == Halt(4, on=True)
+    agent.core.on_halt(Halt(4, on=True), Halt(3))
+    assert agent.whats() == ["exchange"]
+    report = agent.core.report(agent.now_ns)
+    assert (report.halt, report.halt_kept) == (Halt(4, on=True), Halt(3))
     assert agent.exchange(halt=Halt(3, on=False)) == []
-    (effect,) = agent.exchange(halt=Halt(5, on=False))
-    assert (effect.what, dict(effect.data)) == ("halt", {"generation": 5, "on": False})
+    assert agent.exchange(halt=Halt(4, on=False)) == []
+    for _ in range(2):
+        (effect,) = agent.exchange(halt=Halt(5, on=False))
+        assert (effect.what, dict(effect.data)) == ("halt", {"generation": 5, "on": False})
+    agent.core.on_halt(Halt(5), Halt(5))
+    assert agent.whats() == ["exchange"]
+    assert agent.exchange(halt=Halt(5, on=False)) == []
+    agent.core.on_halt(Halt(5), Halt(5))
+    assert agent.effects() == []
+
+
+@pytest.mark.parametrize("stage", [Stage.OPENING, Stage.PREPARING, Stage.READY, Stage.RUNNING])
+def test_a_halt_given_on_the_node_ends_its_runs_as_halted(stage):
+    """Whatever is seen of the load afterwards, its lease's end included, the reason stays the halt."""
+    agent = Driven().brought_to(stage)
+    agent.core.on_halt(Halt(1, on=True), Halt())
+    if stage is Stage.OPENING:
+        agent.core.on_opened("r", OPERATION.id, 3, 9)
+    agent.core.on_load_ended("r", OPERATION.id, planned=False, reason="its lease ended", code="expired")
+    assert {"close_slot", "exchange"} <= set(agent.whats())
+    (run,) = agent.core.report(agent.now_ns).runs
+    assert (run.failure_code, run.failure) == ("halted", "emergency halt (generation 1)")
+
+
+def test_a_run_that_was_told_to_stop_is_not_failed_by_the_halt_that_stopped_it():
+    """The order to stop came with the halt; only the guardian's word is waited for."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    agent.exchange(order(Goal.STOP, kill=True), halt=Halt(1, on=True))
+    agent.core.on_halt(Halt(1, on=True), Halt(1, on=True))
+    assert agent.core.report(agent.now_ns).runs[0].failure == ""

@@ -510,6 +510,32 @@ def test_status_shows_runs_and_a_halt(link, capsys):
     assert made.closed
 
 
+@pytest.mark.parametrize(
+    ("harmed", "runs", "named"),
+    [
+        pytest.param(["n2"], [{"run": "r", "phase": "running", "nodes": [{"node": "n2"}]}], False, id="a-run-is-live-there"),
+        pytest.param(["n2"], [{"run": "r", "phase": "running", "nodes": [{"node": "n1"}]}], True, id="a-run-is-live-elsewhere"),
+        pytest.param(["n2"], [{"run": "r", "status": "error", "nodes": [{"node": "n2"}]}], True, id="its-run-has-ended"),
+        pytest.param([], [], False, id="nobody-is-charged"),
+    ],
+)
+def test_status_names_nodes_that_are_still_charged(link, capsys, harmed, runs, named):
+    """A node that no live run uses and that holds a place all the same is named, with the way out."""
+    link(status={"runs": runs, "budget": {"nodes_harmed": harmed}})
+    assert cli.main(["status"]) == 0
+    assert ("stress-cluster forget n2" in capsys.readouterr().out) is named
+
+
+def test_forget_says_which_runs_the_node_was_charged_to(link, capsys):
+    """`forget NODE` passes the name on; a refusal keeps its code."""
+    made = link(forget={"node": "n3", "runs": ["r1", "r2"]})
+    assert cli.main(["forget", "n3"]) == 0
+    assert "r1, r2" in capsys.readouterr().out
+    assert made.calls == [("forget", "n3")]
+    link(forget=RefusedError("busy", "load on n3 may live for another 2.0 s", "try again then"))
+    assert cli.main(["forget", "n3"]) == 6
+
+
 def test_watch_follows_until_the_run_has_ended(capsys):
     """`watch` asks each second, draws, and returns once the run is over."""
 
@@ -534,8 +560,10 @@ def test_watch_follows_until_the_run_has_ended(capsys):
         pytest.param("stop", {"runs": [{"run": "r1", "status": "cancelled", "exit_code": 130}]}, 0, "stopped r1: cancelled", id="stop"),
         pytest.param("stop", {"runs": []}, 0, "no run to stop", id="stop-nothing"),
         pytest.param("halt", {"killed": [{"operation": "0.0.CpuLoad@n1"}], "halt_latency_ms": 84.0}, 0, "84 ms", id="halt"),
-        pytest.param("halt", {"killed": [], "unreached": ["n3"]}, 3, "no load was running", id="halt-that-missed-a-node"),
-        pytest.param("resume", {"on": False}, 0, "the halt is lifted", id="resume"),
+        pytest.param("halt", {"runs": [{"run": "r1"}], "nodes": ["n1", "n2"]}, 0, "on the disk of n1, n2", id="halt-says-who-keeps-it"),
+        pytest.param("halt", {"killed": [], "unreached": ["n3: silent"]}, 3, "unreached: n3: silent", id="halt-that-missed-a-node"),
+        pytest.param("resume", {"on": False}, 0, "the halt is lifted; runs may start", id="resume"),
+        pytest.param("resume", {"on": False, "unreached": ["n3: silent"]}, 3, "lifted, but not everywhere", id="resume-that-missed-a-node"),
         pytest.param("recover", {"remaining": []}, 0, "nothing was left behind", id="recover-nothing"),
         pytest.param(
             "recover", {"undone": [{"node": "n1", "message": "disk_fill"}], "remaining": []}, 0, "n1: disk_fill", id="recover-something"

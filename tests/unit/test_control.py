@@ -9,6 +9,7 @@ import pytest
 
 from actors import control
 from actors.control import ControlPage, ControlWriter, StatsPage, pack_lease, unpack_lease
+from actors.messages import Halt
 
 
 @pytest.fixture
@@ -35,6 +36,9 @@ def test_a_reader_sees_each_word_that_the_writer_stored(pages):
     assert reader.stop(5) == (9, control.STOP_DRAIN)
     assert (reader.ceiling(5), reader.epoch(5), reader.gate(5), reader.start_ns(5), reader.sharers(5)) == (0.25, 3, 9, 77, 2)
     assert reader.heartbeat_ns == 424_242
+    assert (reader.halt, reader.halt_kept) == (Halt(), Halt())
+    writer.write_halt(Halt(7, on=True), Halt(6))
+    assert (reader.halt, reader.halt_kept) == (Halt(7, on=True), Halt(6))
     for other in (0, 4, 6, control.SLOTS - 1):
         assert reader.lease(other) == (0, 0)
 

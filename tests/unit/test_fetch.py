@@ -227,7 +227,7 @@ class FakeGuardian:
 def alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> Connection:
     """A connection without a cluster, whose guardian is a fake."""
     monkeypatch.setattr(Connection, "_guardian", lambda self: FakeGuardian())
-    return Connection(place.settings, None, "")
+    return Connection(place.settings, "")
 
 
 def test_recover_ends_a_dead_run_and_brings_its_out_up_to_date(place: Place, alone: Connection) -> None:
@@ -235,7 +235,7 @@ def test_recover_ends_a_dead_run_and_brings_its_out_up_to_date(place: Place, alo
     aggregator = place.live(3, heartbeat_s=600)
     place.mirrored_early()
     aggregator.close()
-    found = Connection(dataclasses.replace(place.settings, out="another/folder"), None, "").recover()
+    found = Connection(dataclasses.replace(place.settings, out="another/folder"), "").recover()
     assert (found["delivered"], found["fetched"], found["remaining"]) == ([RUN], [RUN], [])
     manifest = read_json(place.home / "manifest.json") or {}
     assert (manifest["status"], manifest["exit_code"]) == ("error", 3)

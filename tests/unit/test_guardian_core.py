@@ -19,13 +19,16 @@ from actors.guardian.model import (
     SLOT_TABLE,
     Apply,
     CoreSettings,
+    HaltSaved,
     JournalArm,
     Kill,
+    PublishHalt,
     RecordEvent,
     RecordState,
     SlotPhase,
     Verify,
 )
+from actors.messages import Halt
 from tests.support.guarded import SECOND, Machine
 
 
@@ -497,6 +500,26 @@ class TestHalt:
         refused(machine.open(), "halted")
         assert machine.call("resume", generation=5)["ok"]
         assert machine.open()["ok"]
+
+    def test_a_halt_is_shown_before_any_lease_ends_by_it(self, machine):
+        """Whoever finds a lease ended finds the halt on the page already; that it is kept is shown once it is on disk."""
+        ticket = machine.ticket()
+        machine.grant(ticket, 50)
+        machine.performed.clear()
+        machine.call("halt")
+        kinds = [type(action).__name__ for action in machine.performed]
+        assert kinds.index("PublishHalt") < min(kinds.index("WriteStop"), kinds.index("WriteLeases"), kinds.index("SaveHalt"))
+        assert machine.shown_halt == (Halt(1, on=True), Halt(1, on=True))
+        machine.call("resume")
+        assert machine.shown_halt == (Halt(2), Halt(2))
+
+    def test_a_halt_that_is_not_on_disk_is_shown_in_force_and_not_kept(self):
+        """A disk that refuses costs the memory over a restart, never the halt itself."""
+        core = Machine().core
+        shown = []
+        for actions in (core.handle({"op": "halt"}, "p", SECOND), core.done(HaltSaved(1, ("os", "no space")), SECOND)):
+            shown += [(action.halt, action.kept) for action in actions if isinstance(action, PublishHalt)]
+        assert shown == [(Halt(1, on=True), Halt())]
 
     def test_halt_spares_what_loads_nothing(self, machine):
         """A driver's slot, which holds an embedded Ray, outlives a halt and may be renewed: its run still has to tell how it ended."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+
 import pytest
 
 from actors.messages import Amounts
@@ -78,12 +81,85 @@ def test_rotation_keeps_what_is_open_and_drops_the_grants(tmp_path, monkeypatch)
     path = tmp_path / "journal"
     journal = Journal(path)
     journal.append([halt(4), ADMITTED])
-    for number in range(500):
-        journal.append([{"run": "", "kind": "granted", "node": "n1", "expiry_ns": number}])
+    grant(journal, 500)
     assert path.stat().st_size < 2 * 4_096
     assert journal.replay() == Past(4, True, ("a",), HELD)
     journal.append([DONE])
-    for number in range(500):
-        journal.append([{"run": "", "kind": "granted", "node": "n1", "expiry_ns": number}])
+    grant(journal, 500)
     journal.close()
     assert reopened(path) == Past(4, True, (), HELD)
+
+
+def grant(journal, times):
+    """Write so many grants, as the orchestrator's clock has it: shortened when it is long."""
+    for number in range(times):
+        journal.append([{"run": "", "kind": "granted", "node": "n1", "expiry_ns": number}])
+        if journal.is_long:
+            journal.compact()
+
+
+class SlowDisk:
+    """A disk that answers a sync only when it is let go."""
+
+    def __init__(self, monkeypatch, name):
+        self.waits, self.go = threading.Event(), threading.Event()
+        real = getattr(os, name)
+
+        def sync(fd):
+            self.waits.set()
+            assert self.go.wait(10)
+            real(fd)
+
+        monkeypatch.setattr(os, name, sync)
+
+
+@pytest.mark.parametrize(
+    ("name", "waiting"),
+    [
+        pytest.param("fdatasync", lambda journal: journal.append([halt(1)]), id="while-a-halt-is-synced"),
+        pytest.param("fsync", Journal.compact, id="while-the-file-is-shortened"),
+    ],
+)
+def test_a_grant_never_waits_for_the_disk(tmp_path, monkeypatch, name, waiting):
+    """Who asked for the sync waits; a grant beside it is written at once, and nothing of either is lost."""
+    journal = Journal(tmp_path / "journal")
+    journal.append([ADMITTED])
+    disk = SlowDisk(monkeypatch, name)
+    waiter = threading.Thread(target=waiting, args=(journal,))
+    waiter.start()
+    assert disk.waits.wait(10)
+    granting = threading.Thread(
+        target=journal.append, args=([{"run": "", "kind": "granted", "node": "n1", "expiry_ns": 1}, released("n1")],)
+    )
+    granting.start()
+    granting.join(10)
+    assert not granting.is_alive()
+    assert waiter.is_alive()
+    disk.go.set()
+    waiter.join(10)
+    journal.close()
+    past = reopened(tmp_path / "journal")
+    assert past.charges == {"a": {"n2": Amounts(0.5)}}
+    assert past.halt_generation == (1 if name == "fdatasync" else 0)
+
+
+def test_what_is_written_while_the_file_is_shortened_is_durable_when_it_is_told(tmp_path, monkeypatch):
+    """A sync that meets a shortening waits for it, and then syncs the new file."""
+    journal = Journal(tmp_path / "journal")
+    synced = []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd)))
+    disk = SlowDisk(monkeypatch, "fsync")
+    shortening = threading.Thread(target=journal.compact)
+    shortening.start()
+    assert disk.waits.wait(10)
+    telling = threading.Thread(target=journal.append, args=([halt(1)],))
+    telling.start()
+    assert telling.is_alive()
+    assert synced == []
+    disk.go.set()
+    telling.join(10)
+    shortening.join(10)
+    assert synced == [(tmp_path / "journal").stat().st_ino]
+    journal.close()
+    assert reopened(tmp_path / "journal") == Past(1, True)

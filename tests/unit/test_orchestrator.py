@@ -11,9 +11,10 @@ from actors.errors import RefusedError
 from actors.messages import Amounts, Halt, Operation
 from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.journal import Past
-from cluster.orchestrator import Admission, Orchestrator, Times
+from cluster.orchestrator import Admission, Orchestrator
 from cluster.run_state import Phase
 from cluster.safety.budget import Budget
+from cluster.times import Times
 from cluster.verdict import Cause
 
 S = SECOND_NS
@@ -291,3 +292,48 @@ def test_a_run_that_nobody_knows_is_ended_delivered_and_forgotten(stage, goal):
     """What a dead orchestrator began comes to its end under the next."""
     found = order(made(), "n1", stage, 1, run="unknown")
     assert (found.goal, found.lease_s) == (goal, 0.0)
+
+
+def test_a_halt_given_on_a_node_ends_every_run_for_safety_and_nothing_else():
+    """The question that brings the halt may tell of the load that it ended: neither failed nor lost, on no node."""
+    core = brought_to(Phase.RUNNING, "n1", "n2")
+    halted = report("n1", Stage.STOPPING, failure="emergency halt (generation 1)", failure_code="halted", halt=Halt(1, on=True))
+    reply = core.exchange(halted, 3 * S)
+    run = core.runs["r"]
+    assert run.phase is Phase.STOPPING
+    assert [cause for cause, _ in run.causes] == [Cause.SAFETY]
+    assert (reply.orders[0].goal, reply.orders[0].kill) == (Goal.STOP, True)
+    assert not any(state.lost for state in run.nodes.values())
+    assert core.exchange(report("n2", Stage.RUNNING), 3 * S).halt == Halt(1, on=True)
+
+
+def test_a_node_halted_under_an_older_generation_is_still_a_halt():
+    """A resume that was decided here meanwhile does not turn the node's halt into a failure."""
+    core = brought_to(Phase.RUNNING, "n1")
+    core.set_halt(False, 2 * S, above=6)
+    core.exchange(report("n1", Stage.STOPPING, failure="emergency halt", failure_code="halted", halt=Halt(5, on=True)), 3 * S)
+    assert [cause for cause, _ in core.runs["r"].causes] == [Cause.SAFETY]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_halt_is_above_all_that_is_known_and_kept_only_by_the_nodes_word(on):
+    """What was heard of counts as much as what the caller names; a node has kept it when its disk has this very one."""
+    core = made(Past(halt_generation=3))
+    core.exchange(report("n1", halt=Halt(8, on=True)), 1 * S)
+    assert core.set_halt(on, 2 * S, above=5) == Halt(9, on)
+    assert core.set_halt(on, 2 * S, above=20) == Halt(21, on)
+    assert any(effect.what == "poke" and effect.nodes == ("n1",) for effect in core.drain())
+    core.exchange(report("n1", halt=Halt(21, on), halt_kept=Halt(20, on)), 3 * S)
+    assert not core.has_kept_halt("n1")
+    assert not core.has_kept_halt("n2")
+    core.exchange(report("n1", halt=Halt(21, on), halt_kept=Halt(21, on)), 4 * S)
+    assert core.has_kept_halt("n1")
+
+
+def test_of_two_halts_of_one_generation_the_one_that_is_on_counts():
+    """A halt and a resume that crossed end halted everywhere, also over a restart."""
+    core = made()
+    core.set_halt(False, 1 * S)
+    core.exchange(report("n1", halt=Halt(1, on=True)), 2 * S)
+    assert core.halt == Halt(1, on=True)
+    assert past_of(core) == Past(halt_generation=1, halt_on=True)

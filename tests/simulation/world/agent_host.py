@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from actors.guardian.owners import PROTOCOL
-from actors.messages import Amounts, Capacity, Halt, HostSnapshot, Operation
+from actors.messages import Amounts, Capacity, HostSnapshot, Operation
 from actors.simulator import peak_amounts
 from cluster.agent import Agent, Do
 from cluster.agent_shell import release_s
@@ -41,7 +40,6 @@ class AgentHost(Process):
         self.machine.begin(self)
         fence = {"cluster": "c", "node": node.name, "epoch": epoch, "incarnation": self.incarnation}
         self.link = Link(self.machine, self, {"op": "hello", "role": "agent", "protocol": PROTOCOL, "watch": [self.pid], **fence})
-        self.link.greeted = self._greeted_again
         self.core: Agent | None = None
         self._epoch = epoch
         self._question: tuple[int, int] | None = None  # nonce, when it was asked (true time)
@@ -80,16 +78,13 @@ class AgentHost(Process):
             self.kill()
             return
         self.core = Agent(self.node.name, "c", answer["guardian_id"], self.incarnation, self._epoch, self.node.capacity)
-        self._heard_halt(answer["halt"])
+        self._look_at_halt()
         self.link.call("status", self._adopt)
 
-    def _greeted_again(self, answer: dict[str, Any]) -> None:
-        if answer["ok"] and self.core is not None:
-            self._heard_halt(answer["halt"])
-
-    def _heard_halt(self, halt: Mapping[str, Any]) -> None:
-        if self.core is not None:
-            self.core.on_halt(Halt(**halt))
+    def _look_at_halt(self) -> None:
+        assert self.core is not None
+        self.core.on_halt(self.machine.page.halt, self.machine.page.halt_kept)
+        self.world.fired["halted_on_node"] += any(run.failure_code == "halted" for run in self.core.runs.values())
 
     def _adopt(self, answer: dict[str, Any]) -> None:
         assert self.core is not None
@@ -148,6 +143,7 @@ class AgentHost(Process):
         if self.machine.guardian is None and self.timeline.now_ns - self.machine.silent_since_ns > SILENT_NS:
             self.say_hello()
         core.on_snapshot(snapshot, verdict, by_resource)
+        self._look_at_halt()
         if self.loads:
             self._look()
         self._perform()
@@ -164,6 +160,7 @@ class AgentHost(Process):
             return
         self._poked = False
         t0_ns = self.machine.clock.now()
+        self._look_at_halt()
         report = self.core.report(t0_ns)
         if self._question is not None:
             self.world.fired["question_lost"] += 1
@@ -200,6 +197,7 @@ class AgentHost(Process):
     def _look(self) -> None:
         core = self.core
         assert core is not None
+        self._look_at_halt()
         for run, op in core.live_slots():
             load = self.loads.get((run.run, op.operation.id))
             if load is None:
@@ -225,11 +223,7 @@ class AgentHost(Process):
         return {"cluster": "c", "node": self.node.name, "epoch": self.core.epoch, "incarnation": self.incarnation}
 
     def _grant(self, effect: Do) -> None:
-        self.link.call("grant", self._granted, leases=effect.data["leases"], **self._fence())
-
-    def _granted(self, answer: dict[str, Any]) -> None:
-        if "halt" in answer:
-            self._heard_halt(answer["halt"])
+        self.link.call("grant", _nothing, leases=effect.data["leases"], **self._fence())
 
     def _throttle(self, effect: Do) -> None:
         self.world.fired["throttled"] += 1
@@ -240,7 +234,7 @@ class AgentHost(Process):
         self.link.call("start", _nothing, slot=data["slot"], generation=data["generation"], start_ns=data["start_ns"])
 
     def _halt(self, effect: Do) -> None:
-        self.link.call("halt" if effect.data["on"] else "resume", _nothing, generation=effect.data["generation"])
+        self.link.call("grant", _nothing, leases=[], halt=dict(effect.data), **self._fence())
 
     def _exchange(self, _: Do) -> None:
         self.ask()

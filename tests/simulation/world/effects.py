@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from actors.messages import Halt
+
 if TYPE_CHECKING:
     from .load import Fill, Load
 
@@ -18,6 +20,8 @@ class Page:
     stops: dict[int, tuple[int, int]] = field(default_factory=dict)
     gates: dict[int, int] = field(default_factory=dict)
     starts: dict[int, int] = field(default_factory=dict)
+    halt: Halt = field(default_factory=Halt)
+    halt_kept: Halt = field(default_factory=Halt)
     lookers: dict[int, Load] = field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ from actors.guardian.model import (
     Journalled,
     Kill,
     MakeContainer,
+    PublishHalt,
     Reply,
     ResetSlot,
     Retire,
@@ -47,7 +48,7 @@ from .timeline import MS, Process
 if TYPE_CHECKING:
     from .machine import Answer, Link, Machine
 
-FIRST = (WriteStop, WriteLeases, Kill)
+FIRST = (PublishHalt, WriteStop, WriteLeases, Kill)
 SETTINGS = CoreSettings()
 PID_NS = 1
 
@@ -76,6 +77,7 @@ class GuardianHost(Process):
 
     def adopt(self, leases: dict[int, tuple[int, int, int]]) -> None:
         """Take over what the journal and the page hold."""
+        self.machine.page.halt, self.machine.page.halt_kept = self.core.halt, self.core.halt_kept
         self._perform(self.core.adopt(list(self.machine.journal.values()), leases, self._now()))
         self.core.stay(self._now())
         self._plan_tick()
@@ -174,6 +176,12 @@ class GuardianHost(Process):
             if not (before_ns and deadline_ns) and slot in page.lookers:
                 page.lookers[slot].poked()
 
+    def _publish_halt(self, action: PublishHalt) -> None:
+        self.machine.page.halt, self.machine.page.halt_kept = action.halt, action.kept
+        for node in self.world.nodes.values():
+            if node.machine is self.machine and node.agent is not None and node.agent.alive:
+                node.agent.look_soon()
+
     def _write_stop(self, action: WriteStop) -> None:
         page = self.machine.page
         page.stops[action.slot] = (action.generation, action.code)
@@ -259,8 +267,7 @@ class GuardianHost(Process):
         if self.alive or self.machine.guardian is not None or self.fault:
             return
         if isinstance(action, SaveHalt):
-            if action.generation > self.machine.halt.generation:
-                self.machine.halt = Halt(action.generation, action.on)
+            self.machine.halt = max(self.machine.halt, Halt(action.generation, action.on))
         else:
             self.machine.journal[action.record.id] = action.record
             self.world.fired["durable_after_death"] += 1
@@ -330,6 +337,7 @@ PERFORM: dict[type, Callable[[GuardianHost, Any], Any]] = {
     Reply: GuardianHost._answer,
     WriteLeases: GuardianHost._write_leases,
     WriteCeilings: lambda *_: None,
+    PublishHalt: GuardianHost._publish_halt,
     WriteStop: GuardianHost._write_stop,
     WriteGate: GuardianHost._write_gate,
     WriteStart: GuardianHost._write_start,

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from actors.errors import RefusedError
+from cluster import telling
 from cluster.conclusion import Ending, conclude
 from cluster.exchange import Report, Stage
 from cluster.journal import Past
 from cluster.orchestrator import Admission, Do, Orchestrator, Run
-from cluster.orchestrator_shell import OrchestratorShell
 from cluster.verdict import Cause
 from scenarios.plan import Plan
 
@@ -149,7 +149,7 @@ class OrchestratorHost(Process):
         ending = Ending(
             run=run_id,
             causes=tuple((str(cause), reason) for cause, reason in run.causes),
-            nodes=tuple(OrchestratorShell._node_ending(name, state) for name, state in run.nodes.items()),
+            nodes=tuple(telling.node_ending(name, state) for name, state in run.nodes.items()),
             events=(),
             start_at_wall_ns=run.start_at_ns,
             start_skew_ms=None,
@@ -195,8 +195,9 @@ class Head:
         if epoch < self.written.epoch:
             self.world.fired["deposed_orchestrator_wrote"] += 1
             return
-        before, data = self.written.past.halt_generation, effect.data
-        if data["kind"] == "halt" and data["generation"] <= before:
+        past, data = self.written.past, effect.data
+        before = (past.halt_generation, past.halt_on)
+        if data["kind"] == "halt" and (data["generation"], data["on"]) <= before:
             self.world.watch.fail(13, f"the halt's generation fell from {before} to {data['generation']}")
         self.append({"run": effect.run, **data})
 
