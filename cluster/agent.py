@@ -327,7 +327,15 @@ class Agent:
             "memory_limit_bytes": float(snapshot.memory_limit_bytes),
             "disk_free_bytes": float(snapshot.disk_free_bytes),
         }
-        before, self.verdict = self.verdict, verdict
+        self._throttle(verdict, by_resource)
+        self._take_verdict(verdict)
+
+    def on_stale(self, reason: str) -> None:
+        """End what loads here: nothing is known of the host any more. The next good snapshot takes the verdict back."""
+        if self.loading():
+            self._take_verdict(Verdict(Level.ABORT, reason))
+
+    def _throttle(self, verdict: Verdict, by_resource: Mapping[str, Verdict]) -> None:
         ceilings = dict.fromkeys(self.ceilings, 1.0)
         if self.loading():  # before that there is no load to lower: what compiles or starts is not what the ceiling is for
             ceilings = {resource: next_ceiling(ceiling, by_resource.get(resource, verdict)) for resource, ceiling in self.ceilings.items()}
@@ -336,9 +344,12 @@ class Agent:
         slots = [[op.slot, op.generation, self._ceiling(op)] for op in self._all_leased() if resource_of(op) in changed]
         if slots:
             self._do("throttle", data={"ceilings": slots})
+
+    def _take_verdict(self, verdict: Verdict) -> None:
+        before, self.verdict = self.verdict, verdict
         if verdict.level != before.level and self.runs:
             severity = {Level.OK: "info", Level.HOLD: "info", Level.SHED: "warning", Level.ABORT: "error"}[verdict.level]
-            data = {"level": verdict.level.name, "ceilings": dict(ceilings)}
+            data = {"level": verdict.level.name, "ceilings": dict(self.ceilings)}
             self._event("safety", verdict.reason or "back within limits", severity, data)
         if verdict.level is Level.ABORT:
             for run in self.runs.values():

@@ -2,6 +2,7 @@
 
     exchange   asks the orchestrator, hands the answer's leases to the guardian; does nothing else
     control    at `sample_hz`: host snapshot, safety verdict, what the loads' stats say
+    freshness  looks at the age of the last good snapshot, so that a sampler that hangs or fails ends the load; so does exchange
     metrics    once a window: doses measured from outside, window closed
     delivery   hands the outbox to the aggregator, however long that takes
     workers    slow effects: opening slots, starting simulators, closing slots
@@ -37,7 +38,7 @@ from scenarios.model import LimitOverrides
 from .agent import Agent, Do, OperationHere
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
 from .node_metrics import NodeMetrics
-from .safety.policies import Level, Verdict, busy_since, judge, judge_resources
+from .safety.policies import busy_since, judge, judge_resources
 from .safety.profiles import Limits, limits_for, strictest
 
 GUARDIAN_SILENT_NS = 2 * SECOND_NS
@@ -93,6 +94,7 @@ class AgentShell:
             for name, body in (
                 ("exchange", self._exchange_once),
                 ("control", self._control_once),
+                ("freshness", self._freshness_once),
                 ("metrics", self._metrics_once),
                 ("delivery", self._delivery_once),
             )
@@ -168,27 +170,39 @@ class AgentShell:
 
     def _exchange_once(self) -> float:
         with self._lock:
+            self._judge_age()
             report = self._agent.report(self._clock.boot_ns())
         reply = self._port.exchange(report, timeout_s=max(0.5, self._config.lease_s / 2))
         self._idle_since_ns = self._clock.boot_ns()  # while there is an orchestrator, it says when to leave
         with self._lock:
+            self._judge_age()  # so that nothing is renewed, and once more: this answer may have started load
             self._agent.on_reply(reply, report.t0_ns, self._clock.boot_ns())
+            self._judge_age()
         self._perform()
         return self._config.renew_s
+
+    def _freshness_once(self) -> float:
+        with self._lock:
+            self._judge_age()
+        self._perform()
+        return self._config.stale_s / 4
+
+    def _judge_age(self) -> None:
+        """End the load when the last good snapshot is too old, whatever became of the sampler."""
+        age_s = (self._clock.boot_ns() - self._snapshot_ns) / SECOND_NS
+        if age_s > self._config.stale_s:
+            self._agent.on_stale(f"{self._config.node}: no host snapshot for {age_s:.1f} s, at most {self._config.stale_s:.1f} s allowed")
 
     def _control_once(self) -> float:
         begun_ns = self._clock.boot_ns()
         snapshot = self._sampler.snapshot()
         with self._lock:
+            self._judge_age()  # before this snapshot counts: the time without one is over, not undone
             loading = self._agent.loading()
-        self._busy_since_ns = busy_since(self._busy_since_ns, snapshot, self._limits) if loading else 0
-        verdict = judge(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
         lag_s = (begun_ns - self._snapshot_ns) / SECOND_NS
         self._snapshot_ns = begun_ns
-        if lag_s > self._config.stale_s and loading:
-            verdict = Verdict(
-                Level.ABORT, f"{self._config.node}: no host snapshot for {lag_s:.1f} s, at most {self._config.stale_s:.1f} s allowed"
-            )
+        self._busy_since_ns = busy_since(self._busy_since_ns, snapshot, self._limits) if loading else 0
+        verdict = judge(snapshot, self._limits, self._clock.boot_ns(), self._busy_since_ns)
         by_resource = judge_resources(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
         with self._lock:
             self._agent.on_snapshot(snapshot, verdict, by_resource)
@@ -287,10 +301,16 @@ class AgentShell:
     def _perform(self) -> None:
         with self._lock:
             effects, events = self._agent.drain()
-        for event in events:
-            self._metrics.add_event(event)
+        failed: list[StressError] = []
         for effect in effects:
-            self._one(effect)
+            try:
+                self._one(effect)
+            except StressError as error:  # the others are done all the same: a failed throttle must not keep a slot open
+                failed.append(error)
+        for event in events:  # after the effects: they may wait for a disk, ending load may not
+            self._metrics.add_event(event)
+        if failed:
+            raise failed[0]
 
     def _one(self, effect: Do) -> None:
         data = effect.data

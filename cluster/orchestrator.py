@@ -292,7 +292,8 @@ class Orchestrator:
             cause = {"budget": Cause.REFUSED, "halted": Cause.REFUSED, "capability": Cause.REFUSED}.get(theirs.failure_code, Cause.ERROR)
             if run.phase not in {Phase.ADMITTED, Phase.PREPARING}:
                 cause = Cause.ERROR
-            self._stop(run, cause, f"{node}: {theirs.failure}")
+            unsafe = theirs.failure_code == "safety_abort"  # also when the verdict itself was over before it could be reported
+            self._stop(run, Cause.SAFETY if unsafe else cause, f"{node}: {theirs.failure}", kill=unsafe)
         if state.clean:
             self._release(run.admission.run, node)
 

@@ -152,6 +152,10 @@ def halt_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GuardianCore, "_halt_now", halt_now)
 
 
+def nobody_looks_at_the_snapshots_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Agent, "on_stale", lambda *_: None)
+
+
 BREAKS = [
     (lease_counts_from_the_answer, "invariant 2", faults.FAULTS),
     (charge_without_allowance, "invariant 2", faults.FAULTS),
@@ -163,6 +167,7 @@ BREAKS = [
     (nothing_is_reserved, "invariant 6", faults.FAULTS),
     (undone_is_taken_on_trust, "invariant (8|15)", faults.FAULTS),
     (clean_before_the_guardian_says_so, "invariant 15", faults.FAULTS),
+    (nobody_looks_at_the_snapshots_age, "invariant 20", {faults.sampler_dead: 1}),
     (halt_ends_nothing, "invariant 13", {faults.halt_on_node: 1}),
 ]
 

@@ -12,11 +12,11 @@ from actors.simulator import peak_amounts
 from cluster.agent import Agent, Do
 from cluster.agent_shell import release_s
 from cluster.exchange import Reply
-from cluster.safety.policies import OK, Level, Verdict, judge, judge_resources
+from cluster.safety.policies import OK, judge, judge_resources
 from cluster.safety.profiles import limits_for
 
 from .effects import Box
-from .load import DONE, EXPIRED, FAILED, Fill, Load, make
+from .load import DONE, EXPIRED, FAILED, RUNNING, Fill, Load, make
 from .machine import Link
 from .timeline import MS, SECOND, Process
 
@@ -124,7 +124,9 @@ class AgentHost(Process):
         """One renewal's turn: snapshot, metrics, question."""
         self._turns += 1
         if self._turns % self.world.turns_per_sample == 0:
-            self._sample()
+            if not self.node.blind:
+                self._sample()
+            self._look_around()
             self._record()
             if self._turns % (2 * self.world.turns_per_sample) == 0:
                 self._deliver()
@@ -135,19 +137,21 @@ class AgentHost(Process):
         core = self.core
         assert core is not None
         now_ns = self.machine.clock.now()
-        lag_ns, self._snapshot_ns = now_ns - self._snapshot_ns, now_ns
+        self._judge_age()
+        self._snapshot_ns = now_ns
         snapshot, verdict, by_resource = self.node.quiet, OK, {}
         if self.node.pressure is not None:
             snapshot = replace(self.node.pressure, boot_ns=now_ns)
             verdict = judge(snapshot, LIMITS, now_ns, now_ns - 60 * SECOND)
             by_resource = judge_resources(snapshot, LIMITS, now_ns, now_ns - 60 * SECOND)
             self.world.fired[f"verdict_{verdict.level.name}"] += 1
-        if lag_ns > STALE_NS and any(op.stage in {"armed", "running"} for _, op in core.live_slots()):
-            verdict = Verdict(Level.ABORT, f"no host snapshot for {lag_ns / SECOND:.1f} s")
-            self.world.fired["stale_snapshot"] += 1
+        core.on_snapshot(snapshot, verdict, by_resource)
+
+    def _look_around(self) -> None:
+        core = self.core
+        assert core is not None
         if self.machine.guardian is None and self.timeline.now_ns - self.machine.silent_since_ns > SILENT_NS:
             self.say_hello()
-        core.on_snapshot(snapshot, verdict, by_resource)
         if self.loads:
             self._look()
         self._perform()
@@ -155,9 +159,21 @@ class AgentHost(Process):
             self.world.fired["deposed_agent_left"] += 1
             self.kill()
 
+    @property
+    def _age_ns(self) -> int:
+        return self.machine.clock.now() - self._snapshot_ns
+
+    def _judge_age(self) -> None:
+        """Look at the last snapshot's age, as the real shell does before each question and behind each answer."""
+        assert self.core is not None
+        if self._age_ns > STALE_NS:
+            self.world.fired["stale_snapshot"] += self.core.loading()
+            self.core.on_stale(f"no host snapshot for {self._age_ns / SECOND:.1f} s")
+
     def ask(self) -> None:
         """Put a question, unless one is on its way."""
         assert self.core is not None
+        self._judge_age()
         now_ns = self.timeline.now_ns
         if self._question is not None and now_ns - self._question[1] < self.world.answer_ns:
             self._poked = True
@@ -176,9 +192,11 @@ class AgentHost(Process):
         if self._question is not None and reply.nonce == self._question[0]:
             self._question = None
         before = self.core.epoch
+        self._judge_age()
         self.core.on_reply(reply, t0_ns, self.machine.clock.now())
         if self.core.epoch < before:
             self.world.watch.fail(5, f"{self.node.name}: epoch fell from {before} to {self.core.epoch}")
+        self._judge_age()
         self._perform()
         if self._poked:
             self.ask()
@@ -225,6 +243,9 @@ class AgentHost(Process):
         return {"cluster": "c", "node": self.node.name, "epoch": self.core.epoch, "incarnation": self.incarnation}
 
     def _grant(self, effect: Do) -> None:
+        slots = {lease[0] for lease in effect.data["leases"]}
+        if self._age_ns > STALE_NS and any(load.slot in slots and load.phase == RUNNING for load in self.loads.values()):
+            self.world.watch.blind_grant(self, self._age_ns)
         self.link.call("grant", self._granted, leases=effect.data["leases"], **self._fence())
 
     def _granted(self, answer: dict[str, Any]) -> None:
