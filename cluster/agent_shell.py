@@ -2,7 +2,8 @@
 
     exchange   asks the orchestrator, hands the answer's leases to the guardian; does nothing else
     control    at `sample_hz`: host snapshot, safety verdict, what the loads' stats say
-    freshness  looks at the age of the last good snapshot, so that a sampler that hangs or fails ends the load; so does exchange
+    freshness  looks at the age of the last good snapshot, so that a sampler that hangs or fails ends the load; so does
+               exchange. Asks again for what was stuck
     metrics    once a window: doses measured from outside, window closed
     delivery   hands the outbox to the aggregator, however long that takes
     workers    slow effects: opening slots, starting simulators, closing slots
@@ -184,6 +185,7 @@ class AgentShell:
     def _freshness_once(self) -> float:
         with self._lock:
             self._judge_age()
+            self._agent.ask_again(self._clock.boot_ns())
         self._perform()
         return self._config.stale_s / 4
 
@@ -401,12 +403,18 @@ class AgentShell:
     def _close_slot(self, effect: Do) -> None:
         data = effect.data
         answer = self._ask_to_close(data)
+        if not answer["gone"]:
+            with self._lock:
+                self._agent.on_stuck(effect.run, effect.operation, answer["outcomes"], self._clock.boot_ns())
+            return
         self._metrics.unwatch(effect.run, effect.operation)
         simulator = self._simulators.pop((effect.run, effect.operation), None)
         if simulator is not None:
             simulator.kill()
         with self._lock:
-            self._agent.on_closed(effect.run, effect.operation, answer.get("stopped_ns") or answer["released_ns"], answer["outcomes"])
+            self._agent.on_closed(
+                effect.run, effect.operation, answer["stopped_ns"] or answer["released_ns"], answer["outcomes"], answer["released_ns"]
+            )
 
     def _ask_to_close(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Have the guardian close a slot, however often it takes: only its word ends an operation."""
@@ -416,7 +424,7 @@ class AgentShell:
                 return self._guardian.call("close_slot", **ticket, grace_s=data["grace_s"], timeout_s=60.0)
             except StressError as error:
                 if error.code == "stale_slot":  # emptied and given away already
-                    return {"outcomes": [], "released_ns": self._clock.boot_ns()}
+                    return {"gone": True, "outcomes": [], "stopped_ns": 0, "released_ns": self._clock.boot_ns()}
                 if self._ending.wait(0.2):
                     raise
 

@@ -438,7 +438,7 @@ class OrchestratorShell:
         return Ending(
             run=run.admission.run,
             causes=tuple((str(cause), reason) for cause, reason in run.causes),
-            nodes=tuple(self._node_ending(name, state) for name, state in run.nodes.items()),
+            nodes=tuple(self._node_ending(name, state, run.stop_decided_ns) for name, state in run.nodes.items()),
             events=tuple(self._events.get(run.admission.run, [])),
             start_at_wall_ns=self._clock.wall_ns() - (self._clock.boot_ns() - run.start_at_ns) if run.start_at_ns else 0,
             start_skew_ms=run.skew_ms(),
@@ -448,8 +448,12 @@ class OrchestratorShell:
         )
 
     @staticmethod
-    def _node_ending(name: str, state: NodeInRun) -> NodeEnding:
+    def _node_ending(name: str, state: NodeInRun, decided_ns: int = 0) -> NodeEnding:
         report = state.report
+
+        def since_decided_ms(at_ns: int) -> float | None:
+            return max(0, at_ns - decided_ns) / 1e6 if decided_ns and at_ns else None
+
         return NodeEnding(
             name=name,
             stage=str(state.stage) if state.stage else "never_heard",
@@ -459,6 +463,8 @@ class OrchestratorShell:
             delivered=state.stage is Stage.DELIVERED,
             unclean=report.unclean if report else (),
             failure=report.failure if report else "",
+            stopped_ms=since_decided_ms(report.last_gone_ns if report else 0),
+            released_ms=since_decided_ms(report.last_released_ns if report else 0),
         )
 
     # ---- telling

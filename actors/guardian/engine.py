@@ -16,6 +16,7 @@ from ..undo import KINDS, Outcome, Record
 from .fields import boolean, integer
 from .model import (
     FINAL,
+    GONE,
     LOADING,
     NEVER_NS,
     RECORD_TABLE,
@@ -52,7 +53,7 @@ from .model import (
     WriteLeases,
     WriteStop,
 )
-from .reports import close_report, outcome_of, rebuild
+from .reports import close_report, is_gone, outcome_of, rebuild
 
 Then = Callable[[Identified, int], None]
 
@@ -264,15 +265,19 @@ class Engine:
         """Go on with what waited for something else of the slot."""
         if slot.phase in LOADING or slot.phase is SlotPhase.FREE:
             return
-        if all(item.state in SETTLED for item in slot.records if KINDS[item.record.kind].kills):
-            slot.stopped_ns = slot.stopped_ns or now_ns
+        kills = [item.state for item in slot.records if KINDS[item.record.kind].kills]
+        if not slot.stopped_ns and GONE.issuperset(kills):
+            slot.stopped_ns = now_ns
+        if SETTLED.issuperset(kills):
             for item in slot.records:
                 if item.state is RecordState.ARMED:
                     self._step(slot, item, RecordEvent.END, now_ns)
         if slot.phase is SlotPhase.ENDING and all(item.state in SETTLED for item in slot.records):
             slot.phase = SLOT_TABLE[slot.phase, SlotEvent.RELEASED]
-            slot.released_ns = now_ns
+            slot.released_ns = now_ns if is_gone(slot) else 0
             self._report(slot)
+        if slot.phase is SlotPhase.CHECKING and not slot.released_ns and is_gone(slot):
+            slot.released_ns = now_ns
         if slot.phase is SlotPhase.CHECKING and all(item.state in FINAL for item in slot.records):
             self._free_slot(slot, now_ns)
 
@@ -286,6 +291,7 @@ class Engine:
             if slot.key in halting.slots:
                 halting.slots.discard(slot.key)
                 halting.last_gone_ns = max(halting.last_gone_ns, slot.stopped_ns)
+                halting.stuck += [] if is_gone(slot) else [slot.operation]
         self._answer_halts()
 
     def _free_slot(self, slot: Slot, now_ns: int) -> None:
@@ -320,7 +326,7 @@ class Engine:
                 code, message = halting.error
                 self._refuse(halting.waiter, code, f"everything was killed, but the halt is not on disk: {message}")
                 continue
-            body = {"ok": True, "halt": {"generation": halting.generation, "on": True}, "killed": halting.killed}
+            body = {"ok": True, "halt": {"generation": halting.generation, "on": True}, "killed": halting.killed, "stuck": halting.stuck}
             gone_ns = max(halting.last_gone_ns, halting.decided_ns)  # what was gone before the decision took no time
             self._reply(halting.waiter, {**body, "decided_ns": halting.decided_ns, "last_gone_ns": gone_ns})
 

@@ -368,8 +368,10 @@ RECORD_TABLE: Final[dict[tuple[RecordState, RecordEvent], tuple[RecordState, Eff
     (_S.RECHECKING, _R.LATE): (_S.STUCK, _F.RETRY_SLOWLY),
     (_S.RECHECKING, _R.FOREIGN): (_S.FOREIGN, _F.NONE),
 }
-# Nothing of it is left, or nothing more can be done about it now.
-SETTLED: Final = frozenset({_S.CHECKED, _S.RECHECKING, _S.ENDED, _S.FOREIGN, _S.STUCK})
+# Nothing of ours is left of it.
+GONE: Final = frozenset({_S.CHECKED, _S.RECHECKING, _S.ENDED, _S.FOREIGN})
+# Or nothing more can be done about it now: whoever waits is answered, and told that it is not gone.
+SETTLED: Final = GONE | {_S.STUCK}
 FINAL: Final = frozenset({_S.ENDED, _S.FOREIGN})
 
 
@@ -453,5 +455,6 @@ class Halting:
     slots: set[tuple[int, int]]
     killed: list[dict[str, Any]]
     last_gone_ns: int = 0
+    stuck: list[str] = field(default_factory=list)  # what was killed and is not gone
     saved: bool = False
     error: tuple[str, str] | None = None

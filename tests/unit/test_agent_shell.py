@@ -46,7 +46,7 @@ class PretendedGuardian:
 
 
 def closed(**fields):
-    return {"cause": "close", "stopped_ns": 5, "released_ns": 9, "outcomes": [], **fields}
+    return {"gone": True, "cause": "close", "stopped_ns": 5, "released_ns": 9, "outcomes": [], **fields}
 
 
 class PretendedPort:
@@ -150,3 +150,18 @@ def test_what_cannot_be_done_keeps_nothing_else_from_being_done(node, monkeypatc
         shell._agent._do("throttle", data={"ceilings": []})
         shell._agent._fail(shell._agent.runs["r"], "internal", "for this test")
     assert shell._guardian.close_asked.wait(WAIT_S)
+
+
+def test_a_close_that_says_not_gone_is_asked_again_until_it_is(node, monkeypatch):
+    """The simulator and its measurement stay until then, and the run's stage is not clean."""
+    monkeypatch.setattr("cluster.agent.STUCK_ASK_NS", 1)
+    stuck = {"record": "a", "kind": "process", "outcome": "stuck", "detail": "7(D)"}
+    shell = node.start(stale_s=1.0)
+    shell._guardian.close_answers = [closed(gone=False, outcomes=[stuck]), closed()]
+    shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.RUNNING)
+    with shell._lock:
+        shell._agent._fail(shell._agent.runs["r"], "internal", "for this test")
+    report = shell._port.until(lambda one: bool(one.runs) and bool(one.runs[0].unclean))
+    assert (report.runs[0].stage, report.runs[0].unclean) == (Stage.STOPPING, ("process stuck: 7(D)",))
+    report = shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.CLEAN)
+    assert report.runs[0].unclean == ()

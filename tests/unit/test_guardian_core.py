@@ -350,12 +350,18 @@ class TestEnds:
         machine.run_for(4)
         report = machine.replies["p"][-1]
         assert {outcome["kind"]: outcome["outcome"] for outcome in report["outcomes"]}["process"] == "stuck"
+        assert (report["gone"], report["stopped_ns"], report["released_ns"]) == (False, 0, 0)
         assert machine.files == {}
         machine.run_for(20)
         assert [slot.phase for slot in machine.core.slots] == [SlotPhase.CHECKING]
         assert any(record.kind == "process" for record in machine.journal.values())
+        assert not machine.call("close_slot", **ticket, grace_s=0)["gone"]
         machine.unkillable.clear()
+        killed_ns = machine.now_ns
         machine.run_for(5)
+        report = machine.call("close_slot", **ticket, grace_s=0)
+        assert report["gone"]
+        assert killed_ns < report["stopped_ns"] <= report["released_ns"]
         assert machine.core.slots == ()
         assert machine.journal == {}
 
@@ -541,6 +547,17 @@ class TestHalt:
         machine.run_for(1)
         answer = machine.replies["p"][-1]
         assert answer["last_gone_ns"] > answer["decided_ns"]
+        assert answer["stuck"] == []
+
+    def test_halt_names_what_it_could_not_end(self, machine):
+        """It answers after the bound, and does not call gone what is not."""
+        machine.unkillable.add(100)
+        ticket = machine.ticket()
+        machine.load(ticket)
+        machine.grant(ticket, 50)
+        machine.call("halt")
+        machine.run_for(4)
+        assert machine.replies["p"][-1]["stuck"] == ["0.CpuLoad@n"]
 
 
 class TestTakeover:

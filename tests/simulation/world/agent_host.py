@@ -152,6 +152,7 @@ class AgentHost(Process):
         assert core is not None
         if self.machine.guardian is None and self.timeline.now_ns - self.machine.silent_since_ns > SILENT_NS:
             self.say_hello()
+        core.ask_again(self.machine.clock.now())
         if self.loads:
             self._look()
         self._perform()
@@ -337,17 +338,22 @@ class AgentHost(Process):
                 if answer["code"] != "stale_slot":
                     self.after(200 * MS, self._close_slot, effect)
                     return
-                answer = {"outcomes": [], "released_ns": self.machine.clock.now()}
-            self._closed(effect, answer.get("stopped_ns") or answer["released_ns"], answer["outcomes"])
+                answer = {"gone": True, "outcomes": [], "stopped_ns": 0, "released_ns": self.machine.clock.now()}
+            if not answer["gone"]:
+                self.world.fired["stuck"] += 1
+                self.core.on_stuck(effect.run, effect.operation, answer["outcomes"], self.machine.clock.now())
+                return
+            self._closed(effect, answer)
 
         self.link.call("close_slot", closed, slot=data["slot"], generation=data["generation"], grace_s=data["grace_s"])
 
-    def _closed(self, effect: Do, gone_ns: int, outcomes: list[dict[str, Any]]) -> None:
+    def _closed(self, effect: Do, answer: Mapping[str, Any]) -> None:
         assert self.core is not None
         load = self.loads.pop((effect.run, effect.operation), None)
         if load is not None:
             load.kill()
-        self.core.on_closed(effect.run, effect.operation, gone_ns, outcomes)
+        gone_ns, released_ns = answer["stopped_ns"] or answer["released_ns"], answer["released_ns"]
+        self.core.on_closed(effect.run, effect.operation, gone_ns, answer["outcomes"], released_ns)
         self._perform()
 
     # ---- metrics
