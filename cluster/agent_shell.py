@@ -71,6 +71,7 @@ class AgentShell:
             node=config.node,
             epoch=config.epoch,
             incarnation=self._incarnation,
+            pid=os.getpid(),
             watch=[os.getpid(), *config.watch],
         )
         self._capacity = read_capacity(self.state_dir)

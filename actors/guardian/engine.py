@@ -22,6 +22,7 @@ from .model import (
     RECORD_TABLE,
     SETTLED,
     SLOT_TABLE,
+    STANDING,
     Action,
     ContainerMade,
     CoreSettings,
@@ -34,7 +35,10 @@ from .model import (
     JournalFree,
     Journalled,
     Kill,
+    KillOwner,
     MakeContainer,
+    Observe,
+    Observed,
     RecordEvent,
     RecordState,
     Reply,
@@ -95,6 +99,9 @@ class Engine:
         self._fences: dict[tuple[str, str], tuple[int, int]] = {}
         self._watched: dict[Identity, set[tuple[str, str, int]]] = {}
         self._loads: dict[Identity, Slot] = {}
+        self._agents: dict[Identity, tuple[str, str, int]] = {}  # an agent's own process -> cluster, node, incarnation
+        self._simulators: dict[Identity, tuple[int, int]] = {}  # a simulator's own process -> its slot
+        self._looking: dict[int, Identity] = {}
         self._pending: dict[int, Then] = {}
         self._halting: list[Halting] = []
         self._resuming: list[tuple[Waiter, int]] = []
@@ -259,7 +266,27 @@ class Engine:
         for item in sorted(slot.records, key=lambda one: not KINDS[one.record.kind].kills):
             if item.state is RecordState.ARMED and not KINDS[item.record.kind].after_kills:
                 self._step(slot, item, RecordEvent.END, now_ns)
+        self._look_at_owners(slot)
         self._settle(slot, now_ns)
+
+    def _look_at_owners(self, slot: Slot) -> None:
+        """Have the states of those read that should have renewed the lease or ended the load.
+
+        Who stands still would wake up with orders of long ago. Who runs is left alone: a cut-off agent delivers after healing.
+        """
+        owner = (slot.cluster, slot.node, slot.incarnation)
+        found = [identity for identity, key in self._simulators.items() if key == slot.key]
+        if slot.cause == "lease":
+            found += [identity for identity, whose in self._agents.items() if whose == owner]
+        for identity in found:
+            self._serial += 1
+            self._looking[self._serial] = identity
+            self._out.append(Observe(self._serial, identity))
+
+    def _on_observed(self, result: Observed) -> None:
+        identity = self._looking.pop(result.token)
+        if result.state in STANDING:
+            self._out.append(KillOwner(identity))
 
     def _settle(self, slot: Slot, now_ns: int) -> None:
         """Go on with what waited for something else of the slot."""
@@ -301,6 +328,9 @@ class Engine:
             self._tracked.pop(item.record.id, None)
         for identity in [one for one, owner in self._loads.items() if owner is slot]:
             del self._loads[identity]
+            self._let_go(identity)
+        for identity in [one for one, key in self._simulators.items() if key == slot.key]:
+            del self._simulators[identity]
             self._let_go(identity)
         del self._slots[slot.index]
         if slot.index >= 0:
@@ -369,7 +399,7 @@ class Engine:
         self._look_idle(now_ns)
 
     def _let_go(self, identity: Identity) -> None:
-        if identity not in self._watched and identity not in self._loads:
+        if not any(identity in held for held in (self._watched, self._loads, self._agents, self._simulators)):
             self._out.append(Unwatch(identity))
 
     def _tick_slot(self, slot: Slot, now_ns: int) -> None:

@@ -16,6 +16,7 @@ from ..proc import Identity
 from ..undo import Outcome, Record
 
 NEVER_NS: Final = 1 << 62
+STANDING: Final = frozenset("Tt")  # stopped by a signal, or by a tracer: man 5 proc_pid_stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,21 @@ class Unwatch:
 
 
 @dataclass(slots=True)
+class Observe:
+    """Look at the state of a held process; answered by `Observed`."""
+
+    token: int
+    identity: Identity
+
+
+@dataclass(slots=True)
+class KillOwner:
+    """SIGKILL an agent or simulator that stands still: through its pidfd, and only exactly this process."""
+
+    identity: Identity
+
+
+@dataclass(slots=True)
 class MakeContainer:
     """Make the operation's container; answered by `ContainerMade`."""
 
@@ -195,6 +211,8 @@ Action: TypeAlias = (
     | Identify
     | Watch
     | Unwatch
+    | Observe
+    | KillOwner
     | MakeContainer
     | JournalArm
     | JournalFree
@@ -217,6 +235,14 @@ class Identified:
     token: int
     identity: Identity | None
     container: str = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The state letter of /proc/PID/stat, "" when the process is gone."""
+
+    token: int
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +279,7 @@ class HaltSaved:
     error: tuple[str, str] | None = None
 
 
-Result: TypeAlias = Identified | Journalled | ContainerMade | Applied | HaltSaved | Outcome
+Result: TypeAlias = Identified | Observed | Journalled | ContainerMade | Applied | HaltSaved | Outcome
 
 
 # --- the life of a slot -------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ HAPPENED = {
     *("takeover", "adopted", "retired", "node_gone", "run_admitted", "run_recovered", "question_lost", "message_lost", "message_late"),
     *("cut_up", "cut_down", "deposed_agent_left", "deposed_orchestrator_wrote", "stale_snapshot", "throttled", "outbox_torn"),
     *("verdict_SHED", "verdict_ABORT", "slot_refused_budget", "slot_refused_halted", "refused_budget", "refused_busy", "refused_halted"),
-    *("journal_refuses", "stream_whole", "charges_inherited"),
+    *("stopped_agent_killed", "journal_refuses", "stream_whole", "charges_inherited"),
     *("begins_CpuLoad", "begins_MemoryPressure", "begins_DiskFill", "load_done", "load_expired", "applied", "undone", "clean"),
     *("status_passed", "status_error", "status_safety", "status_cancelled", "status_timeout", "status_inconclusive", "halt_on_machine"),
 }

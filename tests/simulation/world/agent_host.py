@@ -40,7 +40,9 @@ class AgentHost(Process):
         self.pid, self.started_ns = 0, 0
         self.machine.begin(self)
         fence = {"cluster": "c", "node": node.name, "epoch": epoch, "incarnation": self.incarnation}
-        self.link = Link(self.machine, self, {"op": "hello", "role": "agent", "protocol": PROTOCOL, "watch": [self.pid], **fence})
+        self.link = Link(
+            self.machine, self, {"op": "hello", "role": "agent", "protocol": PROTOCOL, "pid": self.pid, "watch": [self.pid], **fence}
+        )
         self.link.greeted = self._greeted_again
         self.core: Agent | None = None
         self._epoch = epoch

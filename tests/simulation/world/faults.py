@@ -80,11 +80,13 @@ def _stop(world: World, process: Process, span_ns: int) -> bool:
     if isinstance(process, AgentHost) and process.core is not None:
         process.ask()  # its answer waits until it goes on
     process.hold()
+    process.stopped = True
     world.timeline.after(span_ns, _go_on, world, process)
     return True
 
 
 def _go_on(world: World, process: Process) -> None:
+    process.stopped = False
     if process.holds:
         process.release()
 
