@@ -125,6 +125,12 @@ def identify(pid: int) -> Identity | None:
     return Identity(boot_id(), pid_namespace(), pid, stat.starttime)
 
 
+def state_of(identity: Identity) -> str:
+    """Return the state letter of exactly this process, "" when it is gone or the pid means another one."""
+    stat = read_stat(identity.pid) if is_here(identity) else None
+    return stat.state if stat is not None and stat.starttime == identity.starttime else ""
+
+
 def is_here(identity: Identity) -> bool:
     """Tell whether an identity belongs to this boot and pid namespace, so that it may be looked up at all."""
     return identity.boot_id == boot_id() and identity.pid_ns == pid_namespace()

@@ -229,7 +229,14 @@ class SimulatorShell:
         """Start the carrier; a failure is both the end of this life and the caller's error."""
         try:
             self._guardian = GuardianClient.connect(
-                self._state_dir, role="simulator", spawn=False, code_id=code_id(), node=self._operation.node
+                self._state_dir,
+                role="simulator",
+                spawn=False,
+                code_id=code_id(),
+                node=self._operation.node,
+                pid=os.getpid(),
+                slot=self._ticket.slot,
+                generation=self._ticket.generation,
             )
             carrier = self._make_carrier(self._guardian)
             carrier.start()

@@ -20,6 +20,8 @@ from .exchange import Goal, OperationReport, Order, Reply, Report, RunReport
 from .exchange import Stage as RunStage
 from .safety.policies import THROTTLES, Level, Verdict, next_ceiling
 
+STUCK_ASK_NS = 2 * SECOND_NS
+
 
 @dataclass(frozen=True, slots=True)
 class Do:
@@ -43,7 +45,9 @@ class OperationHere:
     finished: bool = False  # its load ended as planned
     close_early: bool = False  # asked to close while the slot was still being opened
     first_slice_ns: int = 0  # this node's clock
-    gone_ns: int = 0
+    gone_ns: int = 0  # when its load had ended
+    released_ns: int = 0  # when all of it had been given back
+    ask_again_ns: int = 0  # it is stuck: when to ask the guardian for it again
     outcomes: tuple[dict[str, Any], ...] = ()
     requested: float | None = None
     achieved: float | None = None
@@ -129,12 +133,8 @@ class Agent:
 
     def _run_report(self, run: RunHere) -> RunReport:
         gone = [op.gone_ns for op in run.operations.values() if op.gone_ns]
-        unclean = [
-            f"{outcome['kind']} {outcome['outcome']}: {outcome.get('detail', '')}"
-            for op in run.operations.values()
-            for outcome in op.outcomes
-            if outcome["outcome"] not in {"undone", "expired"}
-        ]
+        released = [op.released_ns for op in run.operations.values() if op.released_ns]
+        unclean = [words for op in run.operations.values() for words in _unclean(op)]
         return RunReport(
             run=run.run,
             stage=run.stage(),
@@ -154,6 +154,7 @@ class Agent:
             failure=run.failure,
             failure_code=run.failure_code,
             last_gone_ns=self._theirs(max(gone)) if gone else 0,
+            last_released_ns=self._theirs(max(released)) if released else 0,
             unclean=tuple(unclean),
         )
 
@@ -288,12 +289,31 @@ class Agent:
         if not planned and run.goal in {Goal.PREPARE, Goal.START}:
             self._fail(run, code, f"{op_id}: {reason}")
 
-    def on_closed(self, run_id: str, op_id: str, gone_ns: int, outcomes: Iterable[Mapping[str, Any]]) -> None:
+    def on_stuck(self, run_id: str, op_id: str, outcomes: Iterable[Mapping[str, Any]], now_ns: int) -> None:
+        """Take the guardian's word that something of a slot is not gone: the operation stays open, unclean, and is asked for again."""
+        run, op = self._find(run_id, op_id)
+        if run is None or op is None or op.stage is not Stage.CLOSING:
+            return
+        first = not any(outcome["outcome"] == "stuck" for outcome in op.outcomes)
+        op.outcomes, op.ask_again_ns = tuple(dict(outcome) for outcome in outcomes), now_ns + STUCK_ASK_NS
+        if first:
+            words = "; ".join(_unclean(op))
+            self._event("stuck", f"{op_id} is killed and not gone: {words}", "error", {"run": run_id})
+            self._do("exchange")
+
+    def ask_again(self, now_ns: int) -> None:
+        """Ask the guardian again for what was stuck, at a slow pace."""
+        for run, op in self.live_slots():
+            if 0 < op.ask_again_ns <= now_ns:
+                op.ask_again_ns = 0
+                self._perform(run, op, Effect.CLOSE_SLOT, 0.0)
+
+    def on_closed(self, run_id: str, op_id: str, gone_ns: int, outcomes: Iterable[Mapping[str, Any]], released_ns: int = 0) -> None:
         """Take the guardian's word that a slot is empty and how each of its records ended."""
         run, op = self._find(run_id, op_id)
         if run is None or op is None:
             return
-        op.gone_ns, op.outcomes = gone_ns, tuple(dict(outcome) for outcome in outcomes)
+        op.gone_ns, op.released_ns, op.outcomes = gone_ns, released_ns, tuple(dict(outcome) for outcome in outcomes)
         self._step(run, op, agent_state.Event.CLOSED)
 
     def on_delivered(self, run_id: str) -> None:
@@ -334,7 +354,15 @@ class Agent:
             "memory_limit_bytes": float(snapshot.memory_limit_bytes),
             "disk_free_bytes": float(snapshot.disk_free_bytes),
         }
-        before, self.verdict = self.verdict, verdict
+        self._throttle(verdict, by_resource)
+        self._take_verdict(verdict)
+
+    def on_stale(self, reason: str) -> None:
+        """End what loads here: nothing is known of the host any more. The next good snapshot takes the verdict back."""
+        if self.loading():
+            self._take_verdict(Verdict(Level.ABORT, reason))
+
+    def _throttle(self, verdict: Verdict, by_resource: Mapping[str, Verdict]) -> None:
         ceilings = dict.fromkeys(self.ceilings, 1.0)
         if self.loading():  # before that there is no load to lower: what compiles or starts is not what the ceiling is for
             ceilings = {resource: next_ceiling(ceiling, by_resource.get(resource, verdict)) for resource, ceiling in self.ceilings.items()}
@@ -343,9 +371,12 @@ class Agent:
         slots = [[op.slot, op.generation, self._ceiling(op)] for op in self._all_leased() if resource_of(op) in changed]
         if slots:
             self._do("throttle", data={"ceilings": slots})
+
+    def _take_verdict(self, verdict: Verdict) -> None:
+        before, self.verdict = self.verdict, verdict
         if verdict.level != before.level and self.runs:
             severity = {Level.OK: "info", Level.HOLD: "info", Level.SHED: "warning", Level.ABORT: "error"}[verdict.level]
-            data = {"level": verdict.level.name, "ceilings": dict(ceilings)}
+            data = {"level": verdict.level.name, "ceilings": dict(self.ceilings)}
             self._event("safety", verdict.reason or "back within limits", severity, data)
         if verdict.level is Level.ABORT:
             for run in self.runs.values():
@@ -437,6 +468,14 @@ class Agent:
 
     def _event(self, kind: str, message: str, severity: str, data: Mapping[str, Any]) -> None:
         self.events.append(replace(Event(kind, message, severity), node=self.node, data=data))
+
+
+def _unclean(op: OperationHere) -> list[str]:
+    return [
+        f"{outcome['kind']} {outcome['outcome']}: {outcome.get('detail', '')}"
+        for outcome in op.outcomes
+        if outcome["outcome"] not in {"undone", "expired"}
+    ]
 
 
 def resource_of(op: OperationHere) -> str:

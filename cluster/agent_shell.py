@@ -2,6 +2,8 @@
 
     exchange   asks the orchestrator, hands the answer's leases to the guardian; does nothing else
     control    at `sample_hz`: host snapshot, safety verdict, what the loads' stats say
+    freshness  looks at the age of the last good snapshot, so that a sampler that hangs or fails ends the load; so does
+               exchange. Asks again for what was stuck
     metrics    once a window: doses measured from outside, window closed
     delivery   hands the outbox to the aggregator, however long that takes
     workers    slow effects: opening slots, starting simulators, closing slots
@@ -38,7 +40,7 @@ from .agent import Agent, Do, OperationHere
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
 from .node_metrics import NodeMetrics
 from .ray_facts import ray_facts
-from .safety.policies import Level, Verdict, busy_since, judge, judge_resources
+from .safety.policies import busy_since, judge, judge_resources
 from .safety.profiles import Limits, limits_for, strictest
 
 GUARDIAN_SILENT_NS = 2 * SECOND_NS
@@ -70,6 +72,7 @@ class AgentShell:
             node=config.node,
             epoch=config.epoch,
             incarnation=self._incarnation,
+            pid=os.getpid(),
             watch=[os.getpid(), *config.watch],
         )
         self._capacity = read_capacity(self.state_dir)
@@ -94,6 +97,7 @@ class AgentShell:
             for name, body in (
                 ("exchange", self._exchange_once),
                 ("control", self._control_once),
+                ("freshness", self._freshness_once),
                 ("metrics", self._metrics_once),
                 ("delivery", self._delivery_once),
             )
@@ -170,27 +174,40 @@ class AgentShell:
     def _exchange_once(self) -> float:
         with self._lock:
             self._look_at_halt()
+            self._judge_age()
             report = self._agent.report(self._clock.boot_ns())
         reply = self._port.exchange(report, timeout_s=max(0.5, self._config.lease_s / 2))
         self._idle_since_ns = self._clock.boot_ns()  # while there is an orchestrator, it says when to leave
         with self._lock:
+            self._judge_age()  # so that nothing is renewed, and once more: this answer may have started load
             self._agent.on_reply(reply, report.t0_ns, self._clock.boot_ns())
+            self._judge_age()
         self._perform()
         return self._config.renew_s
+
+    def _freshness_once(self) -> float:
+        with self._lock:
+            self._judge_age()
+            self._agent.ask_again(self._clock.boot_ns())
+        self._perform()
+        return self._config.stale_s / 4
+
+    def _judge_age(self) -> None:
+        """End the load when the last good snapshot is too old, whatever became of the sampler."""
+        age_s = (self._clock.boot_ns() - self._snapshot_ns) / SECOND_NS
+        if age_s > self._config.stale_s:
+            self._agent.on_stale(f"{self._config.node}: no host snapshot for {age_s:.1f} s, at most {self._config.stale_s:.1f} s allowed")
 
     def _control_once(self) -> float:
         begun_ns = self._clock.boot_ns()
         snapshot = self._sampler.snapshot()
         with self._lock:
+            self._judge_age()  # before this snapshot counts: the time without one is over, not undone
             loading = self._agent.loading()
-        self._busy_since_ns = busy_since(self._busy_since_ns, snapshot, self._limits) if loading else 0
-        verdict = judge(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
         lag_s = (begun_ns - self._snapshot_ns) / SECOND_NS
         self._snapshot_ns = begun_ns
-        if lag_s > self._config.stale_s and loading:
-            verdict = Verdict(
-                Level.ABORT, f"{self._config.node}: no host snapshot for {lag_s:.1f} s, at most {self._config.stale_s:.1f} s allowed"
-            )
+        self._busy_since_ns = busy_since(self._busy_since_ns, snapshot, self._limits) if loading else 0
+        verdict = judge(snapshot, self._limits, self._clock.boot_ns(), self._busy_since_ns)
         by_resource = judge_resources(snapshot, self._limits, snapshot.boot_ns, self._busy_since_ns)
         with self._lock:
             self._agent.on_snapshot(snapshot, verdict, by_resource)
@@ -296,10 +313,16 @@ class AgentShell:
     def _perform(self) -> None:
         with self._lock:
             effects, events = self._agent.drain()
-        for event in events:
-            self._metrics.add_event(event)
+        failed: list[StressError] = []
         for effect in effects:
-            self._one(effect)
+            try:
+                self._one(effect)
+            except StressError as error:  # the others are done all the same: a failed throttle must not keep a slot open
+                failed.append(error)
+        for event in events:  # after the effects: they may wait for a disk, ending load may not
+            self._metrics.add_event(event)
+        if failed:
+            raise failed[0]
 
     def _one(self, effect: Do) -> None:
         data = effect.data
@@ -391,12 +414,18 @@ class AgentShell:
     def _close_slot(self, effect: Do) -> None:
         data = effect.data
         answer = self._ask_to_close(data)
+        if not answer["gone"]:
+            with self._lock:
+                self._agent.on_stuck(effect.run, effect.operation, answer["outcomes"], self._clock.boot_ns())
+            return
         self._metrics.unwatch(effect.run, effect.operation)
         simulator = self._simulators.pop((effect.run, effect.operation), None)
         if simulator is not None:
             simulator.kill()
         with self._lock:
-            self._agent.on_closed(effect.run, effect.operation, answer.get("stopped_ns") or answer["released_ns"], answer["outcomes"])
+            self._agent.on_closed(
+                effect.run, effect.operation, answer["stopped_ns"] or answer["released_ns"], answer["outcomes"], answer["released_ns"]
+            )
 
     def _ask_to_close(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Have the guardian close a slot, however often it takes: only its word ends an operation."""
@@ -406,7 +435,7 @@ class AgentShell:
                 return self._guardian.call("close_slot", **ticket, grace_s=data["grace_s"], timeout_s=60.0)
             except StressError as error:
                 if error.code == "stale_slot":  # emptied and given away already
-                    return {"outcomes": [], "released_ns": self._clock.boot_ns()}
+                    return {"gone": True, "outcomes": [], "stopped_ns": 0, "released_ns": self._clock.boot_ns()}
                 if self._ending.wait(0.2):
                     raise
 

@@ -35,6 +35,8 @@ class NodeEnding:
     delivered: bool = False
     unclean: tuple[str, ...] = ()
     failure: str = ""
+    stopped_ms: float | None = None  # from the decision to stop until its last load had ended
+    released_ms: float | None = None  # and until the last of it was given back
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +169,16 @@ def _probed(probe: ActorProbe, figures: Figures) -> Observed:
 
 def _unknown(ending: Ending) -> tuple[str, ...]:
     return tuple(
-        f"{node.name}: {node.lost_reason or node.failure or 'its end was not confirmed'} ({node.stage}); its load has ended by its lease, "
-        "its undo is not confirmed"
+        f"{node.name}: {node.lost_reason or node.failure or 'its end was not confirmed'} ({node.stage}); {_state_of_load(node)}"
         for node in ending.nodes
         if not node.clean and node.stage != "never_heard"
     )
+
+
+def _state_of_load(node: NodeEnding) -> str:
+    if node.unclean and not node.lost:
+        return "its guardian says that it is not gone, and goes on trying; the node stays charged"
+    return "its load has ended by its lease, its undo is not confirmed"
 
 
 def _outstanding(ending: Ending, figures: Figures) -> tuple[str, ...]:

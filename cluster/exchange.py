@@ -59,6 +59,7 @@ class RunReport:
     failure: str = ""  # why this node cannot go on, empty while it can
     failure_code: str = ""
     last_gone_ns: int = 0  # when the last load of the run was confirmed gone, the orchestrator's clock
+    last_released_ns: int = 0  # when the last of it was given back: memory freed, files removed
     unclean: tuple[str, ...] = ()  # what could not be undone, in words
 
 

@@ -281,7 +281,8 @@ class Orchestrator:
             state.returned = True  # it was never silent
             self._lose(run, node, f"{node}: {theirs.failure}")
         elif theirs.failure and not state.lost and run.phase not in {Phase.STOPPING, Phase.COLLECTING, Phase.DONE}:
-            self._stop(run, _cause_of(theirs.failure_code, run.phase), f"{node}: {theirs.failure}")
+            cause = _cause_of(theirs.failure_code, run.phase)
+            self._stop(run, cause, f"{node}: {theirs.failure}", kill=cause is Cause.SAFETY)
         if state.clean:
             self._release(run.admission.run, node)
 
@@ -301,13 +302,20 @@ class Orchestrator:
         self._lose(run, report.node, f"the agent of {report.node} was replaced and has lost the run")
 
     def _confirm_absent(self, report: Report) -> None:
-        """Free what a lost node was charged with: an agent reports every run that its guardian still holds something of."""
-        theirs = {run.run for run in report.runs}
+        """Free what a lost node was charged with: an agent reports every run that its guardian still holds something of.
+
+        What it reports as stuck stays charged.
+        """
+        theirs = {run.run: run for run in report.runs}
         for run_id, held in list(self.ledger.reservations.items()):
             charge = held.charges.get(report.node)
-            if charge is None or run_id in theirs or charge.expires_ns is None:
+            if charge is None or charge.expires_ns is None:
                 continue
-            if self.now_ns >= charge.expires_ns:
+            if run_id in theirs:
+                if theirs[run_id].unclean and theirs[run_id].stage is Stage.STOPPING:  # it is known not to be gone, lease or not
+                    until_ns = max(charge.expires_ns, self.now_ns + self.times.charge_ns)
+                    self.ledger = ledgers.lose_node(self.ledger, run_id, report.node, until_ns)
+            elif self.now_ns >= charge.expires_ns:
                 self._release(run_id, report.node)
 
     def _abort_for(self, report: Report) -> None:
@@ -380,11 +388,12 @@ class Orchestrator:
             if state.clean:
                 self._release(run.admission.run, node)
             elif not state.lost:
-                self._presume_ended(run, node)
+                stuck = state.report is not None and state.report.unclean
+                self._presume_ended(run, node, self.now_ns + self.times.charge_ns if stuck else 0)
 
-    def _presume_ended(self, run: Run, node: str) -> None:
+    def _presume_ended(self, run: Run, node: str, not_before_ns: int = 0) -> None:
         heard = self.nodes.get(node)
-        expires_ns = max(heard.expiry_ns if heard else 0, self.now_ns)
+        expires_ns = max(heard.expiry_ns if heard else 0, self.now_ns, not_before_ns)
         self.ledger = ledgers.lose_node(self.ledger, run.admission.run, node, expires_ns)
 
     def _check_deadlines(self, run: Run) -> None:

@@ -66,7 +66,7 @@ def ending_of(run: Run, events: Sequence[Event], wall_ns: int, drift: Sequence[s
     return Ending(
         run=run.admission.run,
         causes=tuple((str(cause), reason) for cause, reason in run.causes),
-        nodes=tuple(node_ending(name, state) for name, state in run.nodes.items()),
+        nodes=tuple(node_ending(name, state, run.stop_decided_ns) for name, state in run.nodes.items()),
         events=tuple(events),
         start_at_wall_ns=wall_ns + run.start_at_ns if run.start_at_ns else 0,
         start_skew_ms=run.skew_ms(),
@@ -76,9 +76,13 @@ def ending_of(run: Run, events: Sequence[Event], wall_ns: int, drift: Sequence[s
     )
 
 
-def node_ending(name: str, state: NodeInRun) -> NodeEnding:
-    """Return how a run ended on one node."""
+def node_ending(name: str, state: NodeInRun, decided_ns: int = 0) -> NodeEnding:
+    """Return how a run ended on one node; `decided_ns`: when its stop was decided, 0 when it was not."""
     report = state.report
+
+    def since_decided_ms(at_ns: int) -> float | None:
+        return max(0, at_ns - decided_ns) / 1e6 if decided_ns and at_ns else None
+
     return NodeEnding(
         name=name,
         stage=str(state.stage) if state.stage else "never_heard",
@@ -88,6 +92,8 @@ def node_ending(name: str, state: NodeInRun) -> NodeEnding:
         delivered=state.stage is Stage.DELIVERED,
         unclean=report.unclean if report else (),
         failure=report.failure if report else "",
+        stopped_ms=since_decided_ms(report.last_gone_ns if report else 0),
+        released_ms=since_decided_ms(report.last_released_ns if report else 0),
     )
 
 

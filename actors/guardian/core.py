@@ -31,6 +31,7 @@ from .model import (
     Identified,
     JournalFree,
     Journalled,
+    Observed,
     RecordEvent,
     RecordState,
     ResetSlot,
@@ -94,6 +95,8 @@ class GuardianCore(Owners):
         """Take the end of a held process: a watched owner's ends its slots, a load's is looked into at once."""
         for cluster, node, incarnation in self._watched.pop(identity, set()):
             self._end_owner((cluster, node), now_ns, "owner died", incarnation)
+        self._agents.pop(identity, None)
+        self._simulators.pop(identity, None)
         slot = self._loads.pop(identity, None)
         if slot is not None:
             self._load_died(slot, now_ns)
@@ -115,6 +118,8 @@ class GuardianCore(Owners):
             self._on_applied(result)
         elif isinstance(result, Identified):
             self._pending.pop(result.token)(result, now_ns)
+        elif isinstance(result, Observed):
+            self._on_observed(result)
         elif isinstance(result, ContainerMade):
             self._on_container(result)
         else:

@@ -16,11 +16,13 @@ from ..undo import KINDS, Outcome, Record
 from .fields import boolean, integer
 from .model import (
     FINAL,
+    GONE,
     LOADING,
     NEVER_NS,
     RECORD_TABLE,
     SETTLED,
     SLOT_TABLE,
+    STANDING,
     Action,
     ContainerMade,
     CoreSettings,
@@ -33,7 +35,10 @@ from .model import (
     JournalFree,
     Journalled,
     Kill,
+    KillOwner,
     MakeContainer,
+    Observe,
+    Observed,
     PublishHalt,
     RecordEvent,
     RecordState,
@@ -53,7 +58,7 @@ from .model import (
     WriteLeases,
     WriteStop,
 )
-from .reports import close_report, outcome_of, rebuild
+from .reports import close_report, is_gone, outcome_of, rebuild
 
 Then = Callable[[Identified, int], None]
 
@@ -95,6 +100,9 @@ class Engine:
         self._fences: dict[tuple[str, str], tuple[int, int]] = {}
         self._watched: dict[Identity, set[tuple[str, str, int]]] = {}
         self._loads: dict[Identity, Slot] = {}
+        self._agents: dict[Identity, tuple[str, str, int]] = {}  # an agent's own process -> cluster, node, incarnation
+        self._simulators: dict[Identity, tuple[int, int]] = {}  # a simulator's own process -> its slot
+        self._looking: dict[int, Identity] = {}
         self._pending: dict[int, Then] = {}
         self._halting: list[Halting] = []
         self._resuming: list[tuple[Waiter, int]] = []
@@ -259,21 +267,45 @@ class Engine:
         for item in sorted(slot.records, key=lambda one: not KINDS[one.record.kind].kills):
             if item.state is RecordState.ARMED and not KINDS[item.record.kind].after_kills:
                 self._step(slot, item, RecordEvent.END, now_ns)
+        self._look_at_owners(slot)
         self._settle(slot, now_ns)
+
+    def _look_at_owners(self, slot: Slot) -> None:
+        """Have the states of those read that should have renewed the lease or ended the load.
+
+        Who stands still would wake up with orders of long ago. Who runs is left alone: a cut-off agent delivers after healing.
+        """
+        owner = (slot.cluster, slot.node, slot.incarnation)
+        found = [identity for identity, key in self._simulators.items() if key == slot.key]
+        if slot.cause == "lease":
+            found += [identity for identity, whose in self._agents.items() if whose == owner]
+        for identity in found:
+            self._serial += 1
+            self._looking[self._serial] = identity
+            self._out.append(Observe(self._serial, identity))
+
+    def _on_observed(self, result: Observed) -> None:
+        identity = self._looking.pop(result.token)
+        if result.state in STANDING:
+            self._out.append(KillOwner(identity))
 
     def _settle(self, slot: Slot, now_ns: int) -> None:
         """Go on with what waited for something else of the slot."""
         if slot.phase in LOADING or slot.phase is SlotPhase.FREE:
             return
-        if all(item.state in SETTLED for item in slot.records if KINDS[item.record.kind].kills):
-            slot.stopped_ns = slot.stopped_ns or now_ns
+        kills = [item.state for item in slot.records if KINDS[item.record.kind].kills]
+        if not slot.stopped_ns and GONE.issuperset(kills):
+            slot.stopped_ns = now_ns
+        if SETTLED.issuperset(kills):
             for item in slot.records:
                 if item.state is RecordState.ARMED:
                     self._step(slot, item, RecordEvent.END, now_ns)
         if slot.phase is SlotPhase.ENDING and all(item.state in SETTLED for item in slot.records):
             slot.phase = SLOT_TABLE[slot.phase, SlotEvent.RELEASED]
-            slot.released_ns = now_ns
+            slot.released_ns = now_ns if is_gone(slot) else 0
             self._report(slot)
+        if slot.phase is SlotPhase.CHECKING and not slot.released_ns and is_gone(slot):
+            slot.released_ns = now_ns
         if slot.phase is SlotPhase.CHECKING and all(item.state in FINAL for item in slot.records):
             self._free_slot(slot, now_ns)
 
@@ -287,6 +319,7 @@ class Engine:
             if slot.key in halting.slots:
                 halting.slots.discard(slot.key)
                 halting.last_gone_ns = max(halting.last_gone_ns, slot.stopped_ns)
+                halting.stuck += [] if is_gone(slot) else [slot.operation]
         self._answer_halts()
 
     def _free_slot(self, slot: Slot, now_ns: int) -> None:
@@ -296,6 +329,9 @@ class Engine:
             self._tracked.pop(item.record.id, None)
         for identity in [one for one, owner in self._loads.items() if owner is slot]:
             del self._loads[identity]
+            self._let_go(identity)
+        for identity in [one for one, key in self._simulators.items() if key == slot.key]:
+            del self._simulators[identity]
             self._let_go(identity)
         del self._slots[slot.index]
         if slot.index >= 0:
@@ -321,7 +357,7 @@ class Engine:
                 code, message = halting.error
                 self._refuse(halting.waiter, code, f"everything was killed, but the halt is not on disk: {message}")
                 continue
-            body = {"ok": True, "halt": {"generation": halting.generation, "on": True}, "killed": halting.killed}
+            body = {"ok": True, "halt": {"generation": halting.generation, "on": True}, "killed": halting.killed, "stuck": halting.stuck}
             gone_ns = max(halting.last_gone_ns, halting.decided_ns)  # what was gone before the decision took no time
             self._reply(halting.waiter, {**body, "decided_ns": halting.decided_ns, "last_gone_ns": gone_ns})
 
@@ -371,7 +407,7 @@ class Engine:
         self._look_idle(now_ns)
 
     def _let_go(self, identity: Identity) -> None:
-        if identity not in self._watched and identity not in self._loads:
+        if not any(identity in held for held in (self._watched, self._loads, self._agents, self._simulators)):
             self._out.append(Unwatch(identity))
 
     def _tick_slot(self, slot: Slot, now_ns: int) -> None:

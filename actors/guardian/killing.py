@@ -100,7 +100,7 @@ class Killer:
         left = self._leader_left(leader) + self._members_left(leader, sid)
         if kill:
             for identity in left:
-                self._end(identity)
+                self.end(identity)
         return f"processes {_brief([identity.pid for identity in left])} are left" if left else None
 
     def _leader_left(self, leader: Identity) -> list[Identity]:
@@ -129,7 +129,7 @@ class Killer:
             if member.session == sid and member.pid not in self.spared and member.pid != leader.pid and member.state not in "ZX"
         ]
 
-    def _end(self, identity: Identity) -> None:
+    def end(self, identity: Identity) -> None:
         """Signal, then let it die fast: SIGKILL through the pidfd, nice up, memory freed from here."""
         if identity.pid in self.spared:
             return

@@ -16,6 +16,7 @@ from ..proc import Identity
 from ..undo import Outcome, Record
 
 NEVER_NS: Final = 1 << 62
+STANDING: Final = frozenset("Tt")  # stopped by a signal, or by a tracer: man 5 proc_pid_stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,21 @@ class Unwatch:
 
 
 @dataclass(slots=True)
+class Observe:
+    """Look at the state of a held process; answered by `Observed`."""
+
+    token: int
+    identity: Identity
+
+
+@dataclass(slots=True)
+class KillOwner:
+    """SIGKILL an agent or simulator that stands still: through its pidfd, and only exactly this process."""
+
+    identity: Identity
+
+
+@dataclass(slots=True)
 class MakeContainer:
     """Make the operation's container; answered by `ContainerMade`."""
 
@@ -203,6 +219,8 @@ Action: TypeAlias = (
     | Identify
     | Watch
     | Unwatch
+    | Observe
+    | KillOwner
     | MakeContainer
     | JournalArm
     | JournalFree
@@ -226,6 +244,14 @@ class Identified:
     token: int
     identity: Identity | None
     container: str = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The state letter of /proc/PID/stat, "" when the process is gone."""
+
+    token: int
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +288,7 @@ class HaltSaved:
     error: tuple[str, str] | None = None
 
 
-Result: TypeAlias = Identified | Journalled | ContainerMade | Applied | HaltSaved | Outcome
+Result: TypeAlias = Identified | Observed | Journalled | ContainerMade | Applied | HaltSaved | Outcome
 
 
 # --- the life of a slot -------------------------------------------------------------------------------------------------
@@ -377,8 +403,10 @@ RECORD_TABLE: Final[dict[tuple[RecordState, RecordEvent], tuple[RecordState, Eff
     (_S.RECHECKING, _R.LATE): (_S.STUCK, _F.RETRY_SLOWLY),
     (_S.RECHECKING, _R.FOREIGN): (_S.FOREIGN, _F.NONE),
 }
-# Nothing of it is left, or nothing more can be done about it now.
-SETTLED: Final = frozenset({_S.CHECKED, _S.RECHECKING, _S.ENDED, _S.FOREIGN, _S.STUCK})
+# Nothing of ours is left of it.
+GONE: Final = frozenset({_S.CHECKED, _S.RECHECKING, _S.ENDED, _S.FOREIGN})
+# Or nothing more can be done about it now: whoever waits is answered, and told that it is not gone.
+SETTLED: Final = GONE | {_S.STUCK}
 FINAL: Final = frozenset({_S.ENDED, _S.FOREIGN})
 
 
@@ -462,5 +490,6 @@ class Halting:
     slots: set[tuple[int, int]]
     killed: list[dict[str, Any]]
     last_gone_ns: int = 0
+    stuck: list[str] = field(default_factory=list)  # what was killed and is not gone
     saved: bool = False
     error: tuple[str, str] | None = None

@@ -8,7 +8,7 @@ from typing import Any, Final
 from ..errors import InputError, RefusedError
 from .engine import Engine
 from .fields import integer, text
-from .model import Identified, Retire, Waiter
+from .model import LOADING, Identified, Retire, Waiter
 
 PROTOCOL: Final = 1
 ROLES: Final = ("agent", "simulator", "driver", "cli")
@@ -69,7 +69,7 @@ class Owners(Engine):
 
     def _watch_next(self, waiter: Waiter, request: Mapping[str, Any], pids: list[int], now_ns: int) -> None:
         if not pids:
-            self._welcome(waiter, now_ns)
+            self._hold_caller(waiter, request, now_ns)
             return
 
         def found(result: Identified, then_ns: int) -> None:
@@ -81,6 +81,29 @@ class Owners(Engine):
             self._watch_next(waiter, request, pids[1:], then_ns)
 
         self._identify(pids[0], "", found)
+
+    def _hold_caller(self, waiter: Waiter, request: Mapping[str, Any], now_ns: int) -> None:
+        """Keep the caller's own process, `pid`: an agent's, or the simulator's of a slot. See `_look_at_owners`."""
+        pid, role = integer(request, "pid", 0), request["role"]
+        if not pid or role not in {"agent", "simulator"}:
+            self._welcome(waiter, now_ns)
+            return
+
+        def found(result: Identified, then_ns: int) -> None:
+            identity = result.identity
+            if identity is None:
+                self._refuse(waiter, "lost", f"process {pid} says hello but has ended")
+                return
+            if role == "agent":
+                self._agents[identity] = (text(request, "cluster"), text(request, "node"), integer(request, "incarnation"))
+            elif any(slot.key == key and slot.phase in LOADING for slot in self._slots.values()):
+                self._simulators[identity] = key
+            else:
+                self._let_go(identity)
+            self._welcome(waiter, then_ns)
+
+        key = (0, 0) if role == "agent" else (integer(request, "slot"), integer(request, "generation"))
+        self._identify(pid, "", found)
 
     def _welcome(self, waiter: Waiter, now_ns: int) -> None:
         self._serial += 1
@@ -122,6 +145,7 @@ class Owners(Engine):
         self._fences = {owner: token for owner, token in self._fences.items() if owner in owners}
 
     def _forget_watches(self, owner: tuple[str, str], keep: int) -> None:
+        self._agents = {identity: whose for identity, whose in self._agents.items() if whose[:2] != owner or whose[2] == keep}
         for identity, owners in list(self._watched.items()):
             owners -= {one for one in owners if one[:2] == owner and one[2] != keep}
             if not owners:

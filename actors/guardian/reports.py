@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import StressError
 from ..messages import Amounts
 from ..undo import KINDS, RECORD_VERSION, Record
-from .model import RecordState, Slot, SlotPhase, Tracked
+from .model import GONE, RecordState, Slot, SlotPhase, Tracked
 
 
 def is_readable(record: Record) -> bool:
@@ -52,10 +52,16 @@ def outcome_of(slot: Slot, item: Tracked) -> dict[str, Any]:
     return {"record": item.record.id, "kind": item.record.kind, "outcome": outcome, "detail": item.detail}
 
 
+def is_gone(slot: Slot) -> bool:
+    """Tell whether nothing of a slot is left: what is stuck is killed, not gone."""
+    return all(item.state in GONE for item in slot.records)
+
+
 def close_report(slot: Slot) -> dict[str, Any]:
-    """Return the answer to a close."""
+    """Return the answer to a close. `gone` false: something could not be ended, and the slot is kept; ask again later."""
     return {
         "ok": True,
+        "gone": is_gone(slot),
         "cause": slot.cause,
         "stopped_ns": slot.stopped_ns,
         "released_ns": slot.released_ns,

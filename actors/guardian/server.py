@@ -37,7 +37,10 @@ from .model import (
     Identified,
     Identify,
     Kill,
+    KillOwner,
     MakeContainer,
+    Observe,
+    Observed,
     PublishHalt,
     Reply,
     ResetSlot,
@@ -212,6 +215,11 @@ class Guardian:
                 self._watch(action.identity)
             case Unwatch():
                 self._killer.drop(action.identity)
+            case Observe():
+                return Observed(action.token, proc.state_of(action.identity))
+            case KillOwner():
+                log(f"process {action.identity.pid} stands still behind the end of its lease: killed")
+                self._killer.end(action.identity)
             case MakeContainer():
                 return self._make_container(action.record)
             case Kill():

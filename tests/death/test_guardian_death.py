@@ -344,6 +344,20 @@ class TestLeaseEnd:
         agent.wait(5)
         assert gone_within(site, load, 3) < 2.5
 
+    @pytest.mark.parametrize("victim", ["agent", "simulator"])
+    def test_an_agent_or_simulator_that_is_stopped_is_killed_at_its_leases_end(self, site, victim):
+        """By SIGKILL, not before the lease's end; the one beside it, cut off but running, lives on."""
+        pair = {"agent": site.child(), "simulator": site.child()}
+        client = site.client(pid=pair["agent"].pid, watch=[pair["agent"].pid])
+        ticket, load = loaded(site, client, 1.5)
+        site.client(role="simulator", pid=pair["simulator"].pid, **ticket)
+        pair[victim].send_signal(signal.SIGSTOP)
+        assert pair[victim].poll() is None
+        assert gone_within(site, load, 5) < 3
+        assert pair[victim].wait(5) == -signal.SIGKILL
+        (other,) = (child for name, child in pair.items() if name != victim)
+        never(lambda: other.poll() is not None, 0.5, "the other one died")
+
     def test_close_reports_and_leaves_nothing(self, site):
         """A close drains, kills, undoes, and says when."""
         client = site.client()

@@ -24,7 +24,7 @@ HAPPENED = {
     *("takeover", "adopted", "retired", "node_gone", "run_admitted", "run_recovered", "question_lost", "message_lost", "message_late"),
     *("cut_up", "cut_down", "deposed_agent_left", "deposed_orchestrator_wrote", "stale_snapshot", "throttled", "outbox_torn"),
     *("verdict_SHED", "verdict_ABORT", "slot_refused_budget", "halted_on_node", "refused_budget", "refused_busy", "refused_halted"),
-    *("journal_refuses", "stream_whole", "charges_inherited"),
+    *("stopped_agent_killed", "journal_refuses", "stream_whole", "charges_inherited"),
     *("begins_CpuLoad", "begins_MemoryPressure", "begins_DiskFill", "load_done", "load_expired", "applied", "undone", "clean"),
     *("status_passed", "status_error", "status_safety", "status_cancelled", "status_timeout", "status_inconclusive", "halt_on_machine"),
 }
@@ -95,7 +95,7 @@ def charge_without_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drift_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.orchestrator.DRIFT", 0.0)
+    monkeypatch.setattr("cluster.times.DRIFT", 0.0)
 
 
 def expired_leases_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +153,10 @@ def halt_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GuardianCore, "_halt_now", halt_now)
 
 
+def nobody_looks_at_the_snapshots_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Agent, "on_stale", lambda *_: None)
+
+
 BREAKS = [
     (lease_counts_from_the_answer, "invariant 2", faults.FAULTS),
     (charge_without_allowance, "invariant 2", faults.FAULTS),
@@ -164,6 +168,7 @@ BREAKS = [
     (nothing_is_reserved, "invariant 6", faults.FAULTS),
     (undone_is_taken_on_trust, "invariant (8|15)", faults.FAULTS),
     (clean_before_the_guardian_says_so, "invariant 15", faults.FAULTS),
+    (nobody_looks_at_the_snapshots_age, "invariant 20", {faults.sampler_dead: 1}),
     (halt_ends_nothing, "invariant 13", {faults.halt_on_node: 1}),
 ]
 

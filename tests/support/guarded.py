@@ -24,7 +24,10 @@ from actors.guardian.model import (
     JournalFree,
     Journalled,
     Kill,
+    KillOwner,
     MakeContainer,
+    Observe,
+    Observed,
     PublishHalt,
     Reply,
     ResetSlot,
@@ -62,6 +65,7 @@ class Machine:
     journal: dict[str, Record] = field(default_factory=dict)
     saved_halt: Halt = field(default_factory=Halt)
     shown_halt: tuple[Halt, Halt] = (Halt(), Halt())  # in force, on disk
+    stopped: set[int] = field(default_factory=set)  # by SIGSTOP
     unkillable: set[int] = field(default_factory=set)
     journal_broken: bool = False
     slow_kill_turns: int = 0
@@ -222,6 +226,12 @@ class Machine:
                     self.perform(self.core.died(identity, self.now_ns))
             case Unwatch(identity):
                 self.held.discard(identity)
+            case Observe(token, identity):
+                alive = self.processes.get(identity.pid) == identity.starttime
+                return Observed(token, ("T" if identity.pid in self.stopped else "S") if alive else "")
+            case KillOwner(identity):
+                assert self.processes.get(identity.pid) == identity.starttime, "a signal to a process that was not meant"
+                self.die(identity.pid)
             case MakeContainer(record):
                 assert record.id in self.journal
                 return ContainerMade(record.id, "")

@@ -203,3 +203,25 @@ def test_a_run_that_was_told_to_stop_is_not_failed_by_the_halt_that_stopped_it()
     agent.exchange(order(Goal.STOP, kill=True), halt=Halt(1, on=True))
     agent.core.on_halt(Halt(1, on=True), Halt(1, on=True))
     assert agent.core.report(agent.now_ns).runs[0].failure == ""
+
+
+STUCK = ({"record": "a", "kind": "process", "outcome": "stuck", "detail": "processes 7(D) are left"},)
+
+
+def test_what_is_stuck_is_not_clean_and_asked_for_again_at_a_slow_pace():
+    """The report names it; only the guardian's word that it is gone ends the operation, and then nothing is unclean."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    agent.exchange(order(Goal.STOP))
+    agent.core.on_stuck("r", OPERATION.id, STUCK, agent.now_ns)
+    (run,) = agent.core.report(agent.now_ns).runs
+    assert (run.stage, run.unclean) == (RunStage.STOPPING, ("process stuck: processes 7(D) are left",))
+    assert agent.whats() == ["exchange"]
+    agent.core.ask_again(agent.now_ns + S)
+    assert agent.whats() == []
+    agent.core.ask_again(agent.now_ns + 2 * S)
+    agent.core.ask_again(agent.now_ns + 3 * S)
+    assert agent.whats() == ["close_slot"], "asked once, until it is answered"
+    agent.core.on_closed("r", OPERATION.id, agent.now_ns, [], agent.now_ns + S)
+    (run,) = agent.core.report(agent.now_ns).runs
+    assert (run.stage, run.unclean) == (RunStage.CLEAN, ())
+    assert run.last_released_ns - run.last_gone_ns == S

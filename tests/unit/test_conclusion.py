@@ -72,3 +72,13 @@ def test_a_run_that_never_started_has_no_dose_to_miss():
     """Only its cause counts."""
     found = concluded(causes=(("cancelled", "asked to"),), start_at_wall_ns=0, operations=(SimpleNamespace(id="x"),))
     assert (found.conclusion.status, found.conclusion.exit_code) == ("cancelled", 130)
+
+
+def test_what_is_stuck_ends_the_run_with_an_error_that_names_it():
+    """It is not called ended by its lease."""
+    node = NodeEnding("n1", **{**GOOD, "stage": "stopping", "clean": False, "delivered": False, "unclean": ("process stuck: 7(D)",)})
+    found = concluded(node)
+    reasons = " ".join(finding.reason for finding in found.findings)
+    assert found.conclusion.status == "error"
+    assert "process stuck: 7(D)" in reasons
+    assert "has ended by its lease" not in reasons

@@ -36,7 +36,9 @@ def made(past=None, now_s=0):
 
 def report(node, stage=None, *, run="r", incarnation=7, machine="", **fields):
     runs = (
-        () if stage is None else (RunReport(run, stage, **{key: fields.pop(key) for key in ("failure", "failure_code") if key in fields}),)
+        ()
+        if stage is None
+        else (RunReport(run, stage, **{key: fields.pop(key) for key in ("failure", "failure_code", "unclean") if key in fields}),)
     )
     return Report(node, machine or f"m-{node}", "c", incarnation, 3, 1, 0, runs, **fields)
 
@@ -337,3 +339,25 @@ def test_of_two_halts_of_one_generation_the_one_that_is_on_counts():
     core.exchange(report("n1", halt=Halt(1, on=True)), 2 * S)
     assert core.halt == Halt(1, on=True)
     assert past_of(core) == Past(halt_generation=1, halt_on=True)
+
+
+def test_what_is_stuck_stays_charged_as_long_as_its_agent_says_so():
+    """Cores and bytes too, beyond every lease and beyond the run's own end; then a clean node gives them back."""
+    core = brought_to(Phase.RUNNING, "n1")
+    core.stop("r", Cause.CANCELLED, "asked to", 3 * S)
+    for now_s in range(4, 60):
+        core.exchange(report("n1", Stage.STOPPING, unclean=("process stuck: D state",)), now_s * S)
+        core.tick(now_s * S)
+        assert core.ledger.total(now_s * S) == ONE
+    assert "r" in core.finished_runs
+    assert not core.finished_runs["r"].nodes["n1"].clean
+    core.exchange(report("n1", Stage.CLEAN), 60 * S)
+    core.exchange(report("n1"), 75 * S)
+    assert core.ledger.is_empty()
+
+
+def test_an_abort_that_was_over_before_it_was_reported_is_still_a_safety_stop():
+    """The failure's code says so, whatever the verdict is by now."""
+    core = brought_to(Phase.RUNNING, "n1")
+    core.exchange(report("n1", Stage.STOPPING, failure="no host snapshot", failure_code="safety_abort"), 3 * S)
+    assert core.runs["r"].causes == [(Cause.SAFETY, "n1: no host snapshot")]

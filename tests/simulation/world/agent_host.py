@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ from actors.simulator import peak_amounts
 from cluster.agent import Agent, Do
 from cluster.agent_shell import release_s
 from cluster.exchange import Reply
-from cluster.safety.policies import OK, Level, Verdict, judge, judge_resources
+from cluster.safety.policies import OK, judge, judge_resources
 from cluster.safety.profiles import limits_for
 
 from .effects import Box
-from .load import DONE, EXPIRED, FAILED, Fill, Load, make
+from .load import DONE, EXPIRED, FAILED, RUNNING, Fill, Load, make
 from .machine import Link
 from .timeline import MS, SECOND, Process
 
@@ -39,7 +40,9 @@ class AgentHost(Process):
         self.pid, self.started_ns = 0, 0
         self.machine.begin(self)
         fence = {"cluster": "c", "node": node.name, "epoch": epoch, "incarnation": self.incarnation}
-        self.link = Link(self.machine, self, {"op": "hello", "role": "agent", "protocol": PROTOCOL, "watch": [self.pid], **fence})
+        self.link = Link(
+            self.machine, self, {"op": "hello", "role": "agent", "protocol": PROTOCOL, "pid": self.pid, "watch": [self.pid], **fence}
+        )
         self.core: Agent | None = None
         self._epoch = epoch
         self._question: tuple[int, int] | None = None  # nonce, when it was asked (true time)
@@ -119,7 +122,9 @@ class AgentHost(Process):
         """One renewal's turn: snapshot, metrics, question."""
         self._turns += 1
         if self._turns % self.world.turns_per_sample == 0:
-            self._sample()
+            if not self.node.blind:
+                self._sample()
+            self._look_around()
             self._record()
             if self._turns % (2 * self.world.turns_per_sample) == 0:
                 self._deliver()
@@ -130,20 +135,23 @@ class AgentHost(Process):
         core = self.core
         assert core is not None
         now_ns = self.machine.clock.now()
-        lag_ns, self._snapshot_ns = now_ns - self._snapshot_ns, now_ns
+        self._judge_age()
+        self._snapshot_ns = now_ns
         snapshot, verdict, by_resource = self.node.quiet, OK, {}
         if self.node.pressure is not None:
             snapshot = replace(self.node.pressure, boot_ns=now_ns)
             verdict = judge(snapshot, LIMITS, now_ns, now_ns - 60 * SECOND)
             by_resource = judge_resources(snapshot, LIMITS, now_ns, now_ns - 60 * SECOND)
             self.world.fired[f"verdict_{verdict.level.name}"] += 1
-        if lag_ns > STALE_NS and any(op.stage in {"armed", "running"} for _, op in core.live_slots()):
-            verdict = Verdict(Level.ABORT, f"no host snapshot for {lag_ns / SECOND:.1f} s")
-            self.world.fired["stale_snapshot"] += 1
+        core.on_snapshot(snapshot, verdict, by_resource)
+
+    def _look_around(self) -> None:
+        core = self.core
+        assert core is not None
         if self.machine.guardian is None and self.timeline.now_ns - self.machine.silent_since_ns > SILENT_NS:
             self.say_hello()
-        core.on_snapshot(snapshot, verdict, by_resource)
         self._look_at_halt()
+        core.ask_again(self.machine.clock.now())
         if self.loads:
             self._look()
         self._perform()
@@ -151,9 +159,21 @@ class AgentHost(Process):
             self.world.fired["deposed_agent_left"] += 1
             self.kill()
 
+    @property
+    def _age_ns(self) -> int:
+        return self.machine.clock.now() - self._snapshot_ns
+
+    def _judge_age(self) -> None:
+        """Look at the last snapshot's age, as the real shell does before each question and behind each answer."""
+        assert self.core is not None
+        if self._age_ns > STALE_NS:
+            self.world.fired["stale_snapshot"] += self.core.loading()
+            self.core.on_stale(f"no host snapshot for {self._age_ns / SECOND:.1f} s")
+
     def ask(self) -> None:
         """Put a question, unless one is on its way."""
         assert self.core is not None
+        self._judge_age()
         now_ns = self.timeline.now_ns
         if self._question is not None and now_ns - self._question[1] < self.world.answer_ns:
             self._poked = True
@@ -173,9 +193,11 @@ class AgentHost(Process):
         if self._question is not None and reply.nonce == self._question[0]:
             self._question = None
         before = self.core.epoch
+        self._judge_age()
         self.core.on_reply(reply, t0_ns, self.machine.clock.now())
         if self.core.epoch < before:
             self.world.watch.fail(5, f"{self.node.name}: epoch fell from {before} to {self.core.epoch}")
+        self._judge_age()
         self._perform()
         if self._poked:
             self.ask()
@@ -223,6 +245,9 @@ class AgentHost(Process):
         return {"cluster": "c", "node": self.node.name, "epoch": self.core.epoch, "incarnation": self.incarnation}
 
     def _grant(self, effect: Do) -> None:
+        slots = {lease[0] for lease in effect.data["leases"]}
+        if self._age_ns > STALE_NS and any(load.slot in slots and load.phase == RUNNING for load in self.loads.values()):
+            self.world.watch.blind_grant(self, self._age_ns)
         self.link.call("grant", _nothing, leases=effect.data["leases"], **self._fence())
 
     def _throttle(self, effect: Do) -> None:
@@ -310,17 +335,22 @@ class AgentHost(Process):
                 if answer["code"] != "stale_slot":
                     self.after(200 * MS, self._close_slot, effect)
                     return
-                answer = {"outcomes": [], "released_ns": self.machine.clock.now()}
-            self._closed(effect, answer.get("stopped_ns") or answer["released_ns"], answer["outcomes"])
+                answer = {"gone": True, "outcomes": [], "stopped_ns": 0, "released_ns": self.machine.clock.now()}
+            if not answer["gone"]:
+                self.world.fired["stuck"] += 1
+                self.core.on_stuck(effect.run, effect.operation, answer["outcomes"], self.machine.clock.now())
+                return
+            self._closed(effect, answer)
 
         self.link.call("close_slot", closed, slot=data["slot"], generation=data["generation"], grace_s=data["grace_s"])
 
-    def _closed(self, effect: Do, gone_ns: int, outcomes: list[dict[str, Any]]) -> None:
+    def _closed(self, effect: Do, answer: Mapping[str, Any]) -> None:
         assert self.core is not None
         load = self.loads.pop((effect.run, effect.operation), None)
         if load is not None:
             load.kill()
-        self.core.on_closed(effect.run, effect.operation, gone_ns, outcomes)
+        gone_ns, released_ns = answer["stopped_ns"] or answer["released_ns"], answer["released_ns"]
+        self.core.on_closed(effect.run, effect.operation, gone_ns, answer["outcomes"], released_ns)
         self._perform()
 
     # ---- metrics

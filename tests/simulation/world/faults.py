@@ -80,11 +80,13 @@ def _stop(world: World, process: Process, span_ns: int) -> bool:
     if isinstance(process, AgentHost) and process.core is not None:
         process.ask()  # its answer waits until it goes on
     process.hold()
+    process.stopped = True
     world.timeline.after(span_ns, _go_on, world, process)
     return True
 
 
 def _go_on(world: World, process: Process) -> None:
+    process.stopped = False
     if process.holds:
         process.release()
 
@@ -256,6 +258,14 @@ def pressure(world: World) -> bool:
     return True
 
 
+def sampler_dead(world: World) -> bool:
+    """Let a host's sampler fail or hang for a while."""
+    node = _node(world)
+    node.blind = True
+    world.timeline.after(_span(world, 1, 6), setattr, node, "blind", False)
+    return True
+
+
 def stop_run(world: World) -> bool:
     """Somebody stops a run."""
     return world.stop_some_run()
@@ -307,6 +317,7 @@ FAULTS: dict[Callable[[World], bool], int] = {
     slow_disk: 1,
     full_disk: 1,
     pressure: 3,
+    sampler_dead: 2,
     stop_run: 2,
     halt: 1,
     halt_on_node: 1,

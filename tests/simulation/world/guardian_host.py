@@ -21,7 +21,10 @@ from actors.guardian.model import (
     JournalFree,
     Journalled,
     Kill,
+    KillOwner,
     MakeContainer,
+    Observe,
+    Observed,
     PublishHalt,
     Reply,
     ResetSlot,
@@ -229,6 +232,20 @@ class GuardianHost(Process):
         if self._held.get(action.identity.pid) == action.identity:
             del self._held[action.identity.pid]
 
+    def _observe(self, action: Observe) -> Observed:
+        process = self.machine.processes.get(action.identity.pid)
+        if process is None or process.started_ns != action.identity.starttime:
+            return Observed(action.token, "")
+        return Observed(action.token, "T" if process.stopped else "S")
+
+    def _kill_owner(self, action: KillOwner) -> None:
+        process = self.machine.processes.get(action.identity.pid)
+        if process is not None and process.started_ns == action.identity.starttime:
+            if not process.stopped:
+                self.world.watch.fail(10, f"{self.machine.name}: an agent is killed that does not stand still")
+            self.world.fired["stopped_agent_killed"] += 1
+            process.kill()
+
     def _kill(self, action: Kill) -> Outcome:
         record = action.record
         self.machine.undoing.add(record.id)
@@ -345,6 +362,8 @@ PERFORM: dict[type, Callable[[GuardianHost, Any], Any]] = {
     Identify: GuardianHost._identify,
     Watch: GuardianHost._watch,
     Unwatch: GuardianHost._unwatch,
+    Observe: GuardianHost._observe,
+    KillOwner: GuardianHost._kill_owner,
     MakeContainer: GuardianHost._container,
     Kill: GuardianHost._kill,
     Verify: GuardianHost._verify,

@@ -164,7 +164,7 @@ class Machine:
             return
         if link.serial != guardian.serial and request["op"] != "hello":
             link.serial = guardian.serial
-            guardian.take(guardian.serve, link, dict(link.greeting), link.greeted)
+            guardian.take(guardian.serve, link, dict(link.greeting), lambda _: None)
         guardian.take(guardian.serve, link, request, answer)
         if guardian.holds:
             self.timeline.after(5 * SECOND, self._give_up, answer)
@@ -232,7 +232,6 @@ class Link:
         self.machine, self.owner, self.greeting = machine, owner, greeting
         self.peer = f"{greeting.get('role')}-{id(self)}"
         self.serial = -1
-        self.greeted: Answer = lambda _: None
 
     def hello(self, answer: Answer) -> None:
         """Say hello first."""

@@ -66,6 +66,7 @@ class Process:
         self.timeline = timeline
         self.alive = True
         self.holds = 0
+        self.stopped = False  # by SIGSTOP, not by a suspended machine
         self._backlog: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def take(self, call: Callable[..., Any], *args: Any) -> None:

@@ -12,6 +12,7 @@ from cluster.safety import budget as ledgers
 from .timeline import MS, SECOND
 
 if TYPE_CHECKING:
+    from .agent_host import AgentHost
     from .load import Load
     from .machine import Machine, Page
     from .world import World
@@ -83,6 +84,10 @@ class Watch:
         self.tokens[key] = (epoch, incarnation)
         if machine.guardian is not None and machine.guardian.core.halt.on:
             self.fail(13, f"{machine.name}: granted under a halt")
+
+    def blind_grant(self, agent: AgentHost, age_ns: int) -> None:
+        """20: what loads is not renewed by an agent that knows nothing of its host."""
+        self.fail(20, f"{agent.node.name}: load is renewed {age_ns / SECOND:.1f} s after the last host snapshot")
 
     # ---- loads
 

@@ -42,6 +42,7 @@ class Node:
         self.capacity = Capacity(CAPACITY.cpu_cores / sharers, CAPACITY.memory_bytes // sharers, CAPACITY.disk_bytes // sharers, sharers)
         self.quiet = quiet(name)
         self.pressure: HostSnapshot | None = None
+        self.blind = False  # its host cannot be sampled
         self.agent: AgentHost | None = None
         self.starting = False
         self.detect_ns = world.chance.randrange(200 * MS, 3 * SECOND)
@@ -218,7 +219,7 @@ class World:
         for machine in self.machines:
             self.power_on(machine)
         for node in self.nodes.values():
-            node.pressure = None
+            node.pressure, node.blind = None, False
         if self.head.orchestrator is None or (not self.head.orchestrator.alive):
             self.head.start()
         if self.head.core is not None and self.head.core.halt.on:

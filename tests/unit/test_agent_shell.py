@@ -1,0 +1,167 @@
+"""The agent's threads against a guardian, a port and a sampler that only pretend."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from actors.clock import SystemClock
+from actors.messages import Amounts, Halt, Operation
+from actors.shape import Constant
+from cluster import agent_shell
+from cluster.agent_api import AgentConfig
+from cluster.agent_shell import AgentShell
+from cluster.exchange import Goal, Order, Reply, Stage
+from tests.simulation.world.agent_host import quiet
+
+WAIT_S = 10.0
+OPERATION = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 600.0, "fraction", Constant(0.1).to_spec())
+
+
+class PretendedGuardian:
+    """Answers like a guardian that has one slot; keeps what it was asked."""
+
+    def __init__(self):
+        self.hello = {"guardian_id": "g", "pid": 1, "halt": {"generation": 0, "on": False}}
+        self.control = SimpleNamespace(live=lambda *_: True, heartbeat_ns=1 << 62, halt=Halt(), halt_kept=Halt())
+        self.stats = SimpleNamespace(read=lambda _: SimpleNamespace(generation=1, first_slice_ns=1, state=2, heartbeat_ns=0, pid=0))
+        self.close_asked, self.granted = threading.Event(), threading.Event()
+        self.close_answers = [closed()]
+
+    @classmethod
+    def connect(cls, *_, **__):
+        return cls()
+
+    def call(self, op, **_):
+        if op == "grant":
+            self.granted.set()
+            return {"halt": {"generation": 0, "on": False}}
+        if op == "close_slot":
+            self.close_asked.set()
+            return self.close_answers.pop(0) if len(self.close_answers) > 1 else self.close_answers[0]
+        return {"slots": []} if op == "status" else {"slot": 0, "generation": 1}
+
+
+def closed(**fields):
+    return {"gone": True, "cause": "close", "stopped_ns": 5, "released_ns": 9, "outcomes": [], **fields}
+
+
+class PretendedPort:
+    """An orchestrator that wants load, and goes on to want it."""
+
+    def __init__(self):
+        self.orders = []
+        self.reports = []
+        self.seen = threading.Condition()
+
+    def exchange(self, report, timeout_s):
+        with self.seen:
+            self.reports.append(report)
+            self.seen.notify_all()
+        goal = Goal.START if report.runs else Goal.PREPARE
+        stage = report.runs[0].stage if report.runs else None
+        start = {"start_at_ns": report.t0_ns} if goal is Goal.START and stage is not Stage.PREPARING else {}
+        if goal is Goal.START and not start:
+            goal = Goal.PREPARE
+        order = Order("r", goal, 5.0, operations=(OPERATION,), machine_limits=Amounts(4.0, 1 << 30, 1 << 30), **start)
+        return Reply(report.nonce, 1, report.t0_ns, (order,))
+
+    def simulator(self, *_):
+        return SimpleNamespace(prepare=lambda timeout_s: (), poll=dict, silent_s=lambda: 0.0, kill=lambda: None)
+
+    def push(self, run, node, incarnation, records, timeout_s):
+        return records[-1][0]
+
+    def exit(self):
+        """Nothing to end."""
+
+    def until(self, wanted):
+        """Return the first report that `wanted` accepts."""
+        with self.seen:
+            assert self.seen.wait_for(lambda: any(map(wanted, self.reports)), WAIT_S)
+            return next(report for report in self.reports if wanted(report))
+
+
+class Sampler:
+    """Samples until it is told to fail or to hang."""
+
+    def __init__(self):
+        self.fails, self.hangs, self.go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def snapshot(self):
+        if self.hangs.is_set():
+            self.go_on.wait(WAIT_S)
+        if self.fails.is_set():
+            raise OSError("no /proc here")
+        return replace(quiet("n"), boot_ns=SystemClock().boot_ns())
+
+
+@pytest.fixture
+def node(monkeypatch, tmp_path):
+    """A running agent; ends it afterwards."""
+    sampler = Sampler()
+    monkeypatch.setattr(agent_shell, "GuardianClient", PretendedGuardian)
+    monkeypatch.setattr(agent_shell, "HostSampler", lambda *_: sampler)
+    started = []
+
+    def start(**fields):
+        config = AgentConfig("n", "c", 1, renew_s=0.02, sample_hz=50.0, environ={"STRESS_CLUSTER_STATE_DIR": str(tmp_path)}, **fields)
+        started.append(AgentShell(config, PretendedPort()))
+        return started[0]
+
+    yield SimpleNamespace(start=start, sampler=sampler)
+    sampler.go_on.set()
+    for shell in started:
+        shell.leave()
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+@pytest.mark.parametrize("when", ["from the start", "under load"])
+def test_a_sampler_that_fails_or_hangs_ends_the_load(node, how, when):
+    """The age of the last good snapshot is judged by threads that never wait for the sampler."""
+    if when == "from the start":
+        getattr(node.sampler, how).set()
+    shell = node.start(stale_s=0.3)
+    if when == "under load":
+        assert shell._guardian.granted.wait(WAIT_S)
+        getattr(node.sampler, how).set()
+    assert shell._guardian.close_asked.wait(WAIT_S)
+    report = shell._port.until(lambda one: bool(one.runs) and bool(one.runs[0].failure))
+    assert (report.runs[0].failure_code, report.verdict_level) == ("safety_abort", 3)
+    assert "no host snapshot for" in report.runs[0].failure
+
+
+def test_what_cannot_be_done_keeps_nothing_else_from_being_done(node, monkeypatch):
+    """A throttle that the guardian refuses does not cost the close that was decided with it."""
+    shell = node.start(stale_s=30.0)
+    shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.RUNNING)
+    real = shell._guardian.call
+
+    def call(op, **fields):
+        if op in {"grant", "throttle"}:
+            raise agent_shell.StressError("timeout", "no answer")
+        return real(op, **fields)
+
+    monkeypatch.setattr(shell._guardian, "call", call)
+    with shell._lock:
+        shell._agent._do("throttle", data={"ceilings": []})
+        shell._agent._fail(shell._agent.runs["r"], "internal", "for this test")
+    assert shell._guardian.close_asked.wait(WAIT_S)
+
+
+def test_a_close_that_says_not_gone_is_asked_again_until_it_is(node, monkeypatch):
+    """The simulator and its measurement stay until then, and the run's stage is not clean."""
+    monkeypatch.setattr("cluster.agent.STUCK_ASK_NS", 1)
+    stuck = {"record": "a", "kind": "process", "outcome": "stuck", "detail": "7(D)"}
+    shell = node.start(stale_s=1.0)
+    shell._guardian.close_answers = [closed(gone=False, outcomes=[stuck]), closed()]
+    shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.RUNNING)
+    with shell._lock:
+        shell._agent._fail(shell._agent.runs["r"], "internal", "for this test")
+    report = shell._port.until(lambda one: bool(one.runs) and bool(one.runs[0].unclean))
+    assert (report.runs[0].stage, report.runs[0].unclean) == (Stage.STOPPING, ("process stuck: 7(D)",))
+    report = shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.CLEAN)
+    assert report.runs[0].unclean == ()
