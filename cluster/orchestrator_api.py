@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from actors.messages import NodeSpec
 
 from .agent_api import AgentConfig
-from .orchestrator import Times
+from .times import Times
 
 
 @dataclass(frozen=True, slots=True)

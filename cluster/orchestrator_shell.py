@@ -23,10 +23,11 @@ from scenarios.plan import Plan
 
 from .admission import admission_of, budget_of, endpoint_of, facts_of, preview_of, probes_of
 from .agent_api import AgentConfig
-from .conclusion import Ending, NodeEnding
+from .conclusion import Ending
+from .ending import node_ending
 from .exchange import Reply, Report, Stage
 from .journal import Journal
-from .orchestrator import Do, NodeInRun, Orchestrator, Run
+from .orchestrator import Do, Orchestrator, Run
 from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAgent, RemoteAggregator, Submission
 from .run_state import Phase
 from .safety.budget import Budget
@@ -438,33 +439,13 @@ class OrchestratorShell:
         return Ending(
             run=run.admission.run,
             causes=tuple((str(cause), reason) for cause, reason in run.causes),
-            nodes=tuple(self._node_ending(name, state, run.stop_decided_ns) for name, state in run.nodes.items()),
+            nodes=tuple(node_ending(name, state, run.stop_decided_ns) for name, state in run.nodes.items()),
             events=tuple(self._events.get(run.admission.run, [])),
             start_at_wall_ns=self._clock.wall_ns() - (self._clock.boot_ns() - run.start_at_ns) if run.start_at_ns else 0,
             start_skew_ms=run.skew_ms(),
             halt_latency_ms=(run.last_gone_ns - run.stop_decided_ns) / 1e6 if run.stop_decided_ns and run.last_gone_ns else None,
             drift=extras.drift,
             shared=extras.shared,
-        )
-
-    @staticmethod
-    def _node_ending(name: str, state: NodeInRun, decided_ns: int = 0) -> NodeEnding:
-        report = state.report
-
-        def since_decided_ms(at_ns: int) -> float | None:
-            return max(0, at_ns - decided_ns) / 1e6 if decided_ns and at_ns else None
-
-        return NodeEnding(
-            name=name,
-            stage=str(state.stage) if state.stage else "never_heard",
-            lost=state.lost,
-            lost_reason=state.lost_reason,
-            clean=state.clean,
-            delivered=state.stage is Stage.DELIVERED,
-            unclean=report.unclean if report else (),
-            failure=report.failure if report else "",
-            stopped_ms=since_decided_ms(report.last_gone_ns if report else 0),
-            released_ms=since_decided_ms(report.last_released_ns if report else 0),
         )
 
     # ---- telling

@@ -14,7 +14,8 @@ from actors.guardian.model import LOADING, NEVER_NS, SaveHalt
 from actors.messages import Halt
 from actors.undo import Outcome
 from cluster.agent import Agent
-from cluster.orchestrator import Orchestrator, Times
+from cluster.orchestrator import Orchestrator
+from cluster.times import Times
 from tests.simulation.world import faults
 from tests.simulation.world.world import Kinds, World
 

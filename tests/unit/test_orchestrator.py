@@ -11,9 +11,10 @@ from actors.errors import RefusedError
 from actors.messages import Amounts, Halt, Operation
 from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.journal import Past
-from cluster.orchestrator import Admission, Orchestrator, Times
+from cluster.orchestrator import Admission, Orchestrator
 from cluster.run_state import Phase
 from cluster.safety.budget import Budget
+from cluster.times import Times
 from cluster.verdict import Cause
 
 S = SECOND_NS

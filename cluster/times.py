@@ -1,0 +1,28 @@
+"""The control plane's durations, and what follows from them. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.clock import SECOND_NS
+
+DRIFT = 2.1e-3  # two clocks, each up to 1,000 ppm off and in opposite directions
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """The control plane's durations, in seconds."""
+
+    lease_s: float = 5.0
+    allowance_s: float = 1.0  # to kill and undo after a lease has ended
+    reserve_s: float = 30.0
+    prepare_s: float = 60.0
+    start_delay_s: float = 0.5
+    stop_s: float = 30.0
+    grace_s: float = 1.0
+    collect_s: float = 15.0
+
+    @property
+    def charge_ns(self) -> int:
+        """How long after a reply a node's load may still exist, in nanoseconds."""
+        return round((self.lease_s + self.allowance_s) * (1 + DRIFT) * SECOND_NS)
