@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from . import control
 from .clock import SECOND_NS
-from .errors import InputError, StressError
+from .errors import InputError, RefusedError, StressError
 from .lease import LeaseWatch
 from .lifecycle import Event
 from .messages import Capacity, Operation, SlotTicket
@@ -53,6 +53,20 @@ def fill_dir(operation: Operation, state_dir: Path) -> Path:
     """Return the folder that an operation fills: its option `dir`, else STATE/fill."""
     named = str(RECORD.resolve_options(operation.options)["dir"])
     return Path(os.path.normpath(named)) if named else Path(os.path.abspath(state_dir)) / "fill"  # noqa: PTH100  # links stay
+
+
+def check_place(operation: Operation, state_dir: Path) -> None:
+    """Refuse a folder on another file system than STATE's: capacity, reserve and the disk policy watch that one only."""
+    folder = fill_dir(operation, state_dir)
+    if not folder.exists():
+        return  # STATE/fill is made later; what else is missing is said when it is to be filled
+    if folder.stat().st_dev != state_dir.stat().st_dev:
+        raise RefusedError(
+            "capability",
+            f"{operation.id}: option 'dir' names {folder}, which lies on another file system than the state folder {state_dir}; "
+            "its room is not watched",
+            "fill a folder beside the state folder, or set state_dir to a folder on that file system",
+        )
 
 
 def fill_token(operation: Operation, slot: int, generation: int) -> str:
@@ -216,7 +230,7 @@ RECORD: Final = SimulatorRecord(
     tolerance=0.02,
     look_ms=200,
     options=(
-        Option("dir", "text", "", "folder to fill; empty for a folder in STATE"),
+        Option("dir", "text", "", "folder to fill, on the file system of STATE; empty for a folder in STATE"),
         Option("reserve_bytes", "bytes", 512 * MIB, "bytes that stay free whatever is asked"),
     ),
     supported=_supported,

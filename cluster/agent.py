@@ -66,7 +66,7 @@ class RunHere:
     failure_code: str = ""
     start_at_ns: int = 0
     lease_ended: bool = False
-    sealed: bool = False
+    sealing: bool = False  # asked of the shell: done, or on its way
     delivered: bool = False
     foreign: bool = False  # left by an earlier agent of this node; only ended, sealed and forgotten here
     unswept: bool = False  # the guardian has not yet confirmed that nothing of the earlier agent is left
@@ -224,8 +224,8 @@ class Agent:
         if run.goal not in {Goal.STOP, Goal.SEAL} or order.kill:
             self.close_run(run, order.grace_s, kill=order.kill)
         run.goal = Goal.STOP if order.goal is Goal.STOP else run.goal
-        if order.goal is Goal.SEAL and not run.sealed and run.stage() is RunStage.CLEAN:
-            run.goal, run.sealed = Goal.SEAL, True
+        if order.goal is Goal.SEAL and not run.sealing and run.stage() is RunStage.CLEAN:
+            run.goal, run.sealing = Goal.SEAL, True
             self._do("seal", run.run)
 
     def close_run(self, run: RunHere, grace_s: float, *, kill: bool = False) -> None:
@@ -315,6 +315,12 @@ class Agent:
             return
         op.gone_ns, op.released_ns, op.outcomes = gone_ns, released_ns, tuple(dict(outcome) for outcome in outcomes)
         self._step(run, op, agent_state.Event.CLOSED)
+
+    def on_seal_failed(self, run_id: str) -> None:
+        """Note that the stream's end could not be written: the next order to seal tries again."""
+        run = self.runs.get(run_id)
+        if run is not None:
+            run.sealing = False
 
     def on_delivered(self, run_id: str) -> None:
         """Note that the aggregator has acknowledged all of a run's stream."""

@@ -25,6 +25,7 @@ from actors.capability import judge as judge_capability
 from actors.capability import read_facts
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.control import LOAD_FAILED, LOAD_NONE, LOAD_RUNNING, LoadStats
+from actors.disk import check_place
 from actors.errors import StressError
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
@@ -84,6 +85,7 @@ class AgentShell:
         self._sampler = HostSampler(config.node, self.state_dir)
         self._metrics = NodeMetrics(config.node, self._incarnation, self.state_dir, self._guardian, self._clock, config.outbox_max_bytes)
         self._simulators: dict[tuple[str, str], SimulatorPort] = {}
+        self._groups: dict[tuple[str, str], str] = {}  # the control group of an operation's slot, "" for none
         self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="worker")
         self._asked, self._closed, self._reaching = threading.Event(), threading.Event(), threading.Event()
         self._ending = threading.Event()
@@ -374,6 +376,8 @@ class AgentShell:
                     self._agent.on_refused(effect.run, effect.operation, code, str(error))
                 elif effect.what == "prepare":
                     self._agent.on_load_ended(effect.run, effect.operation, planned=False, reason=str(error))
+                elif effect.what == "seal":
+                    self._agent.on_seal_failed(effect.run)
         self._perform()
 
     def _open_slot(self, effect: Do) -> None:
@@ -383,6 +387,8 @@ class AgentShell:
             self._capacity.cpu_cores, self._capacity.memory_bytes, self._capacity.disk_bytes
         )
         amounts = peak_amounts(operation, capacity)
+        if operation.kind == "DiskFill":
+            check_place(operation, self.state_dir)
         answer = self._guardian.call(
             "open_slot",
             run=effect.run,
@@ -393,6 +399,7 @@ class AgentShell:
             sharers=capacity.sharers,
             **self._fence(self._agent.epoch),
         )
+        self._groups[effect.run, operation.id] = answer.get("container", "")
         with self._lock:
             self._agent.on_opened(effect.run, operation.id, answer["slot"], answer["generation"])
 
@@ -407,7 +414,7 @@ class AgentShell:
         simulator = self._port.simulator(operation, capacity, ticket, str(self.state_dir))
         self._simulators[effect.run, operation.id] = simulator
         pids = simulator.prepare(timeout_s=60.0)
-        self._metrics.watch(effect.run, operation, capacity, slot, generation, pids)
+        self._metrics.watch(effect.run, operation, capacity, slot, generation, pids, self._groups.get((effect.run, operation.id), ""))
         with self._lock:
             self._agent.on_prepared(effect.run, operation.id)
 
@@ -419,6 +426,7 @@ class AgentShell:
                 self._agent.on_stuck(effect.run, effect.operation, answer["outcomes"], self._clock.boot_ns())
             return
         self._metrics.unwatch(effect.run, effect.operation)
+        self._groups.pop((effect.run, effect.operation), None)
         simulator = self._simulators.pop((effect.run, effect.operation), None)
         if simulator is not None:
             simulator.kill()
@@ -455,7 +463,9 @@ class AgentShell:
 
     def _seal(self, effect: Do) -> None:
         self._metrics.seal(effect.run)
-        self._deliver()
+        with contextlib.suppress(StressError):  # it is sealed; the delivery thread tries again
+            self._deliver()
+        self._closed.set()
 
     # ---- what an earlier agent left
 

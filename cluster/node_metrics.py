@@ -23,14 +23,17 @@ from actors.host import BusyMeter
 from actors.messages import Capacity, Event, HostSnapshot, Operation, SlotTicket
 from actors.metrics import Segment
 from actors.metrics.registry import DOSE_UNITS
+from actors.proc import cgroup_pids
 from actors.simulator import absolute
 
 from .metrics.stream import MetricStream
 from .outbox import Outbox, OutboxFullError, leftovers
 
+UNIT_OF_OPERATION: Final = frozenset({"dose.requested", "dose.achieved"})
 STEPS: Final = 20  # points at which a shape is read within a window
 PUSH_BYTES: Final = 1 << 20
 PUSH_S: Final = 5.0
+SEAL_TRIES: Final = 5  # how often the last window of a stream is tried, about a second apart
 
 _Key = tuple[str, str]  # run, operation: runs that share a scenario have operations of the same name
 
@@ -76,6 +79,7 @@ class NodeMetrics:
         self._delivered: set[str] = set()
         self._detailed: set[str] = set()
         self._sealed: set[str] = set()
+        self._seal_tries: dict[str, int] = {}
         self._watched: dict[_Key, Watched] = {}
         self._segments: dict[_Key, Segment] = {}
         self._busy = BusyMeter()
@@ -95,13 +99,27 @@ class NodeMetrics:
             self._streams[run] = MetricStream(self._node, self._incarnation, run, box, self._clock)
 
     def seal(self, run: str) -> None:
-        """Name the end of a run's stream, and of the streams that an earlier agent of this node left."""
-        self._orphans.setdefault(run, self._take_over(run))
+        """Name the end of a run's stream, and of the streams that an earlier agent of this node left.
+
+        Raises `OutboxFullError` while the last window finds no room: call again. After `SEAL_TRIES` the end is named without it:
+        what was not sealed is lost, and the end says so.
+        """
+        if run not in self._orphans:
+            self._orphans[run] = self._take_over(run)
         with self._lock:
             stream = self._streams.get(run)
             if stream is not None and run not in self._sealed:
-                stream.finish()
+                self._finish(run, stream)
             self._sealed.add(run)
+
+    def _finish(self, run: str, stream: MetricStream) -> None:
+        tries = self._seal_tries[run] = self._seal_tries.get(run, 0) + 1
+        try:
+            stream.finish()
+        except OutboxFullError:
+            if tries < SEAL_TRIES:
+                raise
+            stream.give_up()
 
     def _take_over(self, run: str) -> list[Outbox]:
         boxes = []
@@ -132,6 +150,7 @@ class NodeMetrics:
             self._delivered.discard(run)
             self._detailed.discard(run)
             self._sealed.discard(run)
+            self._seal_tries.pop(run, None)
 
     def runs(self) -> list[str]:
         """Return the runs that have something to deliver or to finish."""
@@ -181,12 +200,18 @@ class NodeMetrics:
                 stream.attach(segment, operation.id, operation.phase)
         return segment.path
 
-    def watch(self, run: str, operation: Operation, capacity: Capacity, slot: int, generation: int, pids: Sequence[int]) -> None:
-        """Measure an operation from now on; its memory counts from what its processes hold now."""
+    def watch(
+        self, run: str, operation: Operation, capacity: Capacity, slot: int, generation: int, pids: Sequence[int], group: str = ""
+    ) -> None:
+        """Measure an operation from now on; its memory counts from what its processes hold now.
+
+        `group` is its control group: where its processes are in it, their children's CPU time counts too.
+        """
         path = None
         if operation.kind == "DiskFill":
             path = fill_path(operation, SlotTicket(slot, generation), self._state_dir, self._guardian.hello["guardian_id"])
-        meter = OutsideMeter(operation, pids, path=path)
+        inside = bool(pids) and set(pids) <= set(_members(group))
+        meter = OutsideMeter(operation, pids, path=path, cgroup=Path(group) if inside else None)
         if meter.resource == "memory_bytes":
             meter.set_baseline()
         with self._lock:
@@ -252,7 +277,9 @@ class NodeMetrics:
         stream = self._streams.get(watched.run)
         if stream is not None:
             operation = watched.operation
-            stream.observe(metric, value, operation.id, operation.phase, unit=DOSE_UNITS[operation.unit] if metric != "dose.own" else "")
+            stream.observe(
+                metric, value, operation.id, operation.phase, unit=DOSE_UNITS[operation.unit] if metric in UNIT_OF_OPERATION else ""
+            )
 
     @staticmethod
     def _asked(watched: Watched, at_ns: int) -> float:
@@ -304,6 +331,7 @@ class NodeMetrics:
             "host.descriptors.limit": host.descriptors_limit,
         }
         with self._lock:
+            self._observe_leases()
             for run, stream in self._streams.items():
                 if run not in self._sealed:
                     for name, value in {**values, **(details if run in self._detailed else {})}.items():
@@ -312,6 +340,13 @@ class NodeMetrics:
                         stream.observe("agent.outbox", float(stream.unacked_bytes))
                     for resource, ceiling in ceilings.items():
                         stream.observe("safety.ceiling", ceiling, labels={"resource": resource})
+
+    def _observe_leases(self) -> None:
+        now_ns = self._clock.boot_ns()
+        for watched in self._watched.values():
+            generation, deadline_ns = self._guardian.control.lease(watched.slot)
+            if generation == watched.generation and deadline_ns:
+                self._observe(watched, "agent.lease.remaining", (deadline_ns - now_ns) / SECOND_NS)
 
     def event(self, kind: str, message: str, severity: str = "info") -> None:
         """Add a line to every run's story."""
@@ -336,3 +371,10 @@ class NodeMetrics:
         """Return how long to wait so that windows begin at whole multiples of their length."""
         window_ns = round(window_s * SECOND_NS)
         return max(0.01, (window_ns - self._clock.wall_ns() % window_ns) / SECOND_NS)
+
+
+def _members(group: str) -> list[int]:
+    try:
+        return cgroup_pids(group) if group else []
+    except OSError:
+        return []

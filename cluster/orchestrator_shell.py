@@ -24,6 +24,7 @@ from scenarios.plan import Plan
 
 from . import telling
 from .admission import admission_of, budget_of, endpoint_of, facts_of, preview_of, probes_of
+from .ending import ending_of
 from .exchange import Reply, Report, Stage
 from .fetch import checked_run
 from .journal import Journal
@@ -506,7 +507,7 @@ class OrchestratorShell:
             with self._lock:
                 self._take_events()
                 run, wall_ns = self._core.finished_runs[run_id], self._clock.wall_ns() - self._clock.boot_ns()
-                ending = telling.ending_of(run, self._events.get(run_id, []), wall_ns, extras.drift, extras.shared)
+                ending = ending_of(run, self._events.get(run_id, []), wall_ns, extras.drift, extras.shared)
             try:
                 outcome = extras.aggregator.call("conclude", ending, timeout_s=120.0)
             except StressError as error:

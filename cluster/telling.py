@@ -1,17 +1,14 @@
-"""What is told of the orchestrator's state: to `status`, to a run's driver, and to its aggregator at the end. Pure."""
+"""What is told of the orchestrator's state: to `status`, to `doctor` and to a run's driver. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from actors.clock import SECOND_NS
-from actors.messages import Event
 
-from .conclusion import Ending, NodeEnding
-from .exchange import Stage
-from .orchestrator import NodeInRun, Orchestrator, Run
+from .orchestrator import Orchestrator, Run
 
 
 def status(core: Orchestrator, now_ns: int) -> dict[str, Any]:
@@ -59,42 +56,6 @@ def progress(run: Run, core: Orchestrator, now_ns: int) -> dict[str, Any]:
         "operations": operations,
         "nodes": nodes,
     }
-
-
-def ending_of(run: Run, events: Sequence[Event], wall_ns: int, drift: Sequence[str], shared: Mapping[str, list[str]]) -> Ending:
-    """Return how a run ended. `wall_ns`: the wall clock less the boot clock."""
-    return Ending(
-        run=run.admission.run,
-        causes=tuple((str(cause), reason) for cause, reason in run.causes),
-        nodes=tuple(node_ending(name, state, run.stop_decided_ns) for name, state in run.nodes.items()),
-        events=tuple(events),
-        start_at_wall_ns=wall_ns + run.start_at_ns if run.start_at_ns else 0,
-        start_skew_ms=run.skew_ms(),
-        halt_latency_ms=(run.last_gone_ns - run.stop_decided_ns) / 1e6 if run.stop_decided_ns and run.last_gone_ns else None,
-        drift=tuple(drift),
-        shared=shared,
-    )
-
-
-def node_ending(name: str, state: NodeInRun, decided_ns: int = 0) -> NodeEnding:
-    """Return how a run ended on one node; `decided_ns`: when its stop was decided, 0 when it was not."""
-    report = state.report
-
-    def since_decided_ms(at_ns: int) -> float | None:
-        return max(0, at_ns - decided_ns) / 1e6 if decided_ns and at_ns else None
-
-    return NodeEnding(
-        name=name,
-        stage=str(state.stage) if state.stage else "never_heard",
-        lost=state.lost,
-        lost_reason=state.lost_reason,
-        clean=state.clean,
-        delivered=state.stage is Stage.DELIVERED,
-        unclean=report.unclean if report else (),
-        failure=report.failure if report else "",
-        stopped_ms=since_decided_ms(report.last_gone_ns if report else 0),
-        released_ms=since_decided_ms(report.last_released_ns if report else 0),
-    )
 
 
 def doctor_entry(hello: Mapping[str, Any]) -> dict[str, Any]:

@@ -280,6 +280,11 @@ class MetricStream:
                 raise OutboxFullError("the last window could not be sealed; make room and call finish again")
             return self._outbox.append(RecordKind.END, b'{"clean": true}')
 
+    def give_up(self) -> None:
+        """Name the end without the last window: what it collected is lost, and the end is not clean. Raises `OutboxFullError`."""
+        with self._lock:
+            self._outbox.seal()
+
 
 def _row(key: _Key, kind: Kind) -> Row:
     metric, unit, worker, phase, labels = key

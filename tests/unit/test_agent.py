@@ -225,3 +225,15 @@ def test_what_is_stuck_is_not_clean_and_asked_for_again_at_a_slow_pace():
     (run,) = agent.core.report(agent.now_ns).runs
     assert (run.stage, run.unclean) == (RunStage.CLEAN, ())
     assert run.last_released_ns - run.last_gone_ns == S
+
+
+def test_a_seal_that_failed_is_tried_again_with_the_next_order():
+    """Once at a time, and never after it was done."""
+    agent = Driven()
+    agent.core.adopt("r")
+    agent.core.on_swept("r")
+    agent.effects()
+    assert [one.what for one in agent.exchange(order(Goal.SEAL))] == ["seal"]
+    assert agent.exchange(order(Goal.SEAL)) == []
+    agent.core.on_seal_failed("r")
+    assert [one.what for one in agent.exchange(order(Goal.SEAL))] == ["seal"]

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.conclusion import Ending, NodeEnding, conclude
+from cluster.ending import node_ending
+from cluster.exchange import RunReport, Stage
+from cluster.orchestrator import NodeInRun
 
 GOOD = {"stage": "delivered", "clean": True, "delivered": True}
 
@@ -82,3 +85,11 @@ def test_what_is_stuck_ends_the_run_with_an_error_that_names_it():
     assert found.conclusion.status == "error"
     assert "process stuck: 7(D)" in reasons
     assert "has ended by its lease" not in reasons
+
+
+@pytest.mark.parametrize(("decided_ns", "want"), [(1_000_000, (1.0, 3.0)), (0, (None, None))], ids=["stopped", "ended-as-planned"])
+def test_stopped_and_released_are_told_apart(decided_ns, want):
+    """Both count from the decision; memory that is still being freed does not hide when the load had ended."""
+    report = RunReport("r", Stage.CLEAN, last_gone_ns=2_000_000, last_released_ns=4_000_000)
+    found = node_ending("n1", NodeInRun(stage=Stage.CLEAN, report=report), decided_ns)
+    assert (found.stopped_ms, found.released_ms) == want

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.disk import MIB, STEP_BYTES, fill_dir, fill_path, fill_token, next_bytes, room_bytes
+from actors.disk import MIB, STEP_BYTES, check_place, fill_dir, fill_path, fill_token, next_bytes, room_bytes
+from actors.errors import RefusedError
 from actors.messages import Operation, SlotTicket
 
 DISK = Operation("0.DiskFill@n1", "DiskFill", "n1", 0.0, 9.0, "bytes", {"kind": "constant", "level": 1})
@@ -42,3 +43,12 @@ def test_where_the_file_lies(tmp_path: Path) -> None:
     assert fill_dir(replace(DISK, options={"dir": "/data/./x/"}), tmp_path) == Path("/data/x")
     assert fill_token(DISK, 1, 5) != fill_token(DISK, 2, 5) != fill_token(replace(DISK, id="other"), 2, 5)
     assert fill_path(DISK, SlotTicket(1, 5), tmp_path, "0123456789abcdef").name == f".stress-cluster-01234567-{fill_token(DISK, 1, 5)}.fill"
+
+
+def test_a_folder_that_nobody_watches_is_refused(tmp_path: Path) -> None:
+    """Another file system than STATE's is; a folder beside it, and one that is made later, are not."""
+    with pytest.raises(RefusedError, match="another file system") as refused:
+        check_place(replace(DISK, options={"dir": "/proc"}), tmp_path)
+    assert refused.value.code == "capability"
+    check_place(replace(DISK, options={"dir": str(tmp_path)}), tmp_path)
+    check_place(DISK, tmp_path)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from actors.errors import RefusedError
-from cluster import telling
 from cluster.conclusion import Ending, conclude
+from cluster.ending import node_ending
 from cluster.exchange import Report, Stage
 from cluster.journal import Past
 from cluster.orchestrator import Admission, Do, Orchestrator, Run
@@ -149,7 +149,7 @@ class OrchestratorHost(Process):
         ending = Ending(
             run=run_id,
             causes=tuple((str(cause), reason) for cause, reason in run.causes),
-            nodes=tuple(telling.node_ending(name, state) for name, state in run.nodes.items()),
+            nodes=tuple(node_ending(name, state) for name, state in run.nodes.items()),
             events=(),
             start_at_wall_ns=run.start_at_ns,
             start_skew_ms=None,

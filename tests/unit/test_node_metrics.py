@@ -1,0 +1,102 @@
+"""What a node's agent records, and how a stream's end is named when its outbox is full."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from actors.clock import SECOND_NS, SystemClock
+from actors.messages import Capacity, Event, Operation
+from actors.shape import Constant
+from cluster import node_metrics
+from cluster.node_metrics import SEAL_TRIES, NodeMetrics
+from cluster.outbox import OutboxFullError, parse
+from tests.simulation.world.agent_host import quiet
+
+OPERATION = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 60.0, "fraction", Constant(0.1).to_spec())
+CAPACITY = Capacity(2.0, 1 << 30, 1 << 30)
+
+
+def made(folder, max_bytes=1 << 20, deadline_ns=0):
+    control = SimpleNamespace(lease=lambda slot: (4, deadline_ns) if slot == 3 else (0, 0))
+    stats = SimpleNamespace(read=lambda _: SimpleNamespace(pid=0, state=0))
+    guardian = SimpleNamespace(control=control, stats=stats, hello={"guardian_id": "g"})
+    metrics = NodeMetrics("n", 7, folder, guardian, SystemClock(), max_bytes)
+    metrics.begin("r", detailed=False)
+    return metrics
+
+
+class Seen:
+    """A stream that only notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def observe(self, metric, value, worker="", phase="", labels=None, *, unit=""):
+        self.told.append((metric, value, worker))
+
+
+def test_a_full_outbox_ends_as_a_named_loss(tmp_path):
+    """The last window is tried several times; then the end says that it is not clean, and the stream is delivered like any other."""
+    metrics = made(tmp_path, max_bytes=300)
+    metrics.add_event(Event("noise", "x" * 500))
+    for _ in range(SEAL_TRIES - 1):
+        with pytest.raises(OutboxFullError):
+            metrics.seal("r")
+        assert not metrics.delivered("r")
+    metrics.seal("r")
+    pushed = []
+
+    def push(run, node, incarnation, records, timeout_s):
+        pushed.extend(records)
+        return records[-1][0]
+
+    metrics.deliver("r", push)
+    assert metrics.delivered("r")
+    assert parse(pushed[-1][1]).payload == b'{"clean": false}'
+
+
+def test_room_that_comes_back_loses_nothing(tmp_path):
+    """A seal that failed once and then finds room ends clean."""
+    metrics = made(tmp_path, max_bytes=300)
+    metrics.add_event(Event("noise", "x" * 500))
+    with pytest.raises(OutboxFullError):
+        metrics.seal("r")
+    metrics._streams["r"].outbox._max_bytes = 1 << 20
+    metrics.seal("r")
+    assert metrics._streams["r"].outbox.ended
+    assert parse(metrics._streams["r"].unacked(1 << 20)[-1][1]).payload == b'{"clean": true}'
+
+
+@pytest.mark.parametrize(("generation", "told"), [(4, True), (5, False)])
+def test_the_time_that_is_left_of_a_lease_is_recorded(tmp_path, generation, told):
+    """For each operation by its own slot; a slot of another generation says nothing."""
+    clock = SystemClock()
+    metrics = made(tmp_path, deadline_ns=clock.boot_ns() + 100 * SECOND_NS)
+    metrics.watch("r", OPERATION, CAPACITY, 3, generation, [os.getpid()])
+    seen = metrics._streams["r"] = Seen()
+    metrics.on_snapshot(replace(quiet("n"), boot_ns=clock.boot_ns()), 0, {}, 0.0)
+    found = [(value, worker) for metric, value, worker in seen.told if metric == "agent.lease.remaining"]
+    assert len(found) == told
+    assert all(90 < value <= 100 and worker == OPERATION.id for value, worker in found)
+
+
+@pytest.mark.parametrize(
+    ("members", "counts"),
+    [
+        pytest.param([os.getpid(), 99], True, id="in-its-group"),
+        pytest.param([99], False, id="could-not-enter"),
+        pytest.param([], False, id="no-such-group"),
+    ],
+)
+def test_a_group_counts_only_where_its_processes_are_in_it(tmp_path, monkeypatch, members, counts):
+    """A group that the load could not enter would say that it used nothing."""
+    (tmp_path / "cpu.stat").write_text("usage_usec 7000000\n")
+    monkeypatch.setattr(node_metrics, "cgroup_pids", lambda _: members)
+    metrics = made(tmp_path)
+    metrics.watch("r", OPERATION, CAPACITY, 3, 4, [os.getpid()], str(tmp_path))
+    used_s = metrics._watched["r", OPERATION.id].meter.read()
+    assert (used_s == 7.0) is counts
