@@ -7,15 +7,8 @@ from pathlib import Path
 
 import fabric
 import pytest
+import runs
 import sweep
-
-# Ray's health check on the test hosts: short enough to wait for a declared death, long enough that a cut of 20 s is none.
-DECLARED_DEAD_S = 30
-HEALTH_CHECK = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "4000",
-    "RAY_health_check_failure_threshold": "6",
-}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,7 +31,7 @@ def namespaces() -> None:
 def hosts_session(namespaces: None) -> Iterator[fabric.Fabric]:
     """Four hosts with Ray, for fixtures of a wider scope; a test asks for `hosts`."""
     with fabric.Fabric(4) as built:
-        built.ray_up(dashboard=True, env=HEALTH_CHECK)
+        built.ray_up(dashboard=True, env=runs.HEALTH_CHECK)
         yield built
 
 

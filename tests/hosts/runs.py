@@ -34,6 +34,14 @@ LEASE_S: Final = 2.0
 SETTINGS: Final = {"STRESS_CLUSTER_LEASE_S": "2", "STRESS_CLUSTER_IDLE_EXIT_S": "8"}
 LOAD: Final = "actors.load"
 
+# Ray's health check on the test hosts: short enough to wait for a declared death, long enough that a cut of 20 s is none.
+DECLARED_DEAD_S: Final = 30
+HEALTH_CHECK: Final = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "4000",
+    "RAY_health_check_failure_threshold": "6",
+}
+
 # What to look for on a command line, by who it is.
 ROLES: Final[Mapping[str, str]] = {
     "driver": "cluster.driver_main",

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 import runs
-from conftest import DECLARED_DEAD_S
 from fabric import Fabric
 from support.observe import boot_s, promised
 from support.waiting import never, until
@@ -74,7 +73,7 @@ def test_cut_until_declared_dead_ends_the_run_and_is_recovered(hosts: Fabric) ->
     assert {entry["node"] for entry in outstanding} == {"h3"}, outstanding
     assert "h3" in ended.message + json.dumps(ended.document.get("reasons", [])), str(ended)
     runs.assert_exact(run.out, gapless=("h2", "h4"))
-    until(lambda: "h3" not in hosts.nodes_alive(), DECLARED_DEAD_S * 2, "Ray declared h3 dead", 1.0)
+    until(lambda: "h3" not in hosts.nodes_alive(), runs.DECLARED_DEAD_S * 2, "Ray declared h3 dead", 1.0)
     hosts.heal()
     hosts.rejoin("h3")
     settle(hosts, run, "h3")

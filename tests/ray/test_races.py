@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
-from conftest import temporary_names
 from support import documents, waiting
+from support.embedded import temporary_names
 from support.observe import boot_s
 from support.terminal import Command, Ended, Terminal, terminal
 
