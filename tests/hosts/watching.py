@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from sweep import start_time
 LOAD: Final = "actors.load"
 CORES: Final = len(os.sched_getaffinity(0))
 REST_S: Final = 0.06
+EDGE_S: Final = 1.3  # a window that the load did not live through is not measured
 
 
 @dataclass(slots=True)
@@ -65,10 +67,9 @@ class Sight:
                 found = next((one[0], two[0]) for one, two in itertools.pairwise(window) if two[1] - used_s > 0.001)
         return found
 
-    def spent_s(self, since_s: float) -> float:
-        """Return the CPU seconds that it spent from a time on. Threads that end take theirs along, so the most that was seen counts."""
-        before = max((used_s for seen_s, used_s in self.samples if seen_s <= since_s), default=0.0)
-        return max((used_s for _, used_s in self.samples), default=0.0) - before
+    def used_s(self, at_s: float) -> float:
+        """Return the CPU seconds that it had spent at a time. Threads that end take theirs along, so the most that was seen counts."""
+        return max((used_s for seen_s, used_s in self.samples if seen_s <= at_s), default=0.0)
 
 
 class Watch:
@@ -177,20 +178,34 @@ def skew_ms(begins: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def assert_counted(data: Any, watch: Watch, hosts: Sequence[Host], cores: float) -> None:
-    """Assert that the recorded CPU time of each host's load is what was seen in /proc, within 3 %: no window lost, none doubled."""
+    """Assert that the recorded CPU time of each host's load is what was seen in /proc over the same span, within 3 %.
+
+    The windows follow each other without a hole, from the one in which the load began to the last whole one of its life.
+    """
+    wall_s = time.time() - boot_s()
     for host in hosts:
-        begun_s = begun(watch, host, cores)[1]
+        begun_s, ended_s = begun(watch, host, cores)[1], watch.load_gone_s(host)
         assert begun_s, f"no load was seen to begin on {host.name}"
-        recorded = recorded_core_s(data, host.name)
-        seen = sum(sight.spent_s(begun_s) for sight in watch.of(host))
-        assert abs(recorded - seen) < 0.03 * seen + 0.1, f"{host.name}: recorded {recorded:.2f} core s, seen {seen:.2f}"
+        windows = [(at_s - wall_s, length_s, core_s) for at_s, length_s, core_s in recorded_core_s(data, host.name)]
+        ends = [at_s + length_s for at_s, length_s, _ in windows]
+        assert windows, f"no dose of {host.name} was recorded"
+        assert all(abs(after[0] - end_s) < 0.5 for end_s, after in zip(ends, windows[1:], strict=False)), (
+            f"{host.name}: a hole in {windows}"
+        )
+        assert windows[0][0] <= begun_s, f"{host.name} began at {begun_s:.2f}, its first window is {windows[0]}"
+        assert ends[-1] >= ended_s - EDGE_S, f"{host.name} ended at {ended_s:.2f}, its last window ended at {ends[-1]:.2f}"
+        recorded = sum(core_s for _, _, core_s in windows)
+        seen = max(sight.used_s(ends[-1]) - sight.used_s(windows[0][0]) for sight in watch.of(host))
+        told = f"recorded {recorded:.2f} core s, seen {seen:.2f}; by window {[round(core_s, 2) for _, _, core_s in windows]}"
+        assert abs(recorded - seen) < 0.03 * seen + 0.05, f"{host.name}: {told}"
 
 
-def recorded_core_s(data: Any, node: str) -> float:
-    """Core seconds of a node's CPU load as recorded: mean share of each window times its length."""
-    rows = data.metrics.select(["metric", "node", "worker", "window_s", "sum", "count"]).to_pylist()
+def recorded_core_s(data: Any, node: str) -> list[tuple[float, float, float]]:
+    """Return each window of a node's CPU load: start, length, and core seconds, which are its mean share times its length."""
+    rows = data.metrics.select(["time", "metric", "node", "worker", "window_s", "sum", "count"]).to_pylist()
     wanted = [row for row in rows if row["metric"] == "dose.achieved" and row["node"] == node and "CpuLoad" in row["worker"]]
-    return sum(row["sum"] / row["count"] * CORES * row["window_s"] for row in wanted)
+    made = ((row["time"].timestamp(), row["window_s"], row["sum"] / row["count"] * CORES * row["window_s"]) for row in wanted)
+    return sorted(made)
 
 
 def _is_load(pid: int) -> bool:
