@@ -9,8 +9,8 @@ import pytest
 from actors.clock import SECOND_NS
 from actors.errors import RefusedError
 from actors.messages import Amounts, Halt, Operation
-from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.journal import Past
+from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.orchestrator import Admission, Orchestrator, Times
 from cluster.run_state import Phase
 from cluster.safety.budget import Budget
