@@ -17,7 +17,7 @@ TAIL_S = runs.LEASE_S + 2.0  # how long to look for what an old one may still be
 
 @promised
 def test_agent_stopped_replaced_and_continued(hosts: Fabric) -> None:
-    """An agent that is stopped between two runs and goes on in the second begins no load there, and both runs' counts are exact."""
+    """An agent stopped between two runs, replaced or the run refused, begins no load when it goes on; both runs' counts are exact."""
     target = hosts["h3"]
     with watching.Watch(hosts.hosts) as watch:
         first = runs.Run(hosts, runs.scenario("before", 3))
@@ -72,6 +72,7 @@ def test_orchestrator_stopped_and_a_new_run_and_continued(hosts: Fabric) -> None
         never(lambda: any(watch.loads(host) for host in hosts), TAIL_S, "load of the old orchestrator")
         new = [sight for key, sight in watch.sights.items() if key not in old]
     print(f"gone {gone_s:.2f} s after SIGSTOP; both ended {boot_s() - at_s:.0f} s after SIGCONT: {[str(one)[:150] for one in told]}")
+    print(f"loads that began after the stop: {[(one.host, round(one.first_s - struck.at_s, 1)) for one in new]}")
     assert gone_s <= runs.LEASE_S + UNDO_S
     assert told[0].code == 3, str(told[0])
     assert told[1].code in {0, 3, 5, 6}, str(told[1])
