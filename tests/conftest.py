@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,8 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 STATE = pytest.StashKey[Path]()
+BEGUN_S = pytest.StashKey[float]()
+SUITE_S = 1800.0  # what the whole suite may take on two cores
 
 # No deadline: examples share the cores with other work. No database: a failure prints the line that replays it.
 hypothesis.settings.register_profile("suite", deadline=None, database=None, print_blob=True)
@@ -39,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for left in Path(tempfile.gettempdir()).glob("sc-state-*-*"):  # by sessions that were killed
         if not Path(f"/proc/{left.name.split('-')[2]}").exists():
             shutil.rmtree(left, ignore_errors=True)
+    config.stash[BEGUN_S] = time.monotonic()
     config.stash[STATE] = Path(tempfile.mkdtemp(prefix=f"sc-state-{os.getpid()}-"))
     os.environ.update(RAY_ENVIRONMENT, STRESS_CLUSTER_STATE_DIR=str(config.stash[STATE]))
 
@@ -46,6 +50,25 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the session's STATE."""
     shutil.rmtree(config.stash[STATE], ignore_errors=True)
+
+
+def too_long(took_s: float, environ: Mapping[str, str], *, soak: bool) -> bool:
+    """Tell whether a session must fail for its length: only where a machine of known size runs it, and never the long forms."""
+    return took_s > SUITE_S and bool(environ.get("CI")) and not soak
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, fail a session that took longer than the suite may."""
+    took_s = time.monotonic() - session.config.stash[BEGUN_S]
+    if session.exitstatus == pytest.ExitCode.OK and too_long(took_s, os.environ, soak=session.config.getoption("--soak")):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how long the whole session took, collection and fixtures included."""
+    took_s = time.monotonic() - config.stash[BEGUN_S]
+    late = too_long(took_s, os.environ, soak=config.getoption("--soak"))
+    terminalreporter.write_line(f"the session took {took_s / 60:.1f} min, of at most {SUITE_S / 60:.0f}{': too long' if late else ''}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

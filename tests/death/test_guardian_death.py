@@ -285,6 +285,7 @@ class TestStart:
 
 class TestLeaseEnd:
     @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+    @promised
     def test_load_and_fill_are_gone_at_the_end_of_the_lease(self, site, stopped):
         """Also a load that is SIGSTOPped is killed by the deadline, and its fill is removed."""
         client = site.client()
@@ -335,6 +336,7 @@ class TestLeaseEnd:
         assert {one["outcome"] for one in report["outcomes"]} == {"undone"}
         assert not [pid for pid in orphans if (stat := proc.read_stat(pid)) and stat.state not in "ZX"]
 
+    @promised
     def test_the_end_of_a_watched_process_ends_its_slots_at_once(self, site):
         """The agent's death is not waited out."""
         agent = site.child()
@@ -374,6 +376,7 @@ class TestLeaseEnd:
         assert site.fill_files() == []
         assert client.call("close_slot", **ticket)["outcomes"] == report["outcomes"]
 
+    @promised
     def test_a_waiting_close_does_not_hold_up_a_grant(self, site):
         """The guardian serves others while a slot drains, through the same client."""
         client = site.client()

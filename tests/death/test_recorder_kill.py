@@ -44,7 +44,7 @@ def test_only_what_was_not_drained_is_lost(tmp_path: Path, round_: int) -> None:
     stream.attach(segment, "op", "")
     child = subprocess.Popen([sys.executable, "-c", CHILD, segment.path, str(BATCH)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
-    told = [int(child.stdout.readline()) for _ in range(random.randint(1, 200))]
+    told = [int(child.stdout.readline()) for _ in range(random.Random(round_).randint(1, 200))]
     stream.close_window(SystemClock().wall_ns())  # a window closes while the child records
     child.kill()
     told += [int(line) for line in child.stdout.read().split()]

@@ -1,29 +1,39 @@
-"""A Ray cluster on hosts with addresses of their own: the head h1 and the targets h2, h3, h4, built once per session."""
+"""A Ray cluster on hosts with addresses of their own: the head h1 and the targets h2, h3, h4, built once for the tests of this folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import fabric
 import pytest
+import runs
 import sweep
 
-# Ray's health check on the test hosts: short enough to wait for a declared death, long enough that a cut of 20 s is none.
-DECLARED_DEAD_S = 30
-HEALTH_CHECK = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "4000",
-    "RAY_health_check_failure_threshold": "6",
-}
+HERE = Path(__file__).parent
+HOSTS_TIMEOUT_S = 900  # a death, its run's verdict and a mended cluster, twice where the machine stalled
+STANDING: list[fabric.Fabric] = []
+CLOSING = contextlib.ExitStack()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test of this folder, so that `-m 'not hosts'` leaves them out."""
-    here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
+        if HERE in item.path.parents:
             item.add_marker(pytest.mark.hosts)
+            item.add_marker(pytest.mark.timeout(HOSTS_TIMEOUT_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    """Take the hosts down after the last test of this folder: other tests must not share the cores with their Ray."""
+    try:
+        yield
+    finally:
+        if nextitem is None or HERE not in nextitem.path.parents:
+            STANDING.clear()
+            CLOSING.close()
 
 
 @pytest.fixture(scope="session")
@@ -34,16 +44,24 @@ def namespaces() -> None:
     sweep.sweep_dead()
 
 
-@pytest.fixture(scope="session")
-def hosts_session(namespaces: None) -> Iterator[fabric.Fabric]:
+@pytest.fixture(scope="module")
+def hosts_standing(namespaces: None) -> fabric.Fabric:
     """Four hosts with Ray, for fixtures of a wider scope; a test asks for `hosts`."""
-    with fabric.Fabric(4) as built:
-        built.ray_up(dashboard=True, env=HEALTH_CHECK)
-        yield built
+    if not STANDING:
+        STANDING.append(CLOSING.enter_context(fabric.Fabric(4)))
+        STANDING[0].ray_up(dashboard=True, env=runs.HEALTH_CHECK)
+    return STANDING[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hosts_unchanged(hosts_standing: fabric.Fabric) -> Iterator[None]:
+    """After each module the hosts are as they were before it: no process, rule, mount, setting or record is new."""
+    with runs.unchanged(hosts_standing):
+        yield
 
 
 @pytest.fixture
-def hosts(hosts_session: fabric.Fabric) -> Iterator[fabric.Fabric]:
+def hosts(hosts_standing: fabric.Fabric) -> Iterator[fabric.Fabric]:
     """Head and three targets with Ray, whole again after each test."""
-    yield hosts_session
-    hosts_session.mend()
+    yield hosts_standing
+    hosts_standing.mend()

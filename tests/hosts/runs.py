@@ -12,18 +12,18 @@ import os
 import random
 import signal
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
+import pyarrow.parquet as pq
+import watching
 from fabric import Fabric
 from host import Host
 from support import census
-from support.observe import allocated_bytes, anonymous_bytes, boot_s, cpu_fine_s
+from support.observe import boot_s
 from support.waiting import until
 from sweep import start_time
 
@@ -31,8 +31,16 @@ from actors.undo import SLOT_BYTES, Record, decode
 
 MIB: Final = 1 << 20
 LEASE_S: Final = 2.0
+DEFAULT_LEASE_S: Final = 5.0  # of the setting: one row per promise shows it there
 SETTINGS: Final = {"STRESS_CLUSTER_LEASE_S": "2", "STRESS_CLUSTER_IDLE_EXIT_S": "8"}
-LOAD: Final = "actors.load"
+
+# Ray's health check on the test hosts: short enough to wait for a declared death, long enough that a cut of 20 s is none.
+DECLARED_DEAD_S: Final = 30
+HEALTH_CHECK: Final = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "4000",
+    "RAY_health_check_failure_threshold": "6",
+}
 
 # What to look for on a command line, by who it is.
 ROLES: Final[Mapping[str, str]] = {
@@ -41,7 +49,7 @@ ROLES: Final[Mapping[str, str]] = {
     "aggregator": "ray::_AggregatorActor",
     "agent": "ray::_AgentActor",
     "simulator": "ray::SimulatorShell",
-    "load": LOAD,
+    "load": watching.LOAD,
     "guardian": "/guardian-",
     "raylet": "raylet/raylet",
     "gcs": "gcs_server",
@@ -93,14 +101,39 @@ def pids_of(host: Host, role: str) -> list[int]:
     return sorted(found, key=lambda pid: (int(start_time(pid) or 0), pid))
 
 
-def kill(host: Host, role: str, number: int = signal.SIGKILL, *, all_of_them: bool = False) -> float:
-    """Signal the newest process in a role (of guardians the serving one), or all; return when, in boot time."""
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """Who was signalled, and when in boot time."""
+
+    at_s: float
+    victims: tuple[tuple[int, str], ...]  # pid and start time
+
+    def living(self) -> list[int]:
+        """Return the victims that are not dead, whatever state they are in."""
+        return [pid for pid, started in self.victims if start_time(pid) == started]
+
+
+def kill(host: Host, role: str, number: int = signal.SIGKILL, *, all_of_them: bool = False) -> Struck:
+    """Signal the newest process in a role (of guardians the serving one), or all of them, none of which then sees another go."""
     found = pids_of(host, role)
     assert found, f"no {role} on {host.name}: {sorted(host.pids().values())}"
-    at_s = boot_s()
-    for pid in found if all_of_them else [found[0] if role == "guardian" else found[-1]]:
+    if all_of_them:
+        found = stopped(host, role)
+    chosen = found if all_of_them else [found[0] if role == "guardian" else found[-1]]
+    struck = Struck(boot_s(), tuple((pid, start_time(pid)) for pid in chosen))
+    for pid in chosen:
         os.kill(pid, number)
-    return at_s
+    return struck
+
+
+def stopped(host: Host, role: str) -> list[int]:
+    """SIGSTOP all processes in a role until no new one has come: a guardian that sees its standby die forks another."""
+    held: list[int] = []
+    while found := [pid for pid in pids_of(host, role) if pid not in held]:
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+        held += found
+    return held
 
 
 def resume(pid: int) -> None:
@@ -114,136 +147,6 @@ def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
-
-
-# ---- watching loads and fills
-
-
-@dataclass(slots=True)
-class Sight:
-    """One load process as seen from outside; times in boot time."""
-
-    host: str
-    pid: int
-    first_s: float
-    last_s: float
-    samples: list[tuple[float, float]] = field(default_factory=list)  # (time, CPU seconds), at every look
-    memory: list[tuple[float, int]] = field(default_factory=list)  # (time, anonymous bytes), a few times a second
-
-    def cores(self, since_s: float, until_s: float) -> float:
-        """Return the mean cores that it used between two times."""
-        inside = [sample for sample in self.samples if since_s <= sample[0] <= until_s]
-        return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0]) if len(inside) > 1 else 0.0
-
-    def begun_s(self, near_s: float, cores: float) -> float:
-        """Return when, within a second of a time, it began to use so many cores; 0 if it did not.
-
-        The first tenth of a second with a third of that use, and in it the first look that saw more than a millisecond spent.
-        """
-        near = [sample for sample in self.samples if abs(sample[0] - near_s) < 1.0]
-        for first, (at_s, used_s) in enumerate(near):
-            window = list(itertools.takewhile(lambda sample: sample[0] <= at_s + 0.1, near[first:]))  # noqa: B023  # used at once
-            if window[-1][1] - used_s > cores * 0.1 / 3:
-                return next(seen_s for seen_s, spent_s in window if spent_s - used_s > 0.001)
-        return 0.0
-
-
-class Watch:
-    """Follows all load processes and fills of some hosts, every few milliseconds, in a thread: `with Watch(hosts) as watch`."""
-
-    def __init__(self, hosts: Sequence[Host], every_s: float = 0.005) -> None:
-        self.hosts, self.every_s = hosts, every_s
-        self.sights: dict[int, Sight] = {}
-        self.fills: dict[str, tuple[float, float]] = {}  # by host when one was first and last seen
-        self._young: dict[int, float] = {}
-        self._known: set[int] = set()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def of(self, host: Host) -> list[Sight]:
-        """Return the loads seen on a host so far."""
-        return [sight for sight in list(self.sights.values()) if sight.host == host.name]
-
-    def loads(self, host: Host) -> list[int]:
-        """Return the loads that live on a host now."""
-        return [sight.pid for sight in self.of(host) if boot_s() - sight.last_s < 0.5 and start_time(sight.pid)]
-
-    def loading(self, host: Host) -> bool:
-        """Tell whether a host is under load now: its fill begins together with its load processes."""
-        return bool(self.loads(host)) and bool(filled(host))
-
-    def load_gone_s(self, host: Host) -> float:
-        """Return when load was last seen on a host; 0 if never."""
-        return max((sight.last_s for sight in self.of(host)), default=0.0)
-
-    def gone_s(self, host: Host) -> float:
-        """Return when load or fill was last seen on a host; 0 if never."""
-        return max(self.load_gone_s(host), self.fills.get(host.name, (0.0, 0.0))[1])
-
-    def quiet(self, host: Host) -> bool:
-        """Tell whether neither load nor fill is on a host now."""
-        return not self.loads(host) and not filled(host)
-
-    def forget(self) -> None:
-        """Start afresh with what is there from now on."""
-        self.sights = {pid: sight for pid, sight in self.sights.items() if start_time(pid)}
-        self.fills.clear()
-
-    def _loop(self) -> None:
-        next_memory_s = 0.0
-        while not self._end.wait(self.every_s):
-            now_s = boot_s()
-            self._find_new(now_s)
-            for sight in list(self.sights.values()):
-                if start_time(sight.pid):
-                    sight.samples.append((boot_s(), cpu_fine_s(sight.pid)))
-                    sight.last_s = boot_s()
-                    if now_s > next_memory_s:
-                        sight.memory.append((now_s, anonymous_bytes(sight.pid)))
-            next_memory_s = now_s + 0.2 if now_s > next_memory_s else next_memory_s
-            for host in self.hosts:
-                if filled(host):
-                    self.fills[host.name] = (self.fills.get(host.name, (now_s, 0.0))[0], boot_s())
-
-    def _find_new(self, now_s: float) -> None:
-        """Look at each process while it is young: its command line becomes its own only at exec."""
-        present = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208  # many times a second
-        for pid in present - self._known:
-            self._young.setdefault(pid, now_s)
-        self._known = present
-        for pid, born_s in list(self._young.items()):
-            if pid not in present or now_s - born_s > 3.0:
-                del self._young[pid]
-            elif _is_load(pid) and (host := self._host_of(pid)):
-                del self._young[pid]
-                self.sights[pid] = Sight(host, pid, now_s, now_s)
-
-    def _host_of(self, pid: int) -> str:
-        for host in self.hosts:
-            with contextlib.suppress(OSError):  # gone
-                if os.readlink(f"/proc/{pid}/ns/net") == os.readlink(f"/proc/{host.init_pid}/ns/net"):  # noqa: PTH115  # often
-                    return host.name
-        return ""
-
-
-def _is_load(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return LOAD.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return False
-
-
-def filled(host: Host) -> int:
-    """Return the bytes that fills occupy in a host's STATE."""
-    folder = host.state / "fill"
-    return sum(allocated_bytes(path) for path in folder.iterdir()) if folder.is_dir() else 0
 
 
 # ---- runs
@@ -332,7 +235,7 @@ class Run(Command):
         return self.host.state / "runs" / self.id
 
 
-def await_load(watch: Watch, run: Run, hosts: Sequence[Host], timeout_s: float = 60.0) -> None:
+def await_load(watch: watching.Watch, run: Run, hosts: Sequence[Host], timeout_s: float = 60.0) -> None:
     """Wait until each of these hosts is under load with its fill armed."""
 
     def loaded() -> bool:
@@ -367,7 +270,7 @@ def assert_undone(hosts: Sequence[Host], within_s: float = 3.0) -> None:
     """Raise `AssertionError` when a host has loads, fills, groups or undo records after `within_s`."""
 
     def left() -> list[str]:
-        loads = {host.name: [f"load {pid}" for pid in host.pids(LOAD)] for host in hosts}
+        loads = {host.name: [f"load {pid}" for pid in host.pids(watching.LOAD)] for host in hosts}
         return [f"{host.name}: {line}" for host in hosts for line in (*loads[host.name], *_groups(host), *_fills(host), *journal_of(host))]
 
     until(lambda: not left(), within_s, lambda: "everything undone, but:\n" + "\n".join(left()), 0.1)
@@ -409,6 +312,23 @@ def census_of(hosts: Sequence[Host]) -> Callable[[], census.Census]:
     return look
 
 
+@contextlib.contextmanager
+def unchanged(fabric: Fabric) -> Iterator[None]:
+    """Assert at the end that when the control plane has gone idle, no host has anything of ours, nor anything else that is new."""
+    before = census.Comparison(census_of(fabric.hosts))
+    yield
+    fabric.mend()
+    recover(fabric)
+    assert_nothing_left(fabric.hosts, 60)
+    before.assert_clean(5)
+
+
+def recover(fabric: Fabric) -> None:
+    """Call `recover` as an operator would: nothing remains."""
+    found = command(fabric.head, "recover", "--address", fabric.address, timeout_s=150)
+    assert found.code == 0, str(found.document)
+
+
 # ---- what was recorded
 
 
@@ -420,11 +340,11 @@ def assert_exact(path: Path, *, gapless: Sequence[str] = ()) -> Any:
     from cluster.analysis.load import load
 
     data = load(path)
-    columns = ["time", "metric", "node", "worker", "phase", "labels"]
-    rows = data.metrics.select(columns).to_pylist()
-    keys = Counter((row["time"], row["metric"], row["node"], row["worker"], row["phase"], tuple(row["labels"])) for row in rows)
-    doubled = [key for key, count in keys.items() if count > 1]
-    assert not doubled, f"{len(doubled)} windows twice, such as {doubled[:3]}"
+    rows = data.metrics.select(KEY).to_pylist()
+    _assert_once(rows, "as loaded")
+    _assert_once(
+        [row for part in sorted((path / "metrics").glob("*.parquet")) for row in pq.read_table(part, columns=KEY).to_pylist()], "in Parquet"
+    )
     for node in gapless:
         times = sorted(row["time"].timestamp() for row in rows if row["node"] == node and row["metric"] == "host.cpu.busy")
         gaps = [(before, after) for before, after in itertools.pairwise(times) if after - before > 1.5]
@@ -432,6 +352,16 @@ def assert_exact(path: Path, *, gapless: Sequence[str] = ()) -> Any:
         assert not gaps, f"{node} lacks windows: {gaps}"
     _assert_totals(data)
     return data
+
+
+KEY: Final = ["time", "metric", "node", "worker", "phase", "labels"]
+
+
+def _assert_once(rows: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Assert that no series has two rows of one window."""
+    keys = Counter((row["time"], row["metric"], row["node"], row["worker"], row["phase"], tuple(row["labels"])) for row in rows)
+    doubled = [key for key, count in keys.items() if count > 1]
+    assert not doubled, f"{len(doubled)} windows twice {where}, such as {doubled[:3]}"
 
 
 def _assert_totals(data: Any) -> None:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
 
-import pytest
 import runs
-from conftest import DECLARED_DEAD_S
+import watching
 from fabric import Fabric
 from support.observe import boot_s, promised
 from support.waiting import never, until
 
 INSIDE_S = 0.5
 CUT_S = 20.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def clean_at_the_end(hosts_session: Fabric) -> Iterator[None]:
-    """When the control plane has gone idle, no host has anything of ours."""
-    yield
-    hosts_session.mend()
-    runs.assert_nothing_left(hosts_session.hosts, 60)
+DELIVERS_S = 10.0
+CPU = 0.15
 
 
 @promised
 def test_cut_of_20_s_heals_and_the_same_agent_delivers(hosts: Fabric) -> None:
     """The cut host's load ends within the lease, the others go on to the plan's end, and its agent delivers every window afterwards."""
     cut = hosts["h2"]
-    with runs.Watch(hosts.hosts) as watch:
-        run = runs.Run(hosts, runs.scenario("healed", 13, on_node_lost="continue", memory="64MiB"))
+    with watching.Watch(hosts.hosts) as watch:
+        run = runs.Run(hosts, runs.scenario("healed", 13, cpu=f"{CPU:.0%}", on_node_lost="continue", memory="64MiB"))
         runs.await_load(watch, run, hosts.targets)
         never(lambda: False, runs.seeded("healed", 0.5, 1.5))
         agent = runs.pids_of(cut, "agent")
@@ -47,17 +40,39 @@ def test_cut_of_20_s_heals_and_the_same_agent_delivers(hosts: Fabric) -> None:
     assert took_s <= runs.LEASE_S + INSIDE_S
     assert ended.code in {3, 5}, str(ended)
     settle(hosts, run, "h2")
-    runs.assert_exact(run.kept, gapless=("h2", "h3", "h4"))
+    data = runs.assert_exact(run.kept, gapless=("h2", "h3", "h4"))
+    watching.assert_counted(data, watch, hosts.targets, CPU * watching.CORES)
     assert len([stream for stream in runs.streams(run.kept) if stream["node"] == "h2"]) == 1, "the same agent delivered"
     told = runs.journal_of(cut)
     assert told == [], told
 
 
 @promised
+def test_cut_at_the_default_lease(hosts: Fabric) -> None:
+    """With the lease as it comes, the cut host's load ends within that lease, and the others stop."""
+    cut = hosts["h4"]
+    with watching.Watch(hosts.hosts) as watch:
+        run = runs.Run(hosts, runs.scenario("default", 30), env={"STRESS_CLUSTER_LEASE_S": f"{runs.DEFAULT_LEASE_S:g}"})
+        runs.await_load(watch, run, hosts.targets)
+        never(lambda: False, runs.seeded("default", 0.5, 1.5))
+        at_s = boot_s()
+        hosts.cut("h4")
+        until(lambda: watch.quiet(cut), runs.DEFAULT_LEASE_S + 4, lambda: f"load of the cut host gone: {watch.loads(cut)}")
+        took_s = watch.load_gone_s(cut) - at_s
+        until(lambda: all(watch.quiet(host) for host in hosts), runs.DEFAULT_LEASE_S + 6, "the others stopped, as on_node_lost says")
+        hosts.heal()
+        ended = run.wait(90)
+    print(f"default lease: load gone {took_s:.2f} s after the cut; {str(ended)[:200]}")
+    assert took_s <= runs.DEFAULT_LEASE_S + INSIDE_S
+    assert ended.code == 3, str(ended)
+    settle(hosts, run, "h4")
+
+
+@promised
 def test_cut_until_declared_dead_ends_the_run_and_is_recovered(hosts: Fabric) -> None:
     """The run stops everywhere and names what is outstanding; once Ray is started again on the host, `recover` brings it, exactly."""
     cut = hosts["h3"]
-    with runs.Watch(hosts.hosts) as watch:
+    with watching.Watch(hosts.hosts) as watch:
         run = runs.Run(hosts, runs.scenario("dead", 60, memory="64MiB"))
         runs.await_load(watch, run, hosts.targets)
         never(lambda: False, runs.seeded("dead", 0.5, 1.5))
@@ -74,7 +89,7 @@ def test_cut_until_declared_dead_ends_the_run_and_is_recovered(hosts: Fabric) ->
     assert {entry["node"] for entry in outstanding} == {"h3"}, outstanding
     assert "h3" in ended.message + json.dumps(ended.document.get("reasons", [])), str(ended)
     runs.assert_exact(run.out, gapless=("h2", "h4"))
-    until(lambda: "h3" not in hosts.nodes_alive(), DECLARED_DEAD_S * 2, "Ray declared h3 dead", 1.0)
+    until(lambda: "h3" not in hosts.nodes_alive(), runs.DECLARED_DEAD_S * 2, "Ray declared h3 dead", 1.0)
     hosts.heal()
     hosts.rejoin("h3")
     settle(hosts, run, "h3")
@@ -82,15 +97,16 @@ def test_cut_until_declared_dead_ends_the_run_and_is_recovered(hosts: Fabric) ->
 
 
 def settle(hosts: Fabric, run: runs.Run, node: str) -> None:
-    """Recover if the node's stream is still open; then it must be whole."""
+    """Give the node's agent a moment to deliver, and recover if its stream is still open then; it must be whole afterwards."""
 
     def whole() -> bool:
         found = [stream for stream in runs.streams(run.kept) if stream["node"] == node]
         return bool(found) and all(stream["received"] == stream["expected_end"] for stream in found)
 
+    with contextlib.suppress(AssertionError):
+        until(whole, DELIVERS_S)
     if not whole():
-        found = runs.command(hosts.head, "recover", "--address", hosts.address, timeout_s=150)
-        assert found.code == 0, str(found.document)
+        runs.recover(hosts)
     assert whole(), runs.streams(run.kept)
     summary = json.loads((run.kept / "summary.json").read_text())
     assert summary["outstanding"] == []

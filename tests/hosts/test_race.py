@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import runs
+import watching
 from fabric import Fabric
 
 
@@ -24,7 +25,7 @@ def test_exactly_one_of_two_runs_is_admitted(hosts: Fabric, resource: str) -> No
         "disk": {"STRESS_CLUSTER_BUDGET__DISK_BYTES": "80MiB"},
     }[resource]
     memory = "64MiB" if resource == "memory" else ""
-    with runs.Watch(hosts.hosts) as watch:
+    with watching.Watch(hosts.hosts) as watch:
         racing = []
         for name, host in (("first", "h2"), ("second", "h3")):
             targets = f"{{labels: {{host: {host}}}}}" if resource == "nodes" else "{}"

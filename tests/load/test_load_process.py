@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from load_pages import PageGuardian
-from support.observe import anonymous_bytes
+from support.observe import anonymous_bytes, promised
 from support.waiting import until
 
 from actors.carrier import LoadProcess, load_environment
@@ -143,6 +143,7 @@ def test_the_ceiling_throttles_within_a_moment(bench: Any) -> None:
     assert one.stats.asked == pytest.approx(0.15)
 
 
+@promised
 def test_cpu_threads_end_at_the_lease_and_the_load_says_so(bench: Any) -> None:
     """A load whose lease runs out ends by itself within a moment, without anybody's signal."""
     one = bench(CPU)
@@ -167,6 +168,7 @@ def test_a_drain_ends_it_and_frees_it(bench: Any, operation: Operation) -> None:
 
 
 @pytest.mark.parametrize("operation", [CPU, MEMORY], ids=["cpu", "memory"])
+@promised
 def test_it_ends_by_itself_when_its_time_is_over(bench: Any, operation: Operation) -> None:
     """A load runs for its duration from the start, not longer, under a lease that would allow more."""
     one = bench(replace(operation, duration_s=0.4))
@@ -177,6 +179,7 @@ def test_it_ends_by_itself_when_its_time_is_over(bench: Any, operation: Operatio
     assert 0.4 <= lasted_s < 1.5
 
 
+@promised
 def test_it_starts_when_it_is_told(bench: Any) -> None:
     """The first slice comes within milliseconds of the start."""
     one = bench(CPU)

@@ -6,16 +6,16 @@ import contextlib
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import census, documents
-from support.observe import Meter, Reading, Witness
-from support.terminal import Ended, Terminal, terminal
+from support import census
+from support.embedded import FinishedRun, run_watched
+from support.observe import Witness
+from support.terminal import Terminal, terminal
 
 OBJECT_STORE_BYTES = 80_000_000
 TARGETS = ("n1", "n2", "n3")
@@ -87,29 +87,6 @@ def driver(raylets: Raylets) -> Iterator[Raylets]:
         ray.shutdown()
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRun:
-    """A run on an embedded Ray of three raylets, and what was seen of it from outside: one meter reading per second and load."""
-
-    terminal: Terminal
-    scenario: str
-    ended: Ended
-    folder: Path
-    cpu: dict[int, list[Reading]]
-    memory_bytes: list[int]
-    fills_bytes: int
-    before: census.Comparison
-    temporary: set[str]
-
-
-def temporary_names() -> set[str]:
-    """Return what lies in the places where Ray and we make folders, less the STATEs of test sessions."""
-    places = (Path("/tmp"), Path("/var/tmp"))
-    named = ("sc-*", "ray*", "pymp-*")
-    found = {str(path) for place in places for name in named for path in place.glob(name)}
-    return {path for path in found if not Path(path).name.startswith(("sc-state-", "sc-ray-"))}
-
-
 @pytest.fixture(scope="session")
 def finished() -> Iterator[FinishedRun]:
     """Run the small scenario once on an embedded Ray of three target raylets, watched from outside; most tests here read its results.
@@ -125,33 +102,6 @@ def finished() -> Iterator[FinishedRun]:
         print(f"repeated once: {len(witness.stalls)} stalls of this machine; {made.ended.document['message']}")
     with terminal() as here:
         yield run_watched(here)
-
-
-def run_watched(here: Terminal) -> FinishedRun:
-    """Run the small scenario to its end and meter each load process meanwhile."""
-    temporary = here.folder / "tmp"
-    temporary.mkdir()
-    here.settings["TMPDIR"] = str(temporary)
-    folders = (here.home, temporary, Path("/tmp/ray"), Path.home() / ".ray")
-    names = temporary_names()
-    before = census.Comparison(lambda: census.take(census.Scope(marks=(str(here.state),), folders=folders)))
-    hypotheses = (documents.MEMORY_STAYS, documents.ACTORS_ANSWER)
-    scenario = documents.write(
-        here.folder, documents.document(for_s=10, hypotheses=hypotheses, seed=3, tolerance=None, profile="aggressive")
-    )
-    command = here.start("run", scenario, "--nodes", "3", "--json")
-    here.await_load(6)
-    pids = here.loads()
-    fills = 0
-    with contextlib.ExitStack() as stack:
-        meters = {pid: stack.enter_context(Meter(lambda pid=pid: [pid])) for pid in pids}
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):
-            fills = max([fills, sum(path.stat().st_blocks * 512 for path in here.fills())])
-            time.sleep(0.25)
-    ended = command.wait(60)
-    cpu = {pid: meter.readings for pid, meter in meters.items()}
-    memory = [max([reading.memory_bytes for reading in readings], default=0) for readings in cpu.values()]
-    return FinishedRun(here, scenario, ended, here.run_dir(), cpu, memory, fills, before, names)
 
 
 @pytest.fixture

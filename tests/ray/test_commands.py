@@ -9,8 +9,8 @@ import subprocess
 import urllib.request
 from pathlib import Path
 
-from conftest import FinishedRun
 from support import documents, waiting
+from support.embedded import FinishedRun
 from support.observe import boot_s
 from support.terminal import Terminal, terminal
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import temporary_names
 from support import documents, waiting
+from support.embedded import temporary_names
 from support.observe import boot_s, promised
 from support.terminal import Command, Terminal, terminal
 

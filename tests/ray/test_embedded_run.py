@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import FinishedRun, temporary_names
-from support import documents, waiting
-from support.terminal import Terminal, terminal
+from support import documents
+from support.embedded import FinishedRun, temporary_names
 
 from actors.undo import SLOT_BYTES, decode
 from cluster.analysis import load
@@ -227,57 +223,3 @@ def test_nothing_is_left_behind(finished: FinishedRun) -> None:
     for folder in ("outbox", "embedded", "fill"):
         assert not [path for path in (state / folder).rglob("*") if path.is_file()]
     assert not list(state.rglob("*.sock"))
-
-
-def in_namespace(script: str, *, user: bool) -> tuple[str, ...]:
-    """Return the prefix that runs a command after `script` in a mount namespace of its own, as an ordinary user if wanted."""
-    drop = "exec setpriv --reuid 65534 --regid 65534 --clear-groups -- " if user else "exec "
-    return ("unshare", "--mount", "--propagation", "private", "bash", "-ec", f'{script}\n{drop}"$@"', "as-in-a-container")
-
-
-def reachable_python() -> str:
-    """Return shell lines that make the interpreter reachable where an ordinary user may not enter the folders above it."""
-    closed = [one for one in Path(sys.base_prefix).parents if not one.stat().st_mode & stat.S_IXOTH]
-    if not closed:
-        return ""
-    top = closed[-1]
-    return (
-        f"mkdir -p /run/python && mount -t tmpfs -o mode=755 tmpfs /run/python && mkdir /run/python/base\n"
-        f"mount --bind '{sys.base_prefix}' /run/python/base\n"
-        f"mount -t tmpfs -o mode=755 tmpfs '{top}' && mkdir -p '{sys.base_prefix}' && mount --move /run/python/base '{sys.base_prefix}'"
-    )
-
-
-def test_plain_container_and_ordinary_user() -> None:
-    """With 64 MB of /dev/shm, an empty machine-id, without root and without a HOME that may be written, a run passes and leaves nothing."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv"))):
-        pytest.skip("needs root, unshare and setpriv")
-    shm = "mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm"
-    ids = "for id in /etc/machine-id /var/lib/dbus/machine-id; do [ ! -e $id ] || mount --bind /dev/null $id; done"
-    script = f"{shm}\n{ids}\n{reachable_python()}"
-    prefix = in_namespace(script, user=True)
-    tried = subprocess.run([*prefix, sys.executable, "-c", "import ray, cluster"], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"an ordinary user cannot run this environment: {tried.stderr.strip()[-300:]}")
-    with terminal(prefix=prefix) as here:
-        names = temporary_names()
-        for path in (here.folder, here.out):
-            shutil.chown(path, 65534, 65534)
-        here.home.chmod(0o555)
-        scenario = documents.write(here.folder, documents.document(for_s=6, hypotheses=(documents.MEMORY_STAYS,)))
-        ended = run_watched(here, scenario)
-        assert ended == 0
-        assert set(here.home.iterdir()) == set()
-        assert here.state.stat().st_uid == 65534
-        waiting.until(lambda: not here.belonging(), GUARDIAN_IDLE_S + 5, lambda: f"processes left: {here.belonging()}")
-        assert temporary_names() <= names
-
-
-def run_watched(here: Terminal, scenario: str) -> int:
-    """Run on one target beside the head and check from outside that it was the ordinary user's."""
-    command = here.start("run", scenario, "--nodes", "1", "--json")
-    here.await_load(2)
-    assert {Path(f"/proc/{pid}").stat().st_uid for pid in here.loads()} == {65534}
-    ended = command.wait(90)
-    assert ended.code == 0, str(ended)
-    return ended.code

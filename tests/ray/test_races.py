@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
-from conftest import temporary_names
 from support import documents, waiting
+from support.embedded import temporary_names
 from support.observe import boot_s
 from support.terminal import Command, Ended, Terminal, terminal
 
@@ -75,7 +75,7 @@ def refused_beside(standing: Terminal) -> None:
 
 
 def stranger_halts_and_dies(before: list[int], standing: Terminal) -> None:
-    """A user with another STATE may run beside, halt everything that is theirs, and lose their driver: nothing of it is seen here.
+    """A user with another STATE may run beside, halt everything that is theirs, lose their driver, and recover: nothing of it is seen here.
 
     Their halt ends their run with 4, its load within a second, and blocks them until `resume`.
     """
@@ -116,3 +116,6 @@ def blocked(stranger: Terminal) -> None:
     stranger.one("driver").signal(signal.SIGKILL)
     waiting.until(lambda: not stranger.loads(), 5, "the end of the stranger's load")
     assert again.wait(30).code == 3
+    recovered = stranger.run("recover", "--json", within_s=60)
+    assert recovered.code == 0, str(recovered)
+    assert recovered.document["remaining"] == []

@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import FinishedRun
 from support import documents, waiting
+from support.embedded import FinishedRun
 from support.terminal import Ended, Terminal, terminal
 
 from actors.errors import CODES

@@ -111,6 +111,30 @@ def _files(scope: Scope) -> Iterator[str]:
             yield f"{stat.filemode(found.st_mode)} {path}{size}"
 
 
+def _rules() -> Iterator[str]:
+    """Give each line of the rule set after its table's name, without counters and remaining times."""
+    table = ""
+    for line in _output("nft", "list", "ruleset"):
+        table = line.strip(" {") if line.startswith("table ") else table
+        bare = re.sub(r"counter packets \d+ bytes \d+|expires \w+", "", line).strip()
+        if bare.strip("{}"):
+            yield f"{table}: {bare}"
+
+
+# What the kernel changes by itself, or gives a new answer to each reader.
+_RESTLESS: Final = re.compile(
+    r"/random/|ns_last_pid|pty/nr|perf_|tainted|conntrack_count|hung_task_detect|/sched_domain/|/keys/|/stat_refresh|lifetime"
+)
+
+
+def _sysctls() -> Iterator[str]:
+    """Give `name value` of the network's, the memory's and the scheduler's settings."""
+    for root in ("net", "vm", "kernel"):
+        for path in Path("/proc/sys", root).rglob("*"):
+            if not _RESTLESS.search(str(path)) and path.is_file():
+                yield f"{path} {_text(path)}"
+
+
 LOOKS: Final[dict[str, Callable[[Scope], Iterable[str]]]] = {
     "process": _processes,
     "shared memory": lambda _: _names(Path("/dev/shm")),
@@ -120,8 +144,9 @@ LOOKS: Final[dict[str, Callable[[Scope], Iterable[str]]]] = {
     "network namespace": lambda _: _names(Path("/run/netns")),
     "mount": lambda _: (" ".join(mount) for mount in _mounts()),
     "link": lambda _: _names(Path("/sys/class/net")),
-    "nft table": lambda _: _output("nft", "list", "tables"),
+    "nft rule": lambda _: _rules(),
     "queueing": lambda _: (re.sub(r"refcnt \d+", "", line).strip() for line in _output("tc", "qdisc", "show")),
+    "sysctl": lambda _: _sysctls(),
     "file": _files,
 }
 
