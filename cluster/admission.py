@@ -12,8 +12,8 @@ from scenarios import plan as plans
 from scenarios.hypotheses import ActorProbe, title
 from scenarios.plan import Plan
 
-from .orchestrator import Admission
 from .orchestrator_api import OrchestratorConfig, Submission
+from .records import Admission
 from .safety.budget import Budget
 from .safety.profiles import check_planned, limits_for
 

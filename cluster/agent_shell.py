@@ -19,12 +19,11 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from actors.capability import judge as judge_capability
 from actors.capability import read_facts
 from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.control import LOAD_FAILED, LOAD_NONE, LOAD_RUNNING, LoadStats
 from actors.disk import check_place
 from actors.errors import StressError
 from actors.guardian import GuardianClient
@@ -37,22 +36,16 @@ from actors.simulator import peak_amounts
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
 
-from .agent import Agent, Do, OperationHere
+from . import load_end
+from .agent import Agent, Do
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
+from .load_end import NO_LOAD
 from .node_metrics import NodeMetrics
 from .ray_facts import ray_facts
 from .safety.policies import busy_since, judge, judge_resources
 from .safety.profiles import Limits, limits_for, strictest
 
 GUARDIAN_SILENT_NS = 2 * SECOND_NS
-LEASE_ENDED = "its lease ended"
-
-
-class Ended(NamedTuple):
-    """How a load ended: the error's code, empty when as planned, and the reason."""
-
-    code: str
-    reason: str = ""
 
 
 class AgentShell:
@@ -274,7 +267,10 @@ class AgentShell:
             if first_ns and op.stage in {"armed", "running"}:
                 self._agent.on_first_slice(run.run, name, first_ns)
             if op.stage in {"preparing", "ready", "armed", "running"} and simulator is not None:
-                ended = self._ended(op, load.state if ours else LOAD_NONE, status, now_ns) or self._hung(op, load, simulator, now_ns)
+                beats = load if ours else NO_LOAD
+                is_leased = self._guardian.control.live(op.slot, op.generation, now_ns)
+                ended = load_end.ended(op.stage, beats.state, status, is_leased=is_leased)
+                ended = ended or load_end.hung(op.stage, beats, simulator.silent_s(), now_ns, self._config.lease_s)
                 if ended is not None:
                     self._look_at_halt()  # shown before any lease ends by it: what ended so is halted, not lost
                     self._agent.on_load_ended(run.run, name, planned=not ended.code, reason=ended.reason, code=ended.code)
@@ -285,30 +281,6 @@ class AgentShell:
             return (simulator.poll() if simulator else None) or {}
         except StressError as error:
             return {"phase": "dead", "reason": f"its simulator is dead: {error}"}
-
-    def _ended(self, op: OperationHere, state: int, status: Mapping[str, Any], now_ns: int) -> Ended | None:
-        """Return how a load has ended, nothing while it lives."""
-        phase = status.get("phase", "")
-        if phase == "done":
-            return Ended("")
-        if phase == "expired":
-            return Ended("expired", str(status.get("reason") or LEASE_ENDED))
-        if state == LOAD_FAILED or phase in {"failed", "dead"}:
-            return Ended("internal", str(status.get("reason") or "its load process failed"))
-        if op.stage in {"armed", "running"} and not self._guardian.control.live(op.slot, op.generation, now_ns):
-            return Ended("expired", LEASE_ENDED)
-        return None
-
-    def _hung(self, op: OperationHere, load: LoadStats, simulator: SimulatorPort, now_ns: int) -> Ended | None:
-        """Say so of a running load or a simulator that has given no sign of life for a lease: it is ended by force."""
-        if op.stage != "running":
-            return None
-        if simulator.silent_s() > self._config.lease_s:
-            return Ended("internal", f"its simulator has not answered for {self._config.lease_s:.1f} s")
-        beats = load.generation == op.generation and load.state == LOAD_RUNNING and load.heartbeat_ns > 0
-        if beats and now_ns - load.heartbeat_ns > self._config.lease_s * SECOND_NS:
-            return Ended("internal", f"its load process has given no sign of life for {self._config.lease_s:.1f} s")
-        return None
 
     # ---- effects
 

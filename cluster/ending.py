@@ -8,7 +8,7 @@ from actors.messages import Event
 
 from .conclusion import Ending, NodeEnding
 from .exchange import Stage
-from .orchestrator import NodeInRun, Run
+from .records import NodeInRun, Run
 
 
 def ending_of(run: Run, events: Sequence[Event], wall_ns: int, drift: Sequence[str], shared: Mapping[str, list[str]]) -> Ending:

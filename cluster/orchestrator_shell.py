@@ -24,19 +24,20 @@ from scenarios.plan import Plan
 
 from . import telling
 from .admission import admission_of, budget_of, endpoint_of, facts_of, preview_of, probes_of
+from .crew import HELLO_S, Crew
 from .ending import ending_of
 from .exchange import Reply, Report, Stage
 from .fetch import checked_run
 from .journal import Journal
-from .orchestrator import Admission, Do, Orchestrator
-from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAgent, RemoteAggregator, Submission
+from .orchestrator import Orchestrator
+from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAggregator, Submission
+from .records import Admission, Do
 from .recovery import end_on_this_node
 from .run_state import Phase
 from .safety.budget import Budget
 from .verdict import Cause
 
 TICK_S = 0.05
-HELLO_S = 60.0
 HALT_S = 5.0  # for nodes to keep a halt or resume
 HIRE_S = 20.0  # more, where an agent has to be started first
 LOOK_S = 0.02
@@ -66,11 +67,9 @@ class OrchestratorShell:
         self._lock = threading.RLock()
         self._submitting = threading.Lock()
         self._admitting: set[str] = set()
-        self._hiring = threading.Lock()
         self._core = Orchestrator(cluster, epoch, config.times(), Budget(), journal.replay(), self._clock.boot_ns())
         self._cluster, self._epoch = cluster, epoch
-        self._agents: dict[str, RemoteAgent] = {}
-        self._hellos: dict[str, dict[str, Any]] = {}
+        self._crew = Crew(port, lambda node: config.for_agent(node, cluster, epoch))
         self._extras: dict[str, Extras] = {}
         self._events: dict[str, list[Event]] = {}
         self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="worker")
@@ -89,7 +88,7 @@ class OrchestratorShell:
             orphans = [theirs for theirs in report.runs if theirs.run not in self._core.runs and theirs.stage is Stage.CLEAN]
             if self._untold:
                 reply = replace(reply, orders=tuple(order for order in reply.orders if order.run not in self._untold))
-        self._poke(effects)
+        self._crew.poke(node for effect in effects if effect.what == "poke" for node in effect.nodes)
         if must_sync:
             self._workers.submit(self._act, effects, must_sync)
         else:
@@ -138,7 +137,7 @@ class OrchestratorShell:
             self._admitting.discard(submission.run)
 
     def _admit(self, submission: Submission, plan: Plan, drift: tuple[str, ...], made: Future[RemoteAggregator | None]) -> dict[str, Any]:
-        hellos = self._hello_all(plan.targets)
+        hellos = self._crew.hello_all(plan.targets)
         self._clock.sleep(max(0.0, (self._core.quiet_until_ns - self._clock.boot_ns()) / SECOND_NS))
         with self._submitting:
             admission, shared = admission_of(submission, plan, hellos, self._config.memory_fraction)
@@ -149,7 +148,7 @@ class OrchestratorShell:
             manifest = {**submission.manifest, **facts, "profile": submission.profile, "cluster": self._cluster, "epoch": self._epoch}
             aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
             self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
-            self._admit_now(admission, {node: hello for node, hello in {**self._hellos, **hellos}.items() if node in addresses})
+            self._admit_now(admission, {node: hello for node, hello in {**self._crew.hellos, **hellos}.items() if node in addresses})
         return {"preview": preview_of(plan, admission.amounts, shared), "drift": list(drift)}
 
     def _admit_now(self, admission: Admission, alive: Mapping[str, Mapping[str, Any]]) -> None:
@@ -174,7 +173,7 @@ class OrchestratorShell:
         self._check(submission)
         with self._at_work():
             plan, _ = self._plan(submission)
-            admission, shared = admission_of(submission, plan, self._hello_all(plan.targets), self._config.memory_fraction)
+            admission, shared = admission_of(submission, plan, self._crew.hello_all(plan.targets), self._config.memory_fraction)
             return preview_of(plan, admission.amounts, shared)
 
     def beat(self, run_id: str) -> None:
@@ -215,7 +214,7 @@ class OrchestratorShell:
         """
         with self._at_work():
             runs = self._set_halt(on, above) if on else []
-            known, hired = self._hire_everywhere()
+            known, hired = self._crew.hire_everywhere()
             wait_s = HIRE_S if hired else HALT_S
             if not on:
                 self._await(lambda: not self._unheard(known | hired), wait_s)
@@ -242,19 +241,6 @@ class OrchestratorShell:
             runs = [name for name, run in self._core.runs.items() if run.phase not in {Phase.COLLECTING, Phase.DONE}] if on else []
             self._core.set_halt(on, self._clock.boot_ns(), above)
         return runs
-
-    def _hire_everywhere(self) -> tuple[set[str], set[str]]:
-        """Return the alive nodes whose agent is there, and those where one is being started now, which is not waited for."""
-        names = {node.name for node in self._port.nodes()}
-        known = {name for name in names & self._agents.keys() if self._port.agent_alive(name)}
-        hired = names - known
-        if hired:
-            threading.Thread(target=self._hire, args=(sorted(hired),), name="hire", daemon=True).start()
-        return known, hired
-
-    def _hire(self, names: Sequence[str]) -> None:
-        with contextlib.suppress(StressError):  # a node that went meanwhile; whoever waits for it says so
-            self._hello_all(names, tolerant=True)
 
     def _unheard(self, names: set[str]) -> set[str]:
         with self._lock:
@@ -290,7 +276,7 @@ class OrchestratorShell:
     def doctor(self) -> dict[str, Any]:
         """Ask every alive node what it can do."""
         with self._at_work():
-            hellos = self._hello_all([node.name for node in self._port.nodes()], tolerant=True)
+            hellos = self._crew.hello_all([node.name for node in self._port.nodes()], tolerant=True)
         return {name: telling.doctor_entry(hello) for name, hello in hellos.items()}
 
     def recover(self, wait_s: float) -> dict[str, Any]:
@@ -300,7 +286,7 @@ class OrchestratorShell:
 
     def _recover(self, wait_s: float) -> dict[str, Any]:
         names = [node.name for node in self._port.nodes()]
-        hellos = self._hello_all(names, tolerant=True)
+        hellos = self._crew.hello_all(names, tolerant=True)
         deadline_ns = self._clock.boot_ns() + round(wait_s * SECOND_NS)
         recovered: set[str] = set()
         while True:
@@ -336,8 +322,7 @@ class OrchestratorShell:
     def leave(self) -> None:
         """End this orchestrator and its agents; leases end what they held."""
         self._ending.set()
-        for agent in self._agents.values():
-            agent.leave()
+        self._crew.leave()
         self._port.exit()
 
     # ---- admission
@@ -349,27 +334,6 @@ class OrchestratorShell:
             return plan, tuple(drift.message for drift in drifts)
         scenario = text.load(submission.scenario, "scenario")
         return plans.resolve(scenario, nodes, submission.seed, allow_head=submission.allow_head), ()
-
-    def _hello_all(self, names: Sequence[str], *, tolerant: bool = False) -> dict[str, dict[str, Any]]:
-        """Have an agent on each of these nodes and hear what they say; all at once."""
-        with self._hiring:  # two agents of one node would fence each other
-            for name in names:
-                if name not in self._agents or not self._port.agent_alive(name):
-                    self._agents[name] = self._port.agent(self._config.for_agent(name, self._cluster, self._epoch))
-        answers = dict(zip(names, self._workers.map(lambda name: self._hello_one(name, tolerant=tolerant), names), strict=True))
-        self._hellos.update({name: hello for name, hello in answers.items() if "error" not in hello})
-        return answers
-
-    def _hello_one(self, name: str, *, tolerant: bool) -> dict[str, Any]:
-        try:
-            hello = self._agents[name].hello(HELLO_S)
-            check_same_code(hello["code_id"], f"node {name}")
-        except StressError as error:
-            self._agents.pop(name, None)
-            if not tolerant:
-                raise RefusedError(error.code, f"node {name} cannot take part: {error.message}", error.hint) from error
-            return {"error": str(error)}
-        return hello
 
     # ---- time
 
@@ -392,18 +356,11 @@ class OrchestratorShell:
         """Take Ray's word on dead nodes and agents, and put a new agent where the node lives on: it finishes what is left."""
         with self._lock:
             wanted = {node for run in self._core.runs.values() for node in run.nodes}
-        for name in wanted & set(self._agents):
-            if not self._port.agent_alive(name):
-                self._agents.pop(name, None)
-                with self._deciding():
-                    self._core.node_gone(name, f"the agent of {name} died", self._clock.boot_ns())
-                self._workers.submit(self._replace_agent, name)
-        for name in wanted - set(self._agents):
-            self._workers.submit(self._replace_agent, name)
-
-    def _replace_agent(self, name: str) -> None:
-        if name in {node.name for node in self._port.nodes()} and name not in self._agents:
-            self._hello_all([name], tolerant=True)
+        for name in self._crew.dead(wanted):
+            with self._deciding():
+                self._core.node_gone(name, f"the agent of {name} died", self._clock.boot_ns())
+        for name in self._crew.missing(wanted):
+            self._workers.submit(self._crew.replace, name)
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -438,7 +395,7 @@ class OrchestratorShell:
         with self._lock:
             yield
             effects, must_sync = self._write_down()
-        self._poke(effects)
+        self._crew.poke(node for effect in effects if effect.what == "poke" for node in effect.nodes)
         self._act(effects, must_sync)
 
     def _write_down(self) -> tuple[list[Do], bool]:
@@ -446,19 +403,11 @@ class OrchestratorShell:
         effects = self._core.drain()
         return effects, self._journal.write([{"run": effect.run, **effect.data} for effect in effects if effect.what == "journal"])
 
-    def _poke(self, effects: Sequence[Do], what: str = "poke") -> None:
-        """Have nodes ask now. Never waits: what ends load goes before the disk and before whatever the workers are busy with."""
-        for node in (node for effect in effects if effect.what == what for node in effect.nodes):
-            agent = self._agents.get(node)
-            if agent is not None:
-                with contextlib.suppress(StressError):  # it is dead: it asks no more, and `_watch_agents` replaces it
-                    agent.poke()
-
     def _act(self, effects: Sequence[Do], must_sync: bool) -> None:
         if must_sync:
             self._journal.sync()
         self._untold.difference_update(effect.run for effect in effects if effect.what == "start_agents")
-        self._poke(effects, "start_agents")
+        self._crew.poke(node for effect in effects if effect.what == "start_agents" for node in effect.nodes)
         for effect in effects:
             if effect.what == "expect":
                 self._workers.submit(self._expect, effect.run, effect.nodes[0], effect.data["incarnation"])

@@ -8,7 +8,8 @@ from typing import Any
 
 from actors.clock import SECOND_NS
 
-from .orchestrator import Orchestrator, Run
+from .orchestrator import Orchestrator
+from .records import Run
 
 
 def status(core: Orchestrator, now_ns: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from cluster.admission import admission_of
 from cluster.cli import ports
 from cluster.driver import Outcome, RunRequest
 from cluster.driver_main import submission_of
-from cluster.orchestrator import Admission
 from cluster.orchestrator_api import Submission
+from cluster.records import Admission
 from scenarios import plan as plans
 from scenarios import text
 

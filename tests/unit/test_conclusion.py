@@ -9,7 +9,7 @@ import pytest
 from cluster.conclusion import Ending, NodeEnding, conclude
 from cluster.ending import node_ending
 from cluster.exchange import RunReport, Stage
-from cluster.orchestrator import NodeInRun
+from cluster.records import NodeInRun
 
 GOOD = {"stage": "delivered", "clean": True, "delivered": True}
 

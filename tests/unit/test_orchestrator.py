@@ -11,7 +11,8 @@ from actors.errors import RefusedError
 from actors.messages import Amounts, Halt, Operation
 from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.journal import Past
-from cluster.orchestrator import Admission, Orchestrator
+from cluster.orchestrator import Orchestrator
+from cluster.records import Admission
 from cluster.run_state import Phase
 from cluster.safety.budget import Budget
 from cluster.times import Times

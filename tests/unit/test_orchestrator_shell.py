@@ -12,9 +12,9 @@ from actors.errors import HarnessError, RefusedError
 from actors.messages import Amounts, Capacity, Halt, NodeSpec, Operation
 from cluster.exchange import Goal, Report
 from cluster.journal import Journal, Past
-from cluster.orchestrator import Admission
 from cluster.orchestrator_api import OrchestratorConfig, Submission
 from cluster.orchestrator_shell import OrchestratorShell
+from cluster.records import Admission
 from tests.support import waiting
 
 ONE = Amounts(0.5, 10, 0)
@@ -65,7 +65,8 @@ class Cluster:
         self.greeting = threading.Event()
         self.greeting.set()
         self.agents = {}
-        monkeypatch.setattr("cluster.orchestrator_shell.check_same_code", lambda *_: None)
+        for module in ("orchestrator_shell", "crew"):
+            monkeypatch.setattr(f"cluster.{module}.check_same_code", lambda *_: None)
         monkeypatch.setattr("cluster.orchestrator_shell.HALT_S", 0.3)
         monkeypatch.setattr("cluster.orchestrator_shell.HIRE_S", 0.3 if deaf else 5.0)
         self.journal = Journal(tmp_path / "journal")
@@ -86,7 +87,7 @@ class Cluster:
         pass
 
     def hire(self, *nodes):
-        self.shell._hello_all(nodes)
+        self.shell._crew.hello_all(nodes)
         waiting.until(lambda: not self.shell._unheard(set(nodes)), 5, "all agents were heard")
 
     def admit(self, run, *nodes):
@@ -187,7 +188,7 @@ def test_a_halt_is_told_to_the_agents_that_are_there_before_others_are_started(c
     here = cluster("n1", "n2")
     here.hire("n1")
     seen = []
-    monkeypatch.setattr(here.shell, "_hire_everywhere", lambda: seen.append(here.agents["n1"].pokes) or ({"n1"}, set()))
+    monkeypatch.setattr(here.shell._crew, "hire_everywhere", lambda: seen.append(here.agents["n1"].pokes) or ({"n1"}, set()))
     before = here.agents["n1"].pokes
     here.shell.halt(True)
     assert seen == [before + 1]

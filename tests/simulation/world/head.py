@@ -12,7 +12,8 @@ from cluster.conclusion import Ending, conclude
 from cluster.ending import node_ending
 from cluster.exchange import Report, Stage
 from cluster.journal import Past
-from cluster.orchestrator import Admission, Do, Orchestrator, Run
+from cluster.orchestrator import Orchestrator
+from cluster.records import Admission, Do, Run
 from cluster.verdict import Cause
 from scenarios.plan import Plan
 

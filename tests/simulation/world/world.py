@@ -13,7 +13,7 @@ from typing import Any
 from actors.messages import Amounts, Capacity, HostSnapshot, Operation
 from actors.shape import Constant
 from actors.simulator import peak_amounts
-from cluster.orchestrator import Admission
+from cluster.records import Admission
 from cluster.run_state import Phase
 from cluster.safety.budget import Budget
 from cluster.times import Times
