@@ -18,6 +18,7 @@ from .agent_api import AgentConfig
 from .orchestrator_api import OrchestratorPort, RemoteAgent
 
 HELLO_S = 60.0
+PATIENCE_S = 5.0  # with an agent that has answered before: it hangs, or is stopped, and another takes its place
 
 
 class Crew:
@@ -27,6 +28,7 @@ class Crew:
         self._port, self._config_of = port, config_of
         self._hiring = threading.Lock()
         self._agents: dict[str, RemoteAgent] = {}
+        self._answered: dict[str, RemoteAgent] = {}
         self._workers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="hello")
         self.hellos: dict[str, dict[str, Any]] = {}
 
@@ -45,13 +47,30 @@ class Crew:
 
     def _hello_one(self, name: str, *, tolerant: bool) -> dict[str, Any]:
         try:
-            hello = self._agents[name].hello(HELLO_S)
+            hello = self._heard(name)
             check_same_code(hello["code_id"], f"node {name}")
         except StressError as error:
             self._agents.pop(name, None)
             if not tolerant:
                 raise RefusedError(error.code, f"node {name} cannot take part: {error.message}", error.hint) from error
             return {"error": str(error)}
+        return hello
+
+    def _heard(self, name: str) -> dict[str, Any]:
+        """Return what a node's agent says, of a new one in its place when it has answered before and does so no more."""
+        agent = self._agents[name]
+        if self._answered.get(name) is agent:
+            try:
+                return agent.hello(PATIENCE_S)
+            except StressError as error:
+                if error.code != "timeout":
+                    raise
+            with self._hiring:
+                if self._agents.get(name) is agent:
+                    self._agents[name] = self._port.agent(self._config_of(name))
+                agent = self._agents[name]
+        hello = agent.hello(HELLO_S)
+        self._answered[name] = agent
         return hello
 
     def hire_everywhere(self) -> tuple[set[str], set[str]]:

@@ -122,9 +122,12 @@ class Driver:
         assert address is not None
         ray_port.connect(address, ship=() if self._embedded else shipped())
         self.heed_signals()
-        seconds = self._embedded.seconds if self._embedded else (self._clock.boot_ns() - begun_ns) / SECOND_NS
-        self._tell("ray", address=address, seconds=seconds, embedded=self._embedded is not None)
+        seconds = (self._clock.boot_ns() - begun_ns) / SECOND_NS
         self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
+        if self._embedded is not None:  # its raylets join while the orchestrator's process starts
+            self._embedded.await_nodes()
+            seconds = self._embedded.seconds
+        self._tell("ray", address=address, seconds=seconds, embedded=self._embedded is not None)
 
     def _embedded_died(self) -> None:
         """End at once when the embedded Ray has died: calls into it may hang. The guardian undoes, the starter tells and writes it down."""

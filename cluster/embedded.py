@@ -113,10 +113,11 @@ class EmbeddedRay:
         self.folder = choose_folder()
         self.address = ""
         self.seconds = 0.0
+        self._begun_ns = 0
 
     def start(self) -> None:
-        """Arm the records, start the host, wait until Ray answers. Raises `HarnessError` with the host's last words."""
-        begun_ns = self._clock.boot_ns()
+        """Arm the records, start the host, wait until its head can be connected to. Raises `HarnessError` with the host's last words."""
+        self._begun_ns = self._clock.boot_ns()
         token = secrets.token_hex(16)
         self._open_slot()
         self._arm("tree", {"path": str(self.folder), "token": token, "token_file": TOKEN_FILE})
@@ -138,9 +139,9 @@ class EmbeddedRay:
         # The host waits for its request before it starts anything: the record is armed first.
         self._arm("session", {"sid": self._host.pid, "starttime": start_time(self._host.pid)})
         threading.Thread(target=self._renew, name="embedded-lease", daemon=True).start()
-        threading.Thread(target=importlib.import_module, args=(f"{__package__}.ray_port",), name="import-ray", daemon=True).start()
-        self.address = self._ask_host()
-        self.seconds = (self._clock.boot_ns() - begun_ns) / SECOND_NS
+        threading.Thread(target=_import_meanwhile, name="imports", daemon=True).start()
+        self._send_request()
+        self.address = str(self._answer()["address"])
         self._entry.parent.mkdir(exist_ok=True, mode=0o700)
         self._entry.write_text(
             json.dumps(
@@ -153,6 +154,11 @@ class EmbeddedRay:
                 }
             )
         )
+
+    def await_nodes(self) -> None:
+        """Wait until all raylets have joined; `seconds` is what Ray took from the beginning. Raises `HarnessError`."""
+        self._answer()
+        self.seconds = (self._clock.boot_ns() - self._begun_ns) / SECOND_NS
 
     def stop(self) -> list[dict[str, Any]]:
         """Have the guardian end every process, remove the folder and verify; return how each record ended.
@@ -197,20 +203,25 @@ class EmbeddedRay:
         assert self._host is not None
         lease = self._lease()
         while not self._ended.wait(self._lease_s / 5):
-            died = self.address and self._host.poll() is not None and not self._stopping.is_set()
+            died = self.seconds and self._host.poll() is not None and not self._stopping.is_set()
             if died and self._on_death is not None:
                 self._on_death()
             with contextlib.suppress(StressError):  # the next turn tries again; if none succeeds, the guardian ends this Ray
                 lease.grant(self._guardian, self._clock)
 
-    def _ask_host(self) -> str:
+    def _send_request(self) -> None:
         host = self._host
         assert host is not None
         assert host.stdin is not None
-        assert host.stdout is not None
         request = {"folder": str(self.folder), "nodes": self._nodes, "state_dir": str(self._state_dir), "lease": asdict(self._lease())}
         host.stdin.write((json.dumps(request) + "\n").encode())
         host.stdin.flush()
+
+    def _answer(self) -> dict[str, Any]:
+        """Return what the host says next."""
+        host = self._host
+        assert host is not None
+        assert host.stdout is not None
         line = host.stdout.readline()
         if not line:
             host.wait()
@@ -218,7 +229,14 @@ class EmbeddedRay:
             raise HarnessError(
                 "internal", f"the embedded Ray did not start: {words[-1] if words else f'code {host.returncode}'}", "see doctor"
             )
-        return str(json.loads(line)["address"])
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def _import_meanwhile() -> None:
+    """Import what this process needs later and what is slow to import, while Ray starts and leaves cores idle."""
+    for name in ("ray_port", "orchestrator_shell", "mirror", "analysis.report"):
+        importlib.import_module(f"{__package__}.{name}")
 
 
 def start_time(pid: int) -> int:

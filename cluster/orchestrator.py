@@ -199,9 +199,9 @@ class Orchestrator:
         if state.lost and not state.returned:
             state.returned = True
             self._tell(run, "node_returned", f"{node} is heard again, {theirs.stage}", node=node)
-        if theirs.failure_code == "expired":
+        if theirs.failure_code == "expired" and not state.lost:  # also when it is clean by now: its load ended before its time
             state.returned = True  # it was never silent
-            self._lose(run, node, f"{node}: {theirs.failure}")
+            self._mark_lost(run, node, f"{node}: {theirs.failure}")
         elif theirs.failure and not state.lost and run.phase not in {Phase.STOPPING, Phase.COLLECTING, Phase.DONE}:
             cause = _cause_of(theirs.failure_code, run.phase)
             self._stop(run, cause, f"{node}: {theirs.failure}", kill=cause is Cause.SAFETY)
@@ -386,9 +386,11 @@ class Orchestrator:
             self.effects.append(Do("poke", run.admission.run, tuple(run.nodes)))
 
     def _lose(self, run: Run, node: str, reason: str) -> None:
+        if not (run.nodes[node].lost or run.nodes[node].clean):
+            self._mark_lost(run, node, reason)
+
+    def _mark_lost(self, run: Run, node: str, reason: str) -> None:
         state = run.nodes[node]
-        if state.lost or state.clean:
-            return
         state.lost, state.lost_reason = True, reason
         self._presume_ended(run, node)
         self._tell(run, "node_lost", f"{reason}; its load ends by itself within its lease", node=node, severity="error")

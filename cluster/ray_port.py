@@ -254,16 +254,20 @@ class Embedded:
         self.cluster: Any = None
         self.address = ""
 
-    def start(self) -> None:
-        """Start the processes. The environment must have been set before; this process does not connect."""
+    def start_head(self) -> None:
+        """Start the head. The environment must have been set before; this process does not connect."""
         from ray.cluster_utils import Cluster  # noqa: PLC0415  # slow to import, used here only
 
         with _quiet():
             self.cluster = Cluster(initialize_head=True, head_node_args=self._node_args("head", cpus=max(2, os.cpu_count() or 2)))
+        self.address = str(self.cluster.address)
+
+    def start_nodes(self) -> None:
+        """Start the target raylets and wait until all of them have joined."""
+        with _quiet():
             for index in range(self.nodes):
                 self.cluster.add_node(wait=False, **self._node_args(f"n{index + 1}", cpus=2))
             self.cluster.wait_for_nodes(timeout=60)
-        self.address = str(self.cluster.address)
 
     def reap(self) -> None:
         """Collect raylets that died, so that their workers see it and end."""

@@ -146,10 +146,11 @@ def test_a_stream_is_expected_from_the_first_word_of_its_node():
 
 
 @pytest.mark.parametrize("on_node_lost", ["stop", "continue"])
-def test_a_node_whose_lease_ended_is_lost_and_the_scenario_says_what_follows(on_node_lost):
-    """It was not renewed, so it is no failure of its own; with `continue` the other node goes on."""
+@pytest.mark.parametrize("stage", [Stage.STOPPING, Stage.CLEAN, Stage.DELIVERED])
+def test_a_node_whose_lease_ended_is_lost_and_the_scenario_says_what_follows(stage, on_node_lost):
+    """It was not renewed, so it is no failure of its own, however far it has come by now; with `continue` the other node goes on."""
     core = brought_to(Phase.RUNNING, "n1", "n2", on_node_lost=on_node_lost)
-    core.exchange(report("n1", Stage.STOPPING, failure="its lease ended", failure_code="expired"), 3 * S)
+    core.exchange(report("n1", stage, failure="its lease ended", failure_code="expired"), 3 * S)
     run = core.runs["r"]
     assert run.nodes["n1"].lost
     assert run.phase is {"stop": Phase.STOPPING, "continue": Phase.RUNNING}[on_node_lost]
