@@ -83,7 +83,7 @@ def doctored(here: Terminal) -> None:
         assert {name: can["verdict"] for name, can in facts["simulators"].items()}.keys() == {"CpuLoad", "MemoryPressure", "DiskFill"}
         assert all(can["verdict"] in {"available", "fallback", "unavailable"} for can in facts["simulators"].values())
         assert facts["kernel"]
-        assert facts["ray"]["RAY_AUTH_MODE"].startswith("not set")
+        assert facts["ray"]["RAY_AUTH_MODE"] == "token"  # the embedded Ray is not open to others
         assert facts["ray"]["RAY_health_check_period_ms"]
 
 
