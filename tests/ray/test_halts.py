@@ -65,7 +65,8 @@ def test_a_halt_at_the_guardians_socket_ends_the_run_as_safety() -> None:
         assert not here.loads()
         ended = command.wait(60)
         assert (ended.code, ended.document["status"]) == (4, "safety"), str(ended)
-        assert {reason["cause"] for reason in ended.document["reasons"]} == {"safety"}, ended.document["reasons"]
+        causes = {reason["cause"] for reason in ended.document["reasons"]}
+        assert causes <= {"safety", "inconclusive"}, ended.document["reasons"]  # its dose cannot be judged; nothing is an error
         assert "emergency halt" in ended.document["message"]
 
 
