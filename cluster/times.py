@@ -14,7 +14,7 @@ class Times:
     """The control plane's durations, in seconds."""
 
     lease_s: float = 5.0
-    allowance_s: float = 1.0  # to kill and undo after a lease has ended
+    allowance_s: float = 2.0  # to kill and undo after a lease has ended, also where a standby must first take over (within 2 s)
     reserve_s: float = 30.0
     prepare_s: float = 60.0
     start_delay_s: float = 0.5

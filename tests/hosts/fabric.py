@@ -40,6 +40,7 @@ class Fabric:
         self.cuts: set[tuple[str, str]] = set()
         self._janitor: subprocess.Popen[bytes] | None = None
         self._ray: dict[str, Any] = {}
+        self._known_good: dict[str, set[int]] = {}  # Ray's processes when all nodes were last seen alive and no link was touched since
 
     @property
     def head(self) -> Host:
@@ -118,12 +119,14 @@ class Fabric:
 
     def cut(self, a: str, b: str | None = None, oneway: bool = False) -> None:
         """Drop what `a` sends to `b` (or to everyone) and, unless `oneway`, what it is sent."""
+        self._known_good = {}
         for other in [b] if b else [host.name for host in self if host.name != a]:
             self.cuts |= {(a, other)} if oneway else {(a, other), (other, a)}
         self._render()
 
     def carrier(self, name: str, up: bool) -> None:
         """Pull or plug the host's cable: unlike with a cut, the host sees that."""
+        self._known_good = self._known_good if up else {}
         sh("ip", "-n", self.switch, "link", "set", _port(name), "up" if up else "down")
 
     def heal(self) -> None:
@@ -178,7 +181,7 @@ class Fabric:
                 host.resume()
             else:
                 host.boot()
-        if not self._ray:
+        if not self._ray or (self._known_good and self._known_good == self._ray_pids()):
             return
         alive = self.nodes_alive()
         if self.head.name not in alive:
@@ -189,6 +192,10 @@ class Fabric:
         for host in self.targets:
             if host.name not in alive or not host.pids("raylet/raylet"):
                 self.rejoin(host.name)
+        self._known_good = self._ray_pids()
+
+    def _ray_pids(self) -> dict[str, set[int]]:
+        return {host.name: {*host.pids("raylet/raylet"), *host.pids("gcs_server")} for host in self}
 
 
 def _port(name: str) -> str:
