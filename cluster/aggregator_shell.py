@@ -49,8 +49,10 @@ class AggregatorShell:
         self._manifest_lock = threading.Lock()
         self._replaced_ns = 0
         self._prometheus = read_json(self.directory / "manifest.json") or {}
-        if self._prometheus.get("status") == "running":  # only a predecessor that died leaves it so
+        status = self._prometheus.get("status")
+        if status == "running":  # only a predecessor that died leaves it so
             self._replaced_ns = self._clock.wall_ns()
+        self._is_concluded = status not in {None, "running"}
         self._serve(self._prometheus.get("prometheus"))
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
 
@@ -78,8 +80,9 @@ class AggregatorShell:
         """Take windows of one stream; return the last sequence number that is on disk."""
         self._touched_ns = self._clock.boot_ns()
         held = self._core.push(node, incarnation, records)
-        if self._outcome is not None:
-            self._core.finish()  # late data: a new segment and a new revision of the summary
+        if self._is_concluded:
+            with self._manifest_lock:
+                self._core.finish()  # late data: a new segment and a new revision of the summary
         return held
 
     def expect(self, node: str, incarnation: str) -> None:
@@ -96,6 +99,7 @@ class AggregatorShell:
             manifest |= {"status": concluded.conclusion.status, "exit_code": concluded.conclusion.exit_code, "end": self._now()}
             manifest.pop("heartbeat", None)
             summary = self._core.finish(concluded.summary, manifest)
+            self._is_concluded = True
             self._outcome = {
                 "status": concluded.conclusion.status,
                 "exit_code": concluded.conclusion.exit_code,
