@@ -95,7 +95,7 @@ def charge_without_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drift_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.orchestrator.DRIFT", 0.0)
+    monkeypatch.setattr("cluster.times.DRIFT", 0.0)
 
 
 def expired_leases_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
