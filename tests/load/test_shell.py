@@ -142,7 +142,7 @@ def test_stop_ends_it_and_undoes_it(agent: Agent, operation: Operation) -> None:
     """A stop returns when the load is gone, and says that it was asked for."""
     shell = agent.run(operation)
     meter = agent.meter(operation, shell)
-    until(lambda: meter.read(), 5, "a dose")
+    until(meter.read, 5, "a dose")
     status = shell.stop(1.0)
     assert (status.phase, status.reason) == ("done", "stopped as asked")
     assert gone(status.pids)
@@ -154,7 +154,7 @@ def test_without_renewal_it_expires(agent: Agent, operation: Operation) -> None:
     """When nobody renews, the load ends by the lease's end, its effect is undone, and the simulator says why."""
     shell = agent.run(operation)
     meter = agent.meter(operation, shell)
-    until(lambda: meter.read(), 5, "a dose")
+    until(meter.read, 5, "a dose")
     agent.leases.clear()
     status = until(lambda: (now := shell.status()).phase == "expired" and now, 4, lambda: str(shell.status()))
     assert status.reason
