@@ -70,10 +70,17 @@ def ending_of(run: Run, events: Sequence[Event], wall_ns: int, drift: Sequence[s
         events=tuple(events),
         start_at_wall_ns=wall_ns + run.start_at_ns if run.start_at_ns else 0,
         start_skew_ms=run.skew_ms(),
-        halt_latency_ms=(run.last_gone_ns - run.stop_decided_ns) / 1e6 if run.stop_decided_ns and run.last_gone_ns else None,
+        halt_latency_ms=_latency_ms(run),
         drift=tuple(drift),
         shared=shared,
     )
+
+
+def _latency_ms(run: Run) -> float | None:
+    """Return the time from the decision to stop to the last load gone. What a node's own halt had ended before it took no time."""
+    if not run.stop_decided_ns or not run.last_gone_ns:
+        return None
+    return max(0, run.last_gone_ns - run.stop_decided_ns) / 1e6
 
 
 def node_ending(name: str, state: NodeInRun) -> NodeEnding:

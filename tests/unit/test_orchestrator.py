@@ -9,6 +9,7 @@ import pytest
 from actors.clock import SECOND_NS
 from actors.errors import RefusedError
 from actors.messages import Amounts, Halt, Operation
+from cluster import telling
 from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.journal import Past
 from cluster.orchestrator import Admission, Orchestrator
@@ -322,3 +323,12 @@ def test_of_two_halts_of_one_generation_the_one_that_is_on_counts():
     core.exchange(report("n1", halt=Halt(1, on=True)), 2 * S)
     assert core.halt == Halt(1, on=True)
     assert past_of(core) == Past(halt_generation=1, halt_on=True)
+
+
+@pytest.mark.parametrize(("gone_s", "want_ms"), [(3.25, 250.0), (2.9, 0.0), (0, None)])
+def test_the_latency_of_a_halt_counts_from_the_decision_here(gone_s, want_ms):
+    """Load that a node's own guardian had ended before this orchestrator heard of the halt took it no time."""
+    core = brought_to(Phase.RUNNING, "n1")
+    core.stop("r", Cause.SAFETY, "emergency halt", 3 * S)
+    core.runs["r"].last_gone_ns = round(gone_s * S)
+    assert telling.ending_of(core.runs["r"], [], 0, (), {}).halt_latency_ms == want_ms
