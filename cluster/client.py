@@ -35,16 +35,17 @@ RECOVER_S = 20.0
 class Connection:
     """See the module. A cluster is connected to by the first call that needs it; `halt` and `resume` never connect this process."""
 
-    def __init__(self, settings: Settings, address: str, *, ship: bool = False) -> None:
-        self._settings, self.address, self._ship = settings, address, ship
+    def __init__(self, settings: Settings, address: str, *, ship: bool = False, is_embedded: bool = False) -> None:
+        self._settings, self.address, self._ship, self._is_embedded = settings, address, ship, is_embedded
         self._state_dir = open_state_dir(state_path(settings))
         self._is_connected = False
 
     @classmethod
     def open(cls, address: str | None, settings: Settings) -> Connection:
         """Find out which cluster is meant."""
-        wanted = address or os.environ.get("RAY_ADDRESS") or _embedded_address(state_path(settings))
-        return cls(settings, wanted, ship=bool(address))
+        named = address or os.environ.get("RAY_ADDRESS")
+        wanted = named or _embedded_address(state_path(settings))
+        return cls(settings, wanted, ship=bool(address), is_embedded=not named)
 
     def _port(self) -> ModuleType:
         """Connect, and return what talks to Ray. Raises `RefusedError` when the cluster does not answer."""
@@ -187,7 +188,12 @@ class Connection:
             found["unreached"] = [f"this machine: {error}"]
         order = order or self._order(on, above)
         cluster = order.answer() if order is not None else {}
+        if self._is_embedded and not cluster.get("nodes") and not self._still_embedded():
+            cluster = {}  # its run ended by the local halt and took this Ray along: there is nothing left to reach
         return {**found, **cluster, "unreached": [*found["unreached"], *cluster.get("unreached", [])]}
+
+    def _still_embedded(self) -> bool:
+        return any(entry["address"] == self.address for entry in find_embedded(self._state_dir))
 
     def _order(self, on: bool, above: int) -> ClusterOrder | None:
         return ClusterOrder(self.address, self._settings, on=on, above=above, ship=self._ship) if self.address else None

@@ -20,7 +20,7 @@ def ending_of(run: Run, events: Sequence[Event], wall_ns: int, drift: Sequence[s
         events=tuple(events),
         start_at_wall_ns=wall_ns + run.start_at_ns if run.start_at_ns else 0,
         start_skew_ms=run.skew_ms(),
-        halt_latency_ms=(run.last_gone_ns - run.stop_decided_ns) / 1e6 if run.stop_decided_ns and run.last_gone_ns else None,
+        halt_latency_ms=_after_ms(run.stop_decided_ns, run.last_gone_ns),
         drift=tuple(drift),
         shared=shared,
     )
@@ -45,4 +45,5 @@ def node_ending(name: str, state: NodeInRun, decided_ns: int = 0) -> NodeEnding:
 
 
 def _after_ms(decided_ns: int, at_ns: int) -> float | None:
+    """Return the time from a decision to what came of it; what a node's own halt had ended before took no time."""
     return max(0, at_ns - decided_ns) / 1e6 if decided_ns and at_ns else None

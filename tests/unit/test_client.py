@@ -40,7 +40,7 @@ class Guardian:
 def told(tmp_path, monkeypatch):
     """Return a function that halts or resumes at an address; gives (the answer, what happened in its order, the notes)."""
 
-    def tell(address, on=True, cluster=DONE, fails=False):
+    def tell(address, on=True, cluster=DONE, fails=False, **options):
         story, notes = [], []
 
         class Order:
@@ -52,7 +52,7 @@ def told(tmp_path, monkeypatch):
                 return cluster
 
         monkeypatch.setattr(client, "ClusterOrder", Order)
-        link = Connection(Settings(state_dir=str(tmp_path)), address)
+        link = Connection(Settings(state_dir=str(tmp_path)), address, **options)
         link._guardian = lambda: Guardian(story, fails)
         found = (link.halt if on else link.resume)(notes.append)
         return found, story, notes
@@ -83,6 +83,16 @@ def test_a_cluster_that_does_not_answer_leaves_the_local_halt_standing(told):
     found, _, _ = told("1.2.3.4:6379", cluster={"nodes": [], "unreached": ["the cluster at 1.2.3.4:6379: nothing listens there"]})
     assert (found["on"], found["generation"], found["killed"]) == (True, 5, ["k"])
     assert found["unreached"] == ["the cluster at 1.2.3.4:6379: nothing listens there"]
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_an_embedded_ray_that_went_with_its_halted_run_is_not_missed(told, monkeypatch, is_alive):
+    """All its nodes are this machine; one that is still there and does not answer is named."""
+    monkeypatch.setattr(client, "find_embedded", lambda _: [{"address": "127.0.0.2:1"}] if is_alive else [])
+    silent = {"nodes": [], "unreached": ["the cluster at 127.0.0.2:1: nothing listens there"]}
+    found, _, _ = told("127.0.0.2:1", cluster=silent, is_embedded=True)
+    assert found["unreached"] == (silent["unreached"] if is_alive else [])
+    assert found["on"] is True
 
 
 def test_a_dead_guardian_here_does_not_keep_the_halt_from_the_cluster(told):

@@ -9,6 +9,7 @@ import pytest
 from actors.clock import SECOND_NS
 from actors.errors import RefusedError
 from actors.messages import Amounts, Halt, Operation
+from cluster.ending import ending_of
 from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.journal import Past
 from cluster.orchestrator import Orchestrator
@@ -363,3 +364,12 @@ def test_an_abort_that_was_over_before_it_was_reported_is_still_a_safety_stop():
     core = brought_to(Phase.RUNNING, "n1")
     core.exchange(report("n1", Stage.STOPPING, failure="no host snapshot", failure_code="safety_abort"), 3 * S)
     assert core.runs["r"].causes == [(Cause.SAFETY, "n1: no host snapshot")]
+
+
+@pytest.mark.parametrize(("gone_s", "want_ms"), [(3.25, 250.0), (2.9, 0.0), (0, None)])
+def test_the_latency_of_a_halt_counts_from_the_decision_here(gone_s, want_ms):
+    """Load that a node's own guardian had ended before this orchestrator heard of the halt took it no time."""
+    core = brought_to(Phase.RUNNING, "n1")
+    core.stop("r", Cause.SAFETY, "emergency halt", 3 * S)
+    core.runs["r"].last_gone_ns = round(gone_s * S)
+    assert ending_of(core.runs["r"], [], 0, (), {}).halt_latency_ms == want_ms
