@@ -84,6 +84,16 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def _sync_log(directory: Path) -> None:
+    """Make durable what can be read of the log."""
+    paths = [*log_files(directory, "events"), *log_files(directory, "metrics")]
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if paths:
+        sync_folder(directory / "log")
+
+
 def _discard(_: object) -> None:
     """Take a result that nobody needs."""
 
@@ -412,6 +422,7 @@ class RunStore:
         self._metrics: _LogFile | None = None
         self._events: _LogFile | None = None
         self.log_bytes = 0
+        _sync_log(directory)  # what counts as held is acknowledged next, and who wrote it may have died before its own sync
         self.coverage = metrics_coverage(directory)
         self.recovered = list(pending_metrics(directory, self.coverage))  # for who needs to know; may be cleared
         for tagged in self.recovered:

@@ -152,7 +152,8 @@ class MetricPath(RuleBasedStateMachine):
         self.acked[self.life] = 0
 
     def new_aggregator(self) -> None:
-        self.aggregator = Aggregator(RUN, self.folder / RUN, self.clock, settle_bytes=self.settle_bytes)
+        with self.disk.patches():  # what it syncs before it counts it is synced from then on
+            self.aggregator = Aggregator(RUN, self.folder / RUN, self.clock, settle_bytes=self.settle_bytes)
 
     def guarded(self, call: Any) -> Any:
         """Let the aggregator do something; when it dies doing it, bury it and begin a new one. None when it died or failed."""

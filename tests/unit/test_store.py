@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -123,6 +124,24 @@ def test_a_restart_begins_new_log_files(store: RunStore) -> None:
     again.append([entry(2)])
     assert [path.name for path in log_files(store.directory, "metrics")] == ["metrics-0001.arrows", "metrics-0002.arrows"]
     assert seen(store.directory) == ([1.0, 2.0], ["1.0", "2.0"])
+
+
+def test_what_a_dead_writer_did_not_sync_is_synced_before_it_counts(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A successor holds what it can read, and what is held is acknowledged next: so it must survive the machine from then on."""
+    store.append([entry(1)])
+    store.close()
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        real(fd)
+
+    monkeypatch.setattr("cluster.metrics.store.os.fsync", fsync)
+    successor = RunStore(store.directory)
+    assert successor.coverage.has(STREAM, 1)
+    assert {"events-0001.arrows", "metrics-0001.arrows", "log"} <= set(synced)
+    successor.close()
 
 
 def test_every_cut_of_the_metrics_log_gives_whole_records(store: RunStore) -> None:
