@@ -134,7 +134,7 @@ def test_what_a_dead_writer_did_not_sync_is_synced_before_it_counts(store: RunSt
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
         real(fd)
 
     monkeypatch.setattr("cluster.metrics.store.os.fsync", fsync)
