@@ -44,7 +44,7 @@ class Row:
     number: int = signal.SIGKILL
     on_node_lost: str = "stop"
     goes_on: tuple[str, ...] = ()
-    for_s: float = 12.0
+    for_s: float = 9.0
     whole_role: bool = False
     lease_s: float = runs.LEASE_S
     counted: bool = False
@@ -86,17 +86,10 @@ ROWS = (
     Row("stopped-agent", (("h3", "agent"),), ("h3",), ERROR, "h3", number=signal.SIGSTOP),
     Row("stopped-simulator", (("h4", "simulator"),), ("h4",), ERROR, "h4", number=signal.SIGSTOP),
     Row("stopped-load", (("h2", "load"),), ("h2",), ERROR, "h2", number=signal.SIGSTOP),
-    Row(
-        "stopped-load-default-lease",
-        (("h3", "load"),),
-        ("h3",),
-        ERROR,
-        "h3",
-        number=signal.SIGSTOP,
-        for_s=16,
-        lease_s=runs.DEFAULT_LEASE_S,
-    ),
-    Row("raylet", (("h2", "raylet"),), ("h2",), PARTIAL, "h2", on_node_lost="continue", goes_on=("h3", "h4"), for_s=16),
+    Row("raylet", (("h2", "raylet"),), ("h2",), PARTIAL, "h2", on_node_lost="continue", goes_on=("h3", "h4"), for_s=10),
+)
+HUNG = Row(
+    "stopped-load-default-lease", (("h3", "load"),), ("h3",), ERROR, "h3", number=signal.SIGSTOP, for_s=16, lease_s=runs.DEFAULT_LEASE_S
 )
 
 
@@ -104,6 +97,12 @@ ROWS = (
 def test_death(hosts: Fabric, row: Row) -> None:
     """The load that the death concerns ends in time, the verdict is honest, and recovery leaves nothing and loses no window."""
     dies(hosts, row, 0)
+
+
+@pytest.mark.soak
+def test_hung_load_at_the_default_lease(hosts: Fabric) -> None:
+    """A load that hangs is gone within the default lease and a second."""
+    dies(hosts, HUNG, 0)
 
 
 @pytest.mark.soak
@@ -132,7 +131,7 @@ def dies(hosts: Fabric, row: Row, number: int) -> None:
 @promised
 def test_ray_stop_on_a_target(hosts: Fabric) -> None:
     """`ray stop --force` on a target ends its load at once; after `ray start` there, `recover` delivers what it held."""
-    row = Row("ray-stop", (("h3", "raylet"),), ("h3",), PARTIAL, "h3", for_s=16, on_node_lost="continue", goes_on=("h2", "h4"))
+    row = Row("ray-stop", (("h3", "raylet"),), ("h3",), PARTIAL, "h3", for_s=10, on_node_lost="continue", goes_on=("h2", "h4"))
 
     def strike() -> runs.Struck:
         raylets = runs.pids_of(hosts["h3"], "raylet")
