@@ -215,7 +215,9 @@ class NodeMetrics:
         if meter.resource == "memory_bytes":
             meter.set_baseline()
         with self._lock:
-            self._watched[run, operation.id] = Watched(run, operation, capacity, slot, generation, meter, absolute(operation, capacity))
+            watched = Watched(run, operation, capacity, slot, generation, meter, absolute(operation, capacity))
+            watched.cpu_s = meter.read() if watched.is_cpu else None  # so that the very next window counts, should the load begin in it
+            self._watched[run, operation.id] = watched
 
     def started(self, run: str, operation_id: str, start_ns: int) -> None:
         """Note when an operation's shape begins."""

@@ -100,3 +100,11 @@ def test_a_group_counts_only_where_its_processes_are_in_it(tmp_path, monkeypatch
     metrics.watch("r", OPERATION, CAPACITY, 3, 4, [os.getpid()], str(tmp_path))
     used_s = metrics._watched["r", OPERATION.id].meter.read()
     assert (used_s == 7.0) is counts
+
+
+def test_a_load_that_begins_in_the_window_in_which_it_is_first_watched_counts_from_its_beginning(tmp_path):
+    """The first closed window already has a dose: its CPU time counts from the moment it was watched."""
+    metrics = made(tmp_path)
+    metrics.watch("r", OPERATION, CAPACITY, 3, 4, [os.getpid()])
+    metrics.started("r", OPERATION.id, SystemClock().boot_ns())
+    assert ("r", OPERATION.id) in metrics.measure()
