@@ -166,15 +166,3 @@ def test_census_of_settings_and_rules_stands_still_and_sees_a_change(monkeypatch
     assert before == {"table inet ours: table inet ours {", "table inet ours: chain c {", "table inet ours: ip daddr 10.0.0.1  drop"}
     rules[2] = rules[2].replace("packets 3 bytes 180", "packets 9 bytes 999")
     assert frozenset(census._rules()) == before
-
-
-@pytest.mark.parametrize(
-    ("took_s", "ci", "soak", "late"),
-    [(1801, "1", False, True), (1799, "1", False, False), (1801, "", False, False), (9999, "1", True, False)],
-)
-def test_a_suite_that_takes_too_long_fails_in_ci_only(
-    request: pytest.FixtureRequest, took_s: float, ci: str, soak: bool, late: bool
-) -> None:
-    """Over the limit a session fails where CI is set; elsewhere, and in its long forms, it only says how long it took."""
-    suite = next(one for one in request.config.pluginmanager.get_plugins() if hasattr(one, "too_long"))
-    assert suite.too_long(took_s, {"CI": ci}, soak=soak) is late
