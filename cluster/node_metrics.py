@@ -165,14 +165,15 @@ class NodeMetrics:
     def deliver(self, run: str, push: Push) -> None:
         """Push what waits, oldest first, until nothing waits or nobody takes it. Raises what `push` raises."""
         with self._delivering:
+            with self._lock:
+                is_sealed = run in self._sealed  # before anything is read: an end that is named meanwhile is delivered by the next call
             for box in list(self._orphans.get(run, [])):
                 self._drain(run, box.incarnation, box.unacked, box.ack, push)
             stream = self._streams.get(run)
             if stream is not None:
                 self._drain(run, self._incarnation, stream.unacked, stream.ack, push)
             with self._lock:
-                if run in self._sealed:
-                    self._delivered.add(run)
+                self._delivered |= {run} if is_sealed else set()
 
     def _drain(
         self,

@@ -133,7 +133,8 @@ class Orchestrator:
         for run in list(self.runs.values()):
             for node, state in run.nodes.items():
                 heard = self.nodes.get(node)
-                since = heard.heard_ns if heard else run.admitted_ns + round(self.times.prepare_s * SECOND_NS)
+                # An agent that is new, or took the place of one that hung, has a lease's time from the admission on.
+                since = max(heard.heard_ns, run.admitted_ns) if heard else run.admitted_ns + round(self.times.prepare_s * SECOND_NS)
                 if not state.lost and not state.clean and now_ns - since > silent_ns:
                     self._lose(run, node, f"{node} was not heard for {(now_ns - since) / SECOND_NS:.1f} s")
             self._check_deadlines(run)

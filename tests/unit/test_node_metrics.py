@@ -59,6 +59,31 @@ def test_a_full_outbox_ends_as_a_named_loss(tmp_path):
     assert parse(pushed[-1][1]).payload == b'{"clean": false}'
 
 
+def test_an_end_that_is_named_while_windows_are_on_their_way_is_delivered_too(tmp_path):
+    """A stream counts as delivered only once its end was acknowledged."""
+    metrics = made(tmp_path)
+    metrics.add_event(Event("k", "a window"))
+    metrics.close_windows()
+    pushed = []
+
+    def push(run, node, incarnation, records, timeout_s):
+        pushed.extend(records)
+        return records[-1][0]
+
+    drain = metrics._drain
+
+    def sealed_after(*args):
+        drain(*args)
+        metrics.seal("r")
+
+    metrics._drain = sealed_after
+    metrics.deliver("r", push)
+    assert (len(pushed), metrics.delivered("r")) == (1, False)
+    metrics.deliver("r", push)
+    assert parse(pushed[-1][1]).payload == b'{"clean": true}'
+    assert metrics.delivered("r")
+
+
 def test_room_that_comes_back_loses_nothing(tmp_path):
     """A seal that failed once and then finds room ends clean."""
     metrics = made(tmp_path, max_bytes=300)

@@ -159,6 +159,17 @@ def test_a_node_whose_lease_ended_is_lost_and_the_scenario_says_what_follows(sta
     assert order(core, "n2", Stage.RUNNING, 4).lease_s == (TIMES.lease_s if on_node_lost == "continue" else 0.0)
 
 
+def test_a_node_that_was_silent_before_a_run_has_a_lease_to_speak_up():
+    """Its agent may have been replaced for this very run; silence counts from the admission on."""
+    core = made()
+    core.exchange(report("n1"), 0)
+    core.admit(admission("n1"), 60 * S)
+    core.tick(64 * S)
+    assert not core.runs["r"].nodes["n1"].lost
+    core.tick(round(65.5 * S))
+    assert core.runs["r"].nodes["n1"].lost
+
+
 @pytest.mark.parametrize(
     ("phase", "goal", "lease_s"),
     [
