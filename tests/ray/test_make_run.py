@@ -28,6 +28,7 @@ from actors.undo import SLOT_BYTES, decode
 
 ROOT = Path(__file__).parents[2]
 ADDED_S = 10.0  # what a second `make run` may take besides the scenario itself and Ray's start
+RAY_S = 6.0  # Ray's start on two quiet cores; where it takes longer, everything else does too
 MADE_S = 400.0
 GUARDIAN_IDLE_S = 10.0  # how long a guardian stays after its last work
 NO_INDEX = (
@@ -48,6 +49,11 @@ class Made:
     load_s: float
     stalls: int
     left_in_shm: tuple[str, ...]
+
+    @property
+    def was_disturbed(self) -> bool:
+        """Tell whether the machine stood still meanwhile and nothing but the dose was missed."""
+        return self.code == 5 and self.stalls > 0
 
     @property
     def ray_s(self) -> float:
@@ -154,6 +160,9 @@ def installed(clone: Clone) -> Clone:
     """Call the first `make run` and judge it; the second row needs what it installed."""
     names, before = temporary_names(), clone.census()
     made = clone.make_run()
+    if made.was_disturbed:
+        print(f"repeated once: {made.stalls} stalls of this machine")
+        made = clone.make_run()
     if made.code and not (clone.checkout / ".venv/.installed").exists() and (why := re.search(f".*({NO_INDEX}).*", made.said)):
         pytest.skip(f"pip cannot install here: {why[0].strip()[:300]}")
     judge(clone, made, before, names)
@@ -241,6 +250,9 @@ def test_the_second_make_run_is_quick_and_an_ordinary_users(installed: Clone) ->
     for last in (False, True):
         names, before = temporary_names(), installed.census()
         made = installed.make_run(prefix, user=True)
+        if made.was_disturbed and not last:
+            print(f"repeated once: {made.stalls} stalls of this machine")
+            continue
         judge(installed, made, before, names)
         assert made.left_in_shm == () or unable, f"left in the container's /dev/shm: {made.left_in_shm}"
         assert made.load_uids == {os.geteuid() if unable else namespace.USER}
@@ -248,7 +260,8 @@ def test_the_second_make_run_is_quick_and_an_ordinary_users(installed: Clone) ->
         length_s = json.loads((installed.run_dir() / "plan.json").read_text())["duration_s"]
         added_s = made.took_s - length_s - made.ray_s
         print(f"make run took {made.took_s:.1f} s: scenario {length_s:g} s, Ray's start {made.ray_s:.1f} s, the rest {added_s:.1f} s")
-        if added_s <= ADDED_S or last or not made.stalls:
+        allowed_s = ADDED_S * max(1.0, made.ray_s / RAY_S)
+        if added_s <= allowed_s or last or not made.stalls:
             break
         print(f"repeated once: {made.stalls} stalls of this machine")
-    assert added_s <= ADDED_S
+    assert added_s <= allowed_s
