@@ -9,13 +9,15 @@ from typing import Any
 from actors.errors import RefusedError
 from actors.messages import Amounts, Capacity, Operation
 from scenarios import plan as plans
-from scenarios.hypotheses import ActorProbe, title
+from scenarios.hypotheses import ActorProbe, Threshold, title
 from scenarios.plan import Plan
 
 from .orchestrator_api import OrchestratorConfig, Submission
 from .records import Admission
 from .safety.budget import Budget
 from .safety.profiles import check_planned, limits_for
+
+OBSERVE_S = 5.0  # what a hypothesis about the time after the load is judged by
 
 Hellos = Mapping[str, Mapping[str, Any]]
 
@@ -50,6 +52,7 @@ def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_frac
         capacities=capacities,
         machine_limits=limits,
         terms={"level": scenario.metrics.level, "profile": submission.profile, "limits": scenario.limits.given()},
+        observe_s=OBSERVE_S if any(isinstance(one, Threshold) and one.when == "after" for one in scenario.hypotheses) else 0.0,
     )
     return admission, {machine: sorted(names) for machine, names in machines.items() if len(names) > 1}
 

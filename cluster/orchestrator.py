@@ -259,8 +259,10 @@ class Orchestrator:
         goal = wanted.get(run.phase, Goal.STOP)
         if state.lost and goal in {Goal.PREPARE, Goal.START}:
             goal = Goal.STOP  # its lease has ended: what it began is undone, not resumed
-        if goal is Goal.STOP and state.clean:
-            goal = Goal.FORGET if state.stage is Stage.DELIVERED else Goal.SEAL
+        if goal is Goal.STOP and state.stage is Stage.DELIVERED:
+            goal = Goal.FORGET
+        elif goal is Goal.STOP and state.clean and self._is_observed(run):
+            goal = Goal.SEAL
         may_load = goal in {Goal.PREPARE, Goal.START} and self.ledger.holds(admission.run, node, self.now_ns) and not self.halt.on
         return Order(
             run=admission.run,
@@ -274,6 +276,11 @@ class Orchestrator:
             kill=run.kill,
             terms=dict(admission.terms),
         )
+
+    def _is_observed(self, run: Run) -> bool:
+        """Tell whether nothing more is to be recorded: at once where a run was cut short, since nothing is judged of its time after."""
+        observed_s = (self.now_ns - run.entered_ns) / SECOND_NS
+        return bool(run.causes) or not run.admission.observe_s or (run.phase is Phase.COLLECTING and observed_s >= run.admission.observe_s)
 
     def _orphan_order(self, theirs: RunReport) -> Order:
         """Tell a node what to do with a run that this orchestrator does not know: end it, deliver, forget."""
@@ -370,7 +377,7 @@ class Orchestrator:
         return False
 
     def _all_collected(self, run: Run) -> bool:
-        late = self.now_ns - run.entered_ns > self.times.collect_s * SECOND_NS
+        late = self.now_ns - run.entered_ns > (self.times.collect_s + run.admission.observe_s) * SECOND_NS
         return late or all(state.stage is Stage.DELIVERED for state in run.nodes.values())
 
     def _stop(self, run: Run, cause: Cause, reason: str, *, kill: bool = False) -> None:

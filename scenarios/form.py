@@ -136,7 +136,7 @@ THRESHOLD: Final = _ThresholdRecord(
         Field("unit", "unit", Text(), "which unit, where the metric has several"),
         Field("node", "node", Text(), "on one node only"),
         Field("labels", "labels", Labels(), "only rows with these labels"),
-        Field("when", "when", Word(WHEN), "during the load or after its undo"),
+        Field("when", "when", Word(WHEN), "during the load, or in the 5 s after its undo"),
     ),
     "A statistic of a metric compared with a value.",
 )

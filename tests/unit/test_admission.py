@@ -84,6 +84,13 @@ def test_the_scenarios_own_name_of_a_profile_is_no_second_source() -> None:
     assert admitted(Submission("r1", SCENARIO + "profile: conservative\n", 0, profile="balanced")).terms["profile"] == "balanced"
 
 
+@pytest.mark.parametrize(("when", "observe_s"), [("during", 0.0), ("after", 5.0)])
+def test_a_hypothesis_about_the_time_after_the_load_has_nodes_record_on(when: str, observe_s: float) -> None:
+    """What nobody asks for is not waited for."""
+    asks = f"hypotheses:\n- threshold: {{metric: host.cpu.busy, stat: mean, op: <=, value: 90%, when: {when}}}\n"
+    assert admitted(Submission("r1", SCENARIO + asks, 0)).observe_s == observe_s
+
+
 ROWS = [
     pytest.param("", "", "", [], "balanced", id="default"),
     pytest.param("", "conservative", "", [], "conservative", id="file"),

@@ -159,6 +159,22 @@ def test_a_node_whose_lease_ended_is_lost_and_the_scenario_says_what_follows(sta
     assert order(core, "n2", Stage.RUNNING, 4).lease_s == (TIMES.lease_s if on_node_lost == "continue" else 0.0)
 
 
+def test_nodes_record_on_where_the_time_after_the_load_is_judged():
+    """Five seconds of collecting, then the stream is sealed; a run that was cut short is sealed at once."""
+    core = brought_to(Phase.RUNNING, "n1", observe_s=5.0, detached=True)
+    order(core, "n1", Stage.RUNNING, 6)
+    core.tick(9 * S)  # the plan's 4 s and the grace are over
+    assert order(core, "n1", Stage.CLEAN, 9).goal is Goal.STOP
+    core.tick(9 * S)
+    assert core.runs["r"].phase is Phase.COLLECTING
+    assert order(core, "n1", Stage.CLEAN, 13).goal is Goal.STOP
+    assert order(core, "n1", Stage.CLEAN, 14).goal is Goal.SEAL
+    assert order(core, "n1", Stage.DELIVERED, 15) is None or core.finished_runs
+    cut = brought_to(Phase.RUNNING, "n1", observe_s=5.0)
+    cut.stop("r", Cause.CANCELLED, "asked", 3 * S)
+    assert order(cut, "n1", Stage.CLEAN, 4).goal is Goal.SEAL
+
+
 def test_a_node_that_was_silent_before_a_run_has_a_lease_to_speak_up():
     """Its agent may have been replaced for this very run; silence counts from the admission on."""
     core = made()
