@@ -69,6 +69,7 @@ class AgentShell:
             pid=os.getpid(),
             watch=[os.getpid(), *config.watch],
         )
+        self._guardian_pid = self._guardian.hello["pid"]
         self._capacity = read_capacity(self.state_dir)
         self._limits = limits_for(config.profile)
         self._limits_of: dict[str, Limits] = {}
@@ -420,7 +421,11 @@ class AgentShell:
                     raise
 
     def _watch_guardian(self, now_ns: int) -> None:
-        """Reach for a guardian that gives no sign of life, so that one is started where both it and its standby are gone."""
+        """Tell when another guardian serves; reach for one without a sign of life, so that one is started where no standby is left."""
+        before, self._guardian_pid = self._guardian_pid, self._guardian.hello["pid"]
+        if self._guardian_pid != before:
+            words = f"the guardian of {self._config.node} (process {before}) is gone, process {self._guardian_pid} has taken its place"
+            self._metrics.event("guardian_replaced", words, severity="warning")
         if now_ns - self._guardian.control.heartbeat_ns > GUARDIAN_SILENT_NS and not self._reaching.is_set():
             self._reaching.set()
             self._workers.submit(self._reach_guardian)

@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,16 @@ class AggregatorShell:
                     write_json_atomic(self.directory / "manifest.json", {**manifest, "heartbeat": self._now()})
         if self._server is not None:
             self._server.close()
-        self._core.close()
+        self._close()
         self._on_end()
+
+    def _close(self) -> None:
+        """Give up the directory; what came late, up to the last moment, is in the files of a run that has its end."""
+        with self._manifest_lock:
+            if self._is_concluded and not self._core.is_settled:
+                with suppress(HarnessError):  # the disk refuses: the log stands, and `recover` goes on from it
+                    self._core.finish()
+            self._core.close()
 
     def _unfinished(self) -> bool:
         return self._outcome is None and (read_json(self.directory / "manifest.json") or {}).get("status", "running") == "running"

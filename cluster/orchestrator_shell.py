@@ -310,9 +310,10 @@ class OrchestratorShell:
         return {"recovered": sorted(ended), "remaining": remaining, "nodes": names, "alive": sorted(self._known())}
 
     def _known(self) -> set[str]:
-        """Return the runs that this orchestrator has: what nobody else may give an end to."""
+        """Return the runs whose end is still to come from here: what nobody else may give one to."""
         with self._lock:
-            return {*self._core.runs, *self._core.finished_runs, *self._admitting}
+            without_outcome = {run for run, extras in self._extras.items() if extras.outcome is None}
+            return {*self._core.runs, *self._admitting, *without_outcome}
 
     def reopen(self, run_id: str) -> bool:
         """Have an aggregator for a run whose directory lies on this node, so that its files can be fetched; false when there is none."""

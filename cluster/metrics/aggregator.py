@@ -54,6 +54,7 @@ class Aggregator:
         self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
         self._live = Live()
         self._undecodable = 0
+        self._is_closed = False
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
         self._live.absorb_doses(read_parts(directory, ["time", "metric", "unit", "worker", "count", "sum"], doses))
         for tagged in self._store.recovered:
@@ -78,6 +79,7 @@ class Aggregator:
         Raises `HarnessError` when the disk refuses; then nothing of this call counts.
         """
         with self._lock:
+            self._check_open()
             stream = (node, incarnation)
             taken = self._taken(stream, records)
             if taken:
@@ -261,6 +263,7 @@ class Aggregator:
         call again later.
         """
         with self._lock:
+            self._check_open()
             try:
                 self._store.settle()
                 return self._write_documents(summary, manifest)
@@ -303,7 +306,18 @@ class Aggregator:
     def close(self) -> None:
         """Give up the directory; everything acknowledged is on disk."""
         with self._lock:
+            self._is_closed = True
             self._store.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise HarnessError("lost", f"this aggregator of run {self.run_id} has ended", "send it to the next one")
+
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether everything that was taken is in the files of the run directory."""
+        with self._lock:
+            return not self._store.unsettled
 
     @property
     def coverage(self) -> Coverage:

@@ -134,6 +134,18 @@ def test_a_sampler_that_fails_or_hangs_ends_the_load(node, how, when):
     assert "no host snapshot for" in report.runs[0].failure
 
 
+def test_another_guardian_is_told_of_once(node, monkeypatch):
+    """A takeover that nobody would notice otherwise is in the run's story."""
+    shell = node.start(stale_s=30.0)
+    told, seen = [], threading.Event()
+    monkeypatch.setattr(shell._metrics, "event", lambda kind, message, severity="info": told.append((kind, message)) or seen.set())
+    shell._guardian.hello["pid"] = 2
+    assert seen.wait(WAIT_S)
+    (found,) = [message for kind, message in told if kind == "guardian_replaced"]
+    assert "process 1" in found
+    assert "process 2" in found
+
+
 def test_what_cannot_be_done_keeps_nothing_else_from_being_done(node, monkeypatch):
     """A throttle that the guardian refuses does not cost the close that was decided with it."""
     shell = node.start(stale_s=30.0)
