@@ -138,7 +138,13 @@ def test_another_guardian_is_told_of_once(node, monkeypatch):
     """A takeover that nobody would notice otherwise is in the run's story."""
     shell = node.start(stale_s=30.0)
     told, seen = [], threading.Event()
-    monkeypatch.setattr(shell._metrics, "event", lambda kind, message, severity="info": told.append((kind, message)) or seen.set())
+
+    def event(kind, message, severity="info"):
+        told.append((kind, message))
+        if kind == "guardian_replaced":
+            seen.set()
+
+    monkeypatch.setattr(shell._metrics, "event", event)
     shell._guardian.hello["pid"] = 2
     assert seen.wait(WAIT_S)
     (found,) = [message for kind, message in told if kind == "guardian_replaced"]
