@@ -25,6 +25,7 @@ ORDER_S: Final = 50.0  # for the orchestrator to start agents everywhere and to 
 CONNECT_S: Final = 20.0
 ANSWER_S: Final = ORDER_S + CONNECT_S + 5.0
 PROBE_S: Final = 2.0
+LOOK_S: Final = 1.0
 
 
 class ClusterOrder:
@@ -58,16 +59,26 @@ class ClusterOrder:
         if self._process is None:
             return self._unreached(self._trouble)
         try:
-            out, _ = self._process.communicate(timeout=within_s)
-        except subprocess.TimeoutExpired:
-            return self._unreached(f"no answer within {within_s:.0f} s")
+            out = self._output(within_s)
         finally:
             self._end()
+        if isinstance(out, str):
+            return self._unreached(out)
         try:
             found: dict[str, Any] = json.loads(out.splitlines()[-1])
         except (IndexError, ValueError):
             return self._unreached(f"Ray did not connect within {CONNECT_S:.0f} s, or ended the process that asked")
         return self._unreached(found["error"]) if "error" in found else found
+
+    def _output(self, within_s: float) -> bytes | str:
+        """Return what the child prints; or why nothing comes: time is over, or the cluster has ended, for which Ray itself would wait."""
+        assert self._process is not None
+        for _ in range(max(1, round(within_s / LOOK_S))):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.communicate(timeout=LOOK_S)[0]
+            if not is_answered(self._address):
+                return "nothing listens there any more"
+        return f"no answer within {within_s:.0f} s"
 
     def _unreached(self, why: str) -> dict[str, Any]:
         return {"nodes": [], "unreached": [f"the cluster at {self._address}: {why}"]}

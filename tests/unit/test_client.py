@@ -127,6 +127,15 @@ def test_whatever_ray_does_to_the_child_is_an_answer_in_time(monkeypatch, script
     assert words in found["unreached"][0]
 
 
+def test_a_cluster_that_ends_while_it_is_asked_is_not_waited_for(monkeypatch):
+    """A halt that ends an embedded Ray takes along what would have answered."""
+    child(monkeypatch, "import time; time.sleep(60)")
+    answers = iter([True, False])
+    monkeypatch.setattr(halting, "is_answered", lambda _: next(answers))
+    found = ClusterOrder("127.0.0.1:1", Settings(), on=True, above=1, ship=False).answer(60)
+    assert "nothing listens there any more" in found["unreached"][0]
+
+
 def test_the_child_is_asked_at_once_and_its_last_line_is_the_answer(monkeypatch):
     """What Ray prints before it is no part of it."""
     child(monkeypatch, "import sys, json; asked = json.loads(sys.stdin.readline()); print('noise'); print(json.dumps({'asked': asked}))")
