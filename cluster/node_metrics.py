@@ -135,6 +135,10 @@ class NodeMetrics:
                 box.seal()
                 boxes.append(box)
             except (HarnessError, OutboxFullError) as error:
+                if isinstance(error, HarnessError) and error.code == "busy":  # the earlier agent has not gone yet: the next try finds it so
+                    for opened in boxes:
+                        opened.close()
+                    raise
                 self.event("outbox_unreadable", f"{path.name}: {error}", severity="error")
         return boxes
 

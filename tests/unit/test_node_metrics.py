@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from actors.clock import SECOND_NS, SystemClock
+from actors.errors import HarnessError
 from actors.messages import Capacity, Event, Operation
 from actors.shape import Constant
 from cluster import node_metrics
 from cluster.node_metrics import SEAL_TRIES, NodeMetrics
-from cluster.outbox import OutboxFullError, parse
+from cluster.outbox import Outbox, OutboxFullError, parse
 from tests.simulation.world.agent_host import quiet
 
 OPERATION = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 60.0, "fraction", Constant(0.1).to_spec())
@@ -81,6 +82,27 @@ def test_an_end_that_is_named_while_windows_are_on_their_way_is_delivered_too(tm
     assert (len(pushed), metrics.delivered("r")) == (1, False)
     metrics.deliver("r", push)
     assert parse(pushed[-1][1]).payload == b'{"clean": true}'
+    assert metrics.delivered("r")
+
+
+def test_what_an_earlier_agent_still_holds_is_waited_for(tmp_path):
+    """Its stream is sealed and delivered once it is gone; until then the run does not count as sealed."""
+    metrics = made(tmp_path)
+    earlier = Outbox(tmp_path / "outbox" / "r" / "n-6.box", node="n", incarnation="6", run="r")
+    with pytest.raises(HarnessError, match="has an owner"):
+        metrics.seal("r")
+    metrics.deliver("r", lambda *_: 1)
+    assert not metrics.delivered("r")
+    earlier.close()
+    metrics.seal("r")
+    ends = []
+
+    def push(run, node, incarnation, records, timeout_s):
+        ends.extend(incarnation for _, data in records if parse(data).payload.startswith(b'{"clean"'))
+        return records[-1][0]
+
+    metrics.deliver("r", push)
+    assert sorted(ends) == ["6", "7"]
     assert metrics.delivered("r")
 
 
