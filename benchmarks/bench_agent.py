@@ -63,6 +63,7 @@ def measure(span_s: float) -> dict[str, Any]:
         from cluster import ray_port
 
         ray_port.connect(embedded.address)
+        embedded.await_nodes()
         orchestrator = ray_port.orchestrator(orchestrator_config(settings))
         orchestrator.call("doctor", timeout_s=60.0, group="control")
         node = next(node.id for node in ray_port.nodes() if not node.spec.is_head)
