@@ -34,7 +34,7 @@ run: $(VENV)/.installed
 	$(BIN)/stress-cluster run "$(SCENARIO)" $(WHERE) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -rs $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -rfEs $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
@@ -42,10 +42,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/python -m mypy
 
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -rs --soak -m soak --timeout 0 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -rfEs --soak -m soak --timeout 0 $(PYTEST_ARGS)
 
 simulate: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -rs tests/simulation --seeds "$(SEEDS)" --timeout 0 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -rfEs tests/simulation --seeds "$(SEEDS)" --timeout 0 $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-test
 	@failed=; for bench in benchmarks/bench_*.py; do \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tomllib
 from pathlib import Path
@@ -24,10 +25,10 @@ def test_every_dependency_is_pinned_within_its_bounds(line: str) -> None:
 
 
 def make(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run make with our Makefile in another folder."""
-    return subprocess.run(
-        ["make", "-f", str(ROOT / "Makefile"), *argv], cwd=folder, capture_output=True, text=True, check=False, timeout=60
-    )
+    """Run make with our Makefile in another folder, as if no make ran around it: `make test` hands on its own level and variables."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTEST_ARGS", "ARGS"))}
+    argv = ("make", "-f", str(ROOT / "Makefile"), *argv)
+    return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.fixture
