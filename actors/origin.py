@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
+import importlib.util
 from pathlib import Path
 
 from .errors import HarnessError
 
 PACKAGES = ("actors", "scenarios", "cluster")
 DISTRIBUTION = "stress-cluster"
+_OURS = f'__distribution__ = "{DISTRIBUTION}"'  # a line of each package's __init__.py
 
 
 def _package_dir(name: str) -> Path:
-    package = importlib.import_module(name)
-    found = getattr(package, "__file__", None) or str(list(getattr(package, "__path__", [])))
-    if getattr(package, "__distribution__", None) != DISTRIBUTION:
+    """Return where a package lies; it is found as an import finds it, and read instead of run: that takes a tenth of a second."""
+    found = getattr(importlib.util.find_spec(name), "origin", None)
+    if found is None or _OURS not in Path(found).read_text(encoding="utf-8", errors="replace").splitlines():
         raise HarnessError(
             "code_mismatch",
-            f"`import {name}` found {found}, which is not part of {DISTRIBUTION}",
+            f"`import {name}` finds {found or 'a folder without __init__.py'}, which is not part of {DISTRIBUTION}",
             f"rename your own {name}.py or {name}/ folder, or start from another directory",
         )
     return Path(found).parent

@@ -192,6 +192,7 @@ class Journal:
         self._places: dict[str, int] = {}
         self._free: list[int] = []
         self._sequence = 0
+        self._why_closed = "it was not opened"
         self.torn = 0
 
     def open(self) -> list[Record]:
@@ -209,12 +210,14 @@ class Journal:
             return self._replay()
         except OSError as error:
             self.close()
+            self._why_closed = str(error)
             raise JournalError("journal", f"cannot open the undo journal: {error}", "free space or repair STATE, then try again") from error
 
     def arm(self, record: Record) -> None:
         """Write a record and sync it; after return it survives any death. Raises `JournalError` or `InputError`."""
         if self._fd < 0:
-            raise JournalError("journal", "the undo journal is not open, so nothing may be armed", "repair STATE and start again")
+            why = f"the undo journal could not be opened when the guardian started, so nothing may be armed: {self._why_closed}"
+            raise JournalError("journal", why, "free space or repair STATE; the next guardian tries again, an idle one leaves by itself")
         if not self._free:
             raise JournalError("journal", f"the undo journal is full: {RECORDS_MAX} records", "end operations or run recover")
         data = encode(record, self._sequence)

@@ -23,8 +23,8 @@ from scenarios.plan import Plan
 
 from .conclusion import Ending, conclude
 from .exporters.prometheus import MetricsServer
+from .files import read_json, write_json_atomic, write_whole
 from .metrics.aggregator import Aggregator
-from .metrics.store import read_json, write_json_atomic, write_whole
 from .metrics.stream import MetricStream
 from .mirror import identity
 from .outbox import Outbox

@@ -25,9 +25,12 @@ from actors.state import open_state_dir
 
 from .driver_main import orchestrator_config, shipped
 from .embedded import environment, find_embedded
+from .fetch import LocalDirectory, checked_run, fetch, homes_of, is_whole, stored_runs
+from .files import read_json
 from .halting import ClusterOrder
 from .ray_facts import ray_facts
 from .settings import Settings, state_path
+from .stored import judge_status
 
 RECOVER_S = 20.0
 
@@ -118,8 +121,6 @@ class Connection:
 
     def fetch(self, run: str, run_dir: Path) -> bool:
         """Bring to `run_dir` what this machine's STATE, or else the cluster, has of a run; false when neither knows it."""
-        from .fetch import fetch  # noqa: PLC0415  # needs pyarrow, which no order waits for
-
         source = self._source(run)
         if source is None:
             return False
@@ -208,8 +209,6 @@ class Connection:
         here = {slot["run"] for slot in found["slots"]}
         stored: dict[str, Path] = {}
         if run is not None:
-            from .fetch import stored_runs  # noqa: PLC0415  # needs pyarrow
-
             stored = dict(stored_runs(self._state_dir))
         names = sorted(here) if run is None else [self._run_id(run, sorted({*here, *stored}))]
         runs = [{"run": name, "phase": "on this machine"} if name in here else _stored_status(name, stored[name]) for name in names]
@@ -217,8 +216,6 @@ class Connection:
 
     def _source(self, run: str) -> Any:
         """Return who has a run's files: STATE of this machine, its aggregator, or one that the orchestrator opens again; or None."""
-        from .fetch import LocalDirectory, checked_run  # noqa: PLC0415  # needs pyarrow
-
         stored = self._state_dir / "runs" / checked_run(run)
         if (stored / "manifest.json").is_file():
             return LocalDirectory(stored)
@@ -233,8 +230,6 @@ class Connection:
 
     def _bring_home(self, alive: Sequence[str]) -> tuple[list[str], list[str]]:
         """Bring each run directory that a driver of this machine left unwhole up to date; return those runs, and what could not be had."""
-        from .fetch import homes_of, is_whole  # noqa: PLC0415  # needs pyarrow
-
         fetched: list[str] = []
         missing: list[str] = []
         for run, home in sorted(homes_of(self._state_dir, Path(self._settings.out)).items()):
@@ -271,9 +266,6 @@ class Connection:
 
 
 def _stored_status(run: str, directory: Path) -> dict[str, Any]:
-    from .analysis.report import judge_status  # noqa: PLC0415  # needs pyarrow
-    from .metrics.store import read_json  # noqa: PLC0415
-
     status, code, why = judge_status(read_json(directory / "manifest.json") or {}, {}, SystemClock().wall_ns())
     return {"run": run, "status": status, "exit_code": code, "message": why}
 

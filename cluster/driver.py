@@ -22,6 +22,7 @@ from actors.clock import SECOND_NS, SystemClock
 from actors.errors import StressError
 from actors.state import open_state_dir
 
+from .files import write_json_atomic
 from .settings import Settings, state_path
 
 LOG_TAIL_BYTES = 2_000
@@ -176,8 +177,6 @@ def mark_died(run_dir: Path, message: str) -> bool:
         return run_dir.exists()
     manifest = json.loads(path.read_text())
     if manifest.get("status") == "running":
-        from .metrics.store import write_json_atomic  # noqa: PLC0415  # needs pyarrow
-
         write_json_atomic(path, {**manifest, "status": "error", "exit_code": 3, "message": message, "end": _now_iso()})
     return True
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from scenarios import text
 
 from .driver import RunRequest, wait_until_clean
 from .embedded import EmbeddedRay, environment
+from .mirror import mirror
 from .run_state import Phase
 from .settings import Settings, state_path
 
@@ -48,7 +50,7 @@ class Driver:
         self._state_dir = open_state_dir(state_path(request.settings))
         os.environ[ENV_STATE_DIR] = str(self._state_dir)  # an embedded Ray's actors find STATE where the settings put it
         self._embedded: EmbeddedRay | None = None
-        self._run_dir = request.out / request.run
+        self._run_dir, self._has_files = request.out / request.run, False
         self._orchestrator: Any = None
 
     def heed_signals(self) -> None:
@@ -71,7 +73,8 @@ class Driver:
                     outcome = self._drive()
                 finally:
                     self._ended.set()
-                    left = self._tear_down()
+                    with self._writing_report():
+                        left = self._tear_down()
         except StressError as error:
             outcome = self._failed(error)
             left = ""
@@ -160,7 +163,7 @@ class Driver:
             self._mirror(only=("manifest.json",))
             return self._outcome(GOES_ON, 0, outcome["message"], {})
         self._mirror()
-        self._write_report()
+        self._has_files = True
         summary = outcome.get("summary", {})
         return self._outcome(outcome["status"], outcome["exit_code"], outcome["message"], summary)
 
@@ -196,6 +199,8 @@ class Driver:
             if news["phase"] != phase:
                 phase = news["phase"]
                 self._tell("phase", phase=phase)
+                if phase == Phase.RUNNING:  # nothing waits for this process now: at the end somebody does
+                    threading.Thread(target=import_module, args=("cluster.analysis.report",), name="import", daemon=True).start()
             self._tell("progress", **news["progress"])
             if news["outcome"] is not None:
                 outcome: dict[str, Any] = news["outcome"]
@@ -234,7 +239,6 @@ class Driver:
     def _mirror(self, only: tuple[str, ...] = ()) -> None:
         """Copy the run directory's closed files from the aggregator; what cannot be had now is had at the end or by `recover`."""
         from . import ray_port  # noqa: PLC0415
-        from .mirror import mirror  # noqa: PLC0415  # needs pyarrow
 
         actor = ray_port.aggregator(self._request.run)
         try:
@@ -249,6 +253,18 @@ class Driver:
         else:
             if not only and actor is not None:
                 actor.send("leave")
+
+    @contextlib.contextmanager
+    def _writing_report(self) -> Iterator[None]:
+        """Write the report of a run that has ended beside what is done meanwhile: the end of an embedded Ray is mostly waiting."""
+        writing = threading.Thread(target=self._write_report, name="report") if self._has_files else None
+        if writing is not None:
+            writing.start()
+        try:
+            yield
+        finally:
+            if writing is not None:
+                writing.join()
 
     def _write_report(self) -> None:
         from .analysis import report  # noqa: PLC0415  # needs pyarrow

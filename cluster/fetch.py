@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from actors.errors import InputError
 
-from .analysis.report import judge_status
-from .metrics.store import read_json
+from .files import read_json
 from .mirror import RemoteDirectory, copy_file, identity, mirror
+from .stored import judge_status
 
 ATTEMPTS: Final = 3  # the log may become Parquet between its listing and its reading
 LAST: Final = ("summary.json", "manifest.json")  # what says that a run has ended comes after what it ended with

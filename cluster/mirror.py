@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from .metrics.store import write_whole
+from .files import write_whole
 
 CHUNK_BYTES = 8 << 20
 

@@ -32,7 +32,6 @@ from .journal import Journal
 from .orchestrator import Orchestrator
 from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAggregator, Submission
 from .records import Admission, Do
-from .recovery import end_on_this_node
 from .run_state import Phase
 from .safety.budget import Budget
 from .verdict import Cause
@@ -285,6 +284,8 @@ class OrchestratorShell:
             return self._recover(wait_s)
 
     def _recover(self, wait_s: float) -> dict[str, Any]:
+        from .recovery import end_on_this_node  # noqa: PLC0415  # needs pyarrow, which no run needs here
+
         names = [node.name for node in self._port.nodes()]
         hellos = self._crew.hello_all(names, tolerant=True)
         deadline_ns = self._clock.boot_ns() + round(wait_s * SECOND_NS)
@@ -320,11 +321,15 @@ class OrchestratorShell:
         found = (self._port.state_dir() / "runs" / checked_run(run_id) / "manifest.json").is_file()
         return found and self._port.aggregator(run_id, {}, create=True) is not None
 
-    def leave(self) -> None:
-        """End this orchestrator and its agents; leases end what they held."""
-        self._ending.set()
+    def leave(self, only_idle: bool = False) -> bool:
+        """End this orchestrator and its agents; leases end what they held. With `only_idle` it stays, false, while it is at work."""
+        with self._lock:
+            if only_idle and self._busy():
+                return False
+            self._ending.set()
         self._crew.leave()
         self._port.exit()
+        return True
 
     # ---- admission
 

@@ -9,8 +9,8 @@ from typing import Any
 from actors.clock import SystemClock
 from actors.errors import HarnessError, StressError
 
+from .files import read_json
 from .metrics.aggregator import Aggregator
-from .metrics.store import read_json
 from .orchestrator_api import OrchestratorPort
 from .outbox import Outbox, OutboxFullError, leftovers
 

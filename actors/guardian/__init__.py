@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .core import GuardianCore
-
 if TYPE_CHECKING:
     from .client import GuardianClient, GuardianError
+    from .core import GuardianCore
 
 __all__ = ["GuardianClient", "GuardianCore", "GuardianError"]
 
 
 def __getattr__(name: str) -> object:
-    """Load the client only where it is used: the guardian's own archive does without it."""
+    """Load each side only where it is used: the guardian's own archive has no client, and a client needs no decisions."""
     if name in {"GuardianClient", "GuardianError"}:
-        from . import client  # noqa: PLC0415  # only where it is used
+        from . import client  # noqa: PLC0415  # see above
 
         return getattr(client, name)
+    if name == "GuardianCore":
+        from .core import GuardianCore  # noqa: PLC0415  # see above
+
+        return GuardianCore
     raise AttributeError(name)

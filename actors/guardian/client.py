@@ -21,8 +21,7 @@ from ..clock import MILLISECOND_NS, SECOND_NS, Clock, SystemClock
 from ..control import ControlPage, StatsPage
 from ..errors import CODES, HarnessError
 from ..state import open_state_dir
-from . import spawn
-from .owners import PROTOCOL
+from .fields import PROTOCOL
 
 RETRY_S: Final = 2.0
 SPAWN_S: Final = 10.0
@@ -200,6 +199,8 @@ class GuardianClient:
 
     def _start(self) -> None:
         """Start a guardian unless another caller is just doing so, and let others wait until it listens."""
+        from . import spawn  # noqa: PLC0415  # brings the guardian's own modules
+
         with spawn.turn(self._state_dir) as mine:
             if not mine or self._listens():
                 return
@@ -220,7 +221,7 @@ class GuardianClient:
         with self._lock:
             generation = self._generation
         link = connect_socket(self._state_dir)
-        code = "" if self._greeting["role"] == "cli" else spawn.guardian_code_id()
+        code = _code_of(self._greeting["role"])
         try:
             answer, fds = _exchange(link, {"op": "hello", "code_id": code, **self._greeting}, min(max(patience_s, 0.1), 2.0))
         except BaseException:
@@ -306,3 +307,12 @@ def _close_fds(fds: tuple[int, ...]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):  # already closed with its page
             os.close(fd)
+
+
+def _code_of(role: str) -> str:
+    """Return the code that a guardian has to have for a caller; "" for any: commands talk to all, simulators to their agent's."""
+    if role in {"cli", "simulator"}:
+        return ""
+    from . import spawn  # noqa: PLC0415  # brings the guardian's own modules
+
+    return spawn.guardian_code_id()

@@ -10,6 +10,7 @@ from ..clock import SECOND_NS
 from ..errors import InputError
 from ..messages import Amounts
 
+PROTOCOL: Final = 1  # of requests and answers
 TEXT_MAX: Final = 512
 INTEGER_MAX: Final = 1 << 62
 LIMITLESS: Final = Amounts(math.inf, INTEGER_MAX, INTEGER_MAX)

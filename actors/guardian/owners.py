@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from ..errors import InputError, RefusedError
 from .engine import Engine
-from .fields import integer, text
+from .fields import PROTOCOL, integer, text
 from .model import LOADING, Identified, Retire, Waiter
 
-PROTOCOL: Final = 1
 ROLES: Final = ("agent", "simulator", "driver", "cli")
 FENCES_MAX: Final = 4_096
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import compile_kernel
 
-
-def _work(rounds: int, seed: int) -> int:
+def work(rounds: int, seed: int) -> int:
+    """Return what the chains come to after so many rounds."""
     a = np.float64(seed % np.uint64(1000)) * 0.001
     b, c, d = a + 0.25, a + 0.5, a + 0.75
     for _ in range(rounds):
@@ -15,7 +14,4 @@ def _work(rounds: int, seed: int) -> int:
         b = b * 0.9999998 + 1.0000002
         c = c * 0.9999997 + 1.0000003
         d = d * 0.9999996 + 1.0000004
-    return np.uint64(a + b + c + d)  # type: ignore[return-value]  # numba gives an int to the caller
-
-
-work = compile_kernel(_work)
+    return np.uint64(a + b + c + d)  # type: ignore[return-value]  # compiled, it gives an int

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import compile_kernel
 
-
-def _work(rounds: int, seed: int) -> int:
+def work(rounds: int, seed: int) -> int:
+    """Return the generator's state after so many rounds."""
     state = np.uint64(seed) | np.uint64(1)
     for _ in range(rounds):
         state ^= state >> np.uint64(12)
         state ^= state << np.uint64(25)
         state ^= state >> np.uint64(27)
         state *= np.uint64(2685821657736338717)
-    return state  # type: ignore[return-value]  # numba gives an int to the caller
-
-
-work = compile_kernel(_work)
+    return state  # type: ignore[return-value]  # compiled, it gives an int

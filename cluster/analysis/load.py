@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from actors.errors import HarnessError, InputError
 
-from ..metrics.store import RunStore, log_files, read_json, read_run
+from ..files import read_json
+from ..metrics.store import RunStore, log_files, read_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from actors.clock import SystemClock
 
+from ..stored import judge_status, setting_of
 from ..words import HEADLINES, closing_lines, loss_words, moment, operation_kind, reason_of, sentence, stamp, text
 from .plots import Point
 
@@ -25,14 +26,12 @@ __all__ = [
     "Report",
     "assemble",
     "closing_lines",
-    "judge_status",
     "read",
     "write",
     "write_report",
 ]
 
 SERIES: Final = ("dose.requested", "dose.achieved", "host.cpu.busy", "host.memory.available")
-DEFAULT_LEASE_S: Final = 5.0
 _EVENT_LIMIT: Final = 200
 
 
@@ -194,7 +193,7 @@ def assemble(
         headline=died or _headline(status, hypotheses, summary),
         scenario=str(scenario.get("name") or manifest.get("name") or ""),
         seed=text(manifest.get("seed")),
-        profile=text(_setting(manifest, "profile")),
+        profile=text(setting_of(manifest, "profile")),
         started=stamp(manifest.get("start")),
         ended=stamp(manifest.get("end")),
         span_s=max((points[-1][0] for points in series.values() if points), default=0.0),
@@ -214,27 +213,6 @@ def assemble(
 
 
 _SEVERITY: Final[Mapping[str, int]] = {"error": 0, "warning": 1, "info": 2}
-
-
-def judge_status(manifest: Mapping[str, Any], summary: Mapping[str, Any], now_wall_ns: int) -> tuple[str, int | None, str]:
-    """Return (status, exit code, why it counts as died).
-
-    A manifest that says `running` with a heartbeat older than the lease belongs to a run whose harness died: `error`.
-    """
-    status = str(manifest.get("status") or summary.get("status") or "error")
-    code = manifest.get("exit_code", summary.get("exit_code"))
-    if status != "running":
-        return status, code if isinstance(code, int) else None, ""
-    heartbeat_s, lease_s = moment(manifest.get("heartbeat")), float(_setting(manifest, "lease_s") or DEFAULT_LEASE_S)
-    if heartbeat_s is None or now_wall_ns / 1e9 - heartbeat_s > lease_s:
-        seen = f"its last sign of life was at {stamp(manifest.get('heartbeat'))}" if heartbeat_s else "it left no sign of life"
-        return "error", 3, f"The run died: {seen}. `stress-cluster recover` undoes and delivers what it left."
-    return "running", None, ""
-
-
-def _setting(manifest: Mapping[str, Any], name: str) -> Any:
-    value = _mapping(manifest.get("settings")).get(name, manifest.get(name))
-    return value.get("value") if isinstance(value, Mapping) else value
 
 
 def _seconds(value: Any) -> float:

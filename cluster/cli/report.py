@@ -84,7 +84,7 @@ def whole_run(run: str, settings: Settings, address: str | None) -> tuple[Path, 
     a run that is in no OUT. What cannot be fetched is said, and what is here is told.
     """
     from ..fetch import is_alive, is_whole  # noqa: PLC0415  # reads Arrow files
-    from ..metrics.store import read_json  # noqa: PLC0415
+    from ..files import read_json  # noqa: PLC0415
 
     stored = Path(settings.state_dir) / "runs"
     try:

@@ -20,12 +20,13 @@ from actors.clock import SECOND_NS, Clock
 from actors.errors import HarnessError, InputError
 from actors.metrics.histogram import Histogram
 
+from ..files import read_json, write_json_atomic
 from ..outbox import Kind as RecordKind
 from ..outbox import parse
 from .live import DoseWindow, Live, Sample
 from .query import COLUMNS, STATS, Between, condition, figure, labelled
 from .query import peaks as peaks_of
-from .store import Coverage, End, Entry, RunStore, Stream, read_json, read_metrics, read_parts, write_json_atomic
+from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
 from .windows import EVENTS, METRICS, events_batch, histograms, unseal, with_quantiles
 
 _LOG: Final = logging.getLogger(__name__)

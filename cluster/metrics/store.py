@@ -23,13 +23,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import HarnessError
 
+from ..files import sync_folder, write_whole
 from .windows import EVENTS, LOG_COLUMNS, METRICS
 
 Stream = tuple[str, str]  # node, incarnation
@@ -41,49 +42,6 @@ _GROUP: Final = 512  # records that are filtered at once
 _PLAIN: Final = ("metric", "kind", "unit", "node", "worker", "phase")
 
 
-# whole files
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file under a temporary name, fsync it, rename it, fsync the folder. Raises `OSError`; then the old file stands."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a driver and a `report` may write one directory
-    try:
-        with temporary.open("wb") as sink:
-            write(sink)
-            sink.flush()
-            os.fsync(sink.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):  # nothing was made, or the disk fails altogether
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def write_json_atomic(path: Path, doc: Mapping[str, Any]) -> None:
-    """Write a JSON document as a whole file. NaN and infinities become null: JSON has none. Raises `OSError`."""
-    body = json.dumps(_plain(doc), indent=2, allow_nan=False, default=str).encode() + b"\n"
-    write_whole(path, lambda sink: _discard(sink.write(body)))
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON document, or None when there is no such file."""
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _sync_log(directory: Path) -> None:
     """Make durable what can be read of the log."""
     paths = [*log_files(directory, "events"), *log_files(directory, "metrics")]
@@ -92,20 +50,6 @@ def _sync_log(directory: Path) -> None:
             os.fsync(file.fileno())
     if paths:
         sync_folder(directory / "log")
-
-
-def _discard(_: object) -> None:
-    """Take a result that nobody needs."""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):  # noqa: PLR0124  # NaN
-        return None
-    return value
 
 
 # which records are held

@@ -17,6 +17,7 @@ from cluster.analysis import report as reports
 from cluster.analysis.page import render_html
 from cluster.analysis.plots import Line, line_plot, nice_ceiling, sparkline, thin
 from cluster.analysis.text import render_text
+from cluster.stored import judge_status
 from cluster.words import amount, closing_lines, loss_words, moment
 
 HERE = Path(__file__).parent
@@ -206,7 +207,7 @@ def test_a_dead_harness_reads_as_error(status, age_s, want):
 
 def test_running_without_a_heartbeat_is_dead():
     """No sign of life is no life."""
-    assert reports.judge_status({"status": "running"}, {}, NOW_NS)[:2] == ("error", 3)
+    assert judge_status({"status": "running"}, {}, NOW_NS)[:2] == ("error", 3)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.control import STOP_KILL, STOP_NONE
 from actors.guardian.core import GuardianCore
+from actors.guardian.fields import PROTOCOL
 from actors.guardian.model import (
     Action,
     Applied,
@@ -44,7 +45,6 @@ from actors.guardian.model import (
     WriteStart,
     WriteStop,
 )
-from actors.guardian.owners import PROTOCOL
 from actors.messages import Halt
 from actors.proc import Identity
 from actors.undo import Outcome, Record

@@ -10,8 +10,9 @@ from actors.clock import SECOND_NS, VirtualClock
 from actors.errors import HarnessError, InputError
 from actors.metrics.histogram import Histogram
 from actors.metrics.registry import Kind
+from cluster.files import read_json
 from cluster.metrics.aggregator import Aggregator
-from cluster.metrics.store import log_files, part_files, read_json, read_run
+from cluster.metrics.store import log_files, part_files, read_run
 from cluster.metrics.windows import Row
 from cluster.outbox import Kind as RecordKind
 from cluster.outbox import Record, frame

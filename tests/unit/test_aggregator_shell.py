@@ -9,8 +9,8 @@ import pytest
 from actors.clock import SystemClock
 from actors.errors import HarnessError
 from cluster.aggregator_shell import AggregatorShell
+from cluster.files import read_json, write_json_atomic
 from cluster.metrics.aggregator import Aggregator
-from cluster.metrics.store import read_json, write_json_atomic
 from tests.support.windows import end, record
 
 RUN = "20260101-120000-late-1a2b"

@@ -21,9 +21,9 @@ from cluster.cli import ports
 from cluster.client import Connection
 from cluster.driver import mark_died
 from cluster.fetch import LocalDirectory, homes_of, is_whole
+from cluster.files import read_json, write_json_atomic
 from cluster.journal import Journal
 from cluster.metrics.aggregator import Aggregator
-from cluster.metrics.store import read_json, write_json_atomic
 from cluster.orchestrator_api import OrchestratorConfig
 from cluster.orchestrator_shell import OrchestratorShell
 from cluster.settings import load as load_settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.guardian.owners import PROTOCOL
+from actors.guardian.fields import PROTOCOL
 from tests.support.guarded import SECOND, Machine
 
 

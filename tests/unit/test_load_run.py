@@ -9,8 +9,9 @@ import pytest
 from actors.clock import VirtualClock
 from actors.errors import InputError
 from cluster.analysis.load import find_run, load, settle
+from cluster.files import write_json_atomic
 from cluster.metrics.aggregator import Aggregator
-from cluster.metrics.store import log_files, write_json_atomic
+from cluster.metrics.store import log_files
 from cluster.metrics.windows import EVENTS, METRICS
 from tests.support.windows import end, record
 

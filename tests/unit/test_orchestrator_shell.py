@@ -280,3 +280,16 @@ def admit_submission(here):
     here.aggregator = lambda *_, **__: Aggregator()
     scenario = {"version": 1, "name": "small", "targets": {"names": ["n1"]}, "plan": {"CpuLoad": {"fraction": "10%"}, "for": "4s"}}
     here.shell.submit(Submission("r", json.dumps(scenario), 1, allow_head=True))
+
+
+def test_an_orchestrator_at_work_is_not_sent_away(cluster):
+    """Who wants another in its place is told so: the run of a driver that was quicker goes on."""
+    one = cluster("a")
+    one.hire("a")
+    one.admit("r1", "a")
+    assert not one.shell.leave(True)
+    assert not one.shell._ending.is_set()
+    with one.shell._deciding():
+        one.shell._core.runs.clear()
+    assert one.shell.leave(True)
+    assert one.shell._ending.is_set()

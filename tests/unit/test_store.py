@@ -10,6 +10,7 @@ import pytest
 
 from actors.errors import HarnessError
 from actors.metrics.registry import Kind
+from cluster.files import read_json, write_json_atomic, write_whole
 from cluster.metrics.store import (
     Coverage,
     End,
@@ -18,10 +19,7 @@ from cluster.metrics.store import (
     RunStore,
     log_files,
     part_files,
-    read_json,
     read_run,
-    write_json_atomic,
-    write_whole,
 )
 from cluster.metrics.windows import EVENTS, METRICS, Row, events_batch, metrics_batch
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from actors.guardian.owners import PROTOCOL
+from actors.guardian.fields import PROTOCOL
 from actors.messages import Amounts, Capacity, HostSnapshot, Operation
 from actors.simulator import peak_amounts
 from cluster.agent import Agent, Do

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from actors.guardian.core import GuardianCore
+from actors.guardian.fields import PROTOCOL
 from actors.guardian.model import (
     NEVER_NS,
     Action,
@@ -40,7 +41,6 @@ from actors.guardian.model import (
     WriteStart,
     WriteStop,
 )
-from actors.guardian.owners import PROTOCOL
 from actors.messages import Halt
 from actors.proc import Identity
 from actors.undo import Outcome
