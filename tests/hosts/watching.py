@@ -184,7 +184,7 @@ def assert_counted(data: Any, watch: Watch, hosts: Sequence[Host], cores: float)
     """
     wall_s = time.time() - boot_s()
     for host in hosts:
-        begun_s, ended_s = begun(watch, host, cores)[1], watch.load_gone_s(host)
+        (rested_s, begun_s), ended_s = begun(watch, host, cores), watch.load_gone_s(host)
         assert begun_s, f"no load was seen to begin on {host.name}"
         windows = [(at_s - wall_s, length_s, core_s) for at_s, length_s, core_s in recorded_core_s(data, host.name)]
         ends = [at_s + length_s for at_s, length_s, _ in windows]
@@ -195,7 +195,8 @@ def assert_counted(data: Any, watch: Watch, hosts: Sequence[Host], cores: float)
         assert windows[0][0] <= begun_s, f"{host.name} began at {begun_s:.2f}, its first window is {windows[0]}"
         assert ends[-1] >= ended_s - EDGE_S, f"{host.name} ended at {ended_s:.2f}, its last window ended at {ends[-1]:.2f}"
         recorded = sum(core_s for _, _, core_s in windows)
-        seen = max(sight.used_s(ends[-1]) - sight.used_s(windows[0][0]) for sight in watch.of(host))
+        from_s = max(windows[0][0], rested_s)  # what it spent on getting ready in the same window is no dose
+        seen = max(sight.used_s(ends[-1]) - sight.used_s(from_s) for sight in watch.of(host))
         told = f"recorded {recorded:.2f} core s, seen {seen:.2f}; by window {[round(core_s, 2) for _, _, core_s in windows]}"
         assert abs(recorded - seen) < 0.03 * seen + 0.05, f"{host.name}: {told}"
 
