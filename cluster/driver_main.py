@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +198,6 @@ class Driver:
             if news["phase"] != phase:
                 phase = news["phase"]
                 self._tell("phase", phase=phase)
-                if phase == Phase.RUNNING:  # nothing waits for this process now: at the end somebody does
-                    threading.Thread(target=import_module, args=("cluster.analysis.report",), name="import", daemon=True).start()
             self._tell("progress", **news["progress"])
             if news["outcome"] is not None:
                 outcome: dict[str, Any] = news["outcome"]

@@ -284,7 +284,7 @@ class OrchestratorShell:
             return self._recover(wait_s)
 
     def _recover(self, wait_s: float) -> dict[str, Any]:
-        from .recovery import end_on_this_node  # noqa: PLC0415  # needs pyarrow, which no run needs here
+        from .recovery import end_on_this_node, on_absent_nodes  # noqa: PLC0415  # needs pyarrow, which no run needs here
 
         names = [node.name for node in self._port.nodes()]
         hellos = self._crew.hello_all(names, tolerant=True)
@@ -308,6 +308,7 @@ class OrchestratorShell:
         remaining += [f"{name}: run {run} is {stage}" for name, run, stage in sorted(left)]
         remaining += [f"{name}: its agent has not answered" for name in silent]
         remaining += [f"{name}: {hello['error']}" for name, hello in hellos.items() if "error" in hello]
+        remaining += on_absent_nodes(self._port.state_dir(), self._known(), names)
         return {"recovered": sorted(ended), "remaining": remaining, "nodes": names, "alive": sorted(self._known())}
 
     def _known(self) -> set[str]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import exceptions as ray_errors
@@ -424,20 +424,40 @@ def _push(known: dict[str, Actor], run: str, node: str, incarnation: str, record
     return held
 
 
-# Each actor's class is made where it is created, so that no process imports what another one is.
+_C = TypeVar("_C", bound=type)
 
 
-def _agent_class() -> type:
-    from .agent_shell import AgentShell  # noqa: PLC0415  # see above
+def _forwards(*names: str) -> Callable[[_C], _C]:
+    """Give an actor's class these methods of its `_shell`, whose code is imported only where the actor lives.
 
-    class _AgentActor(AgentShell):
-        """The node agent as an actor: watched pids are its own and its raylet's."""
+    Whoever has a handle of an actor imports what its class was made of: a shell as the base class would be imported by everybody.
+    """
 
-        def __init__(self, config: AgentConfig) -> None:
-            raise_priority(os.getpid())  # Ray starts its workers at nice 15; what guards load must not wait for it
-            super().__init__(replace(config, watch=(os.getppid(),)), _AgentPort())
+    def with_methods(made: _C) -> _C:
+        for name in names:
+            setattr(made, name, _forward(name))
+        return made
 
-    return _AgentActor
+    return with_methods
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any) -> Any:
+        return getattr(self._shell, name)(*args)
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+@_forwards("hello", "poke", "alive", "guardian_status", "leave")
+class _AgentActor:
+    """The node agent as an actor: watched pids are its own and its raylet's."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        raise_priority(os.getpid())  # Ray starts its workers at nice 15; what guards load must not wait for it
+        from .agent_shell import AgentShell  # noqa: PLC0415  # see `_forwards`
+
+        self._shell = AgentShell(replace(config, watch=(os.getppid(),)), _AgentPort())
 
 
 class _RemoteAgent:
@@ -496,7 +516,7 @@ class _OrchestratorPort:
         if not node_id:
             raise Lost("lost", f"node {config.node} is not alive")
         name = f"agent-{config.node}-{secrets.token_hex(4)}"
-        actor = create(_agent_class(), name, node_id, (config,), groups={"control": 4})
+        actor = create(_AgentActor, name, node_id, (config,), groups={"control": 4})
         self._agents[config.node] = (node_id, actor, actor.send("alive", group="control"))
         return _RemoteAgent(actor)
 
@@ -530,7 +550,7 @@ class _OrchestratorPort:
         """Create the prober of a run, on this node."""
         places = {"targets": list(targets), "head": [node.spec.name for node in nodes() if node.spec.is_head]}
         ids = {node.spec.name: node.id for node in nodes()}
-        return create(_prober_class(), f"prober-{run}", my_node_id(), (run, list(probes), places, ids, start_in_s))
+        return create(_ProberActor, f"prober-{run}", my_node_id(), (run, list(probes), places, ids, start_in_s))
 
     def end_actor(self, actor: Actor) -> None:
         """End an actor of a run that is over."""
@@ -542,37 +562,36 @@ class _OrchestratorPort:
 
 
 def _create_aggregator(run: str) -> Actor:
-    return create(_aggregator_class(), AGGREGATOR + run, my_node_id(), (run,), groups={"bulk": 2}, max_restarts=3, get_if_exists=True)
+    return create(_AggregatorActor, AGGREGATOR + run, my_node_id(), (run,), groups={"bulk": 2}, max_restarts=3, get_if_exists=True)
 
 
-def _aggregator_class() -> type:
-    from .aggregator_shell import AggregatorShell  # noqa: PLC0415  # needs pyarrow
+@_forwards("hello", "begin", "push", "expect", "conclude", "outcome", "settle", "files", "read", "abandon", "leave")
+class _AggregatorActor:
+    """A run's aggregator as an actor."""
 
-    class _AggregatorActor(AggregatorShell):
-        """A run's aggregator as an actor."""
+    def __init__(self, run: str) -> None:
+        raise_priority(os.getpid())
+        from .aggregator_shell import AggregatorShell  # noqa: PLC0415  # see `_forwards`
 
-        def __init__(self, run: str) -> None:
-            raise_priority(os.getpid())
-            super().__init__(run, _leave())
-
-    return _AggregatorActor
+        self._shell = AggregatorShell(run, _leave())
 
 
-def _orchestrator_class() -> type:
-    from .journal import Journal  # noqa: PLC0415  # as the shell
-    from .orchestrator_shell import OrchestratorShell  # noqa: PLC0415  # imports the planner
+@_forwards(
+    *("exchange", "hello", "submit", "preview", "beat", "follow", "stop", "halt", "forget"),
+    *("status", "doctor", "recover", "reopen", "leave"),
+)
+class _OrchestratorActor:
+    """The orchestrator as an actor."""
 
-    class _OrchestratorActor(OrchestratorShell):
-        """The orchestrator as an actor."""
+    def __init__(self, config: OrchestratorConfig) -> None:
+        raise_priority(os.getpid())
+        from .journal import Journal  # noqa: PLC0415  # see `_forwards`
+        from .orchestrator_shell import OrchestratorShell  # noqa: PLC0415
 
-        def __init__(self, config: OrchestratorConfig) -> None:
-            raise_priority(os.getpid())
-            cluster = cluster_id()
-            state_dir = open_state_dir(default_state_dir(os.environ, os.geteuid()))
-            journal = Journal(state_dir / "orchestrator" / f"{cluster}.log")
-            super().__init__(config, _OrchestratorPort(), cluster, next_epoch(cluster), journal)
-
-    return _OrchestratorActor
+        cluster = cluster_id()
+        state_dir = open_state_dir(default_state_dir(os.environ, os.geteuid()))
+        journal = Journal(state_dir / "orchestrator" / f"{cluster}.log")
+        self._shell = OrchestratorShell(config, _OrchestratorPort(), cluster, next_epoch(cluster), journal)
 
 
 class _ProbeTarget:
@@ -604,28 +623,26 @@ class _ProbePort:
         return _push(self._aggregators, run, node, incarnation, records, timeout_s)
 
 
-def _prober_class() -> type:
-    from .probes.prober import Prober  # noqa: PLC0415  # see above
+@_forwards("finish")
+class _ProberActor:
+    """The prober as an actor."""
 
-    class _ProberActor(Prober):
-        """The prober as an actor."""
+    def __init__(
+        self,
+        run: str,
+        probes: Sequence[Mapping[str, Any]],
+        places: Mapping[str, Sequence[str]],
+        ids: Mapping[str, str],
+        start_in_s: float,
+    ) -> None:
+        begun_ns = SystemClock().boot_ns()
+        from .probes.prober import Prober  # noqa: PLC0415  # see `_forwards`
 
-        def __init__(
-            self,
-            run: str,
-            probes: Sequence[Mapping[str, Any]],
-            places: Mapping[str, Sequence[str]],
-            ids: Mapping[str, str],
-            start_in_s: float,
-        ) -> None:
-            begun_ns = SystemClock().boot_ns()
-            used = {probe["target"] for probe in probes}
-            port = _ProbePort(ids, {place: names for place, names in places.items() if place in used})
-            left_s = max(0.0, start_in_s - (SystemClock().boot_ns() - begun_ns) / SECOND_NS)
-            node = next(name for name, node_id in ids.items() if node_id == my_node_id())
-            super().__init__(run, node, probes, places, left_s, open_state_dir(default_state_dir(os.environ, os.geteuid())), port)
-
-    return _ProberActor
+        used = {probe["target"] for probe in probes}
+        port = _ProbePort(ids, {place: names for place, names in places.items() if place in used})
+        left_s = max(0.0, start_in_s - (SystemClock().boot_ns() - begun_ns) / SECOND_NS)
+        node = next(name for name, node_id in ids.items() if node_id == my_node_id())
+        self._shell = Prober(run, node, probes, places, left_s, open_state_dir(default_state_dir(os.environ, os.geteuid())), port)
 
 
 def orchestrator(config: OrchestratorConfig) -> Actor:
@@ -652,7 +669,7 @@ def orchestrator(config: OrchestratorConfig) -> Actor:
             _await_gone(ORCHESTRATOR, found)
     head = next((node.id for node in nodes() if node.spec.is_head), my_node_id())
     groups = {"exchange": 8, "control": 16}  # hard affinity: Ray 2.60 takes a soft one for no more than a hint
-    return create(_orchestrator_class(), ORCHESTRATOR, head, (config,), groups=groups, get_if_exists=True)
+    return create(_OrchestratorActor, ORCHESTRATOR, head, (config,), groups=groups, get_if_exists=True)
 
 
 def _await_gone(name: str, left: Actor) -> None:

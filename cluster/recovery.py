@@ -84,6 +84,17 @@ def end_on_this_node(
     return {*recovered, *orphans, *delivered}, failed
 
 
+def on_absent_nodes(state_dir: Path, alive: Collection[str], nodes: Collection[str]) -> list[str]:
+    """Say which streams of ended runs that lie here have not arrived whole because their node is none of these: its disk has the rest."""
+    found = []
+    for path in sorted((state_dir / "runs").glob("*/summary.json")):
+        outstanding = (read_json(path) or {}).get("outstanding", []) if path.parent.name not in alive else []
+        for stream in (stream for stream in outstanding if stream["node"] not in nodes):
+            what = f"metrics of run {path.parent.name} from window {stream['from']} on have not arrived, and Ray has no such node"
+            found.append(f"{stream['node']}: {what}; start Ray there again, then `stress-cluster recover`")
+    return found
+
+
 def _deliver(aggregator: Aggregator, path: Path) -> None:
     try:
         box = Outbox(path)

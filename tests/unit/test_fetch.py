@@ -26,6 +26,7 @@ from cluster.journal import Journal
 from cluster.metrics.aggregator import Aggregator
 from cluster.orchestrator_api import OrchestratorConfig
 from cluster.orchestrator_shell import OrchestratorShell
+from cluster.recovery import on_absent_nodes
 from cluster.settings import load as load_settings
 from tests.support.windows import end, record
 
@@ -335,6 +336,16 @@ def test_a_clusters_recovery_ends_runs_that_no_orchestrator_has(place: Place, sh
     assert (manifest["status"], manifest["exit_code"], summary["status"]) == ("error", 3, "error")
     assert "heartbeat" not in manifest
     aggregator.close()
+
+
+def test_a_clusters_recovery_names_what_only_an_absent_node_has(place: Place, shell: OrchestratorShell) -> None:
+    """A stream without its end is outstanding while its node is away: that is no clean end. A node that is there has said what it has."""
+    place.live(2, heartbeat_s=600).close()
+    (told,) = shell.recover(0.0)["remaining"]
+    node = told.partition(":")[0]
+    assert told.startswith(f"{node}: metrics of run {RUN} from window 3 on have not arrived")
+    assert on_absent_nodes(place.state, (), {node}) == []
+    assert on_absent_nodes(place.state, {RUN}, ()) == []
 
 
 def test_a_clusters_recovery_ends_runs_without_an_aggregator(place: Place, shell: OrchestratorShell) -> None:

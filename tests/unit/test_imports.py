@@ -16,6 +16,7 @@ HEAVY = frozenset({"ray", "numba", "llvmlite", "numpy", "pyarrow", "pandas", "py
         pytest.param("actors.load", set(), id="load"),
         pytest.param("actors.guardian.main", set(), id="guardian"),
         pytest.param("actors.shell", {"ray"}, id="simulator"),
+        pytest.param("cluster.ray_port", {"ray", "cluster", "scenarios", "numpy"}, id="whoever-calls-an-actor"),
         pytest.param("cluster.agent_shell", {"cluster", "scenarios", "numpy", "pyarrow"}, id="agent"),
         pytest.param("cluster.orchestrator_shell", {"cluster", "scenarios", "numpy"}, id="orchestrator"),
         pytest.param("cluster.driver_main", {"cluster", "scenarios", "numpy"}, id="driver"),
