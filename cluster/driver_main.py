@@ -26,6 +26,7 @@ from scenarios import text
 
 from .driver import RunRequest, wait_until_clean
 from .embedded import EmbeddedRay, environment
+from .lean import leave_out
 from .mirror import mirror
 from .run_state import Phase
 from .settings import Settings, state_path
@@ -407,6 +408,7 @@ def listen(driver: Driver) -> None:
 
 def main() -> int:
     """Drive one run."""
+    leave_out()
     events_fd = int(sys.argv[1])
     line = sys.stdin.readline()
     raw = json.loads(line)

@@ -31,6 +31,7 @@ from actors.state import default_state_dir, open_state_dir
 
 from .agent_api import AgentConfig
 from .exchange import Reply, Report
+from .lean import leave_out
 from .orchestrator_api import OrchestratorConfig
 
 NAMESPACE = "stress-cluster"
@@ -449,12 +450,18 @@ def _forward(name: str) -> Callable[..., Any]:
     return method
 
 
+def _settle_in() -> None:
+    """Make a worker's process fit for its actor: Ray starts it at nice 15, and what guards load must not wait for load."""
+    raise_priority(os.getpid())
+    leave_out()
+
+
 @_forwards("hello", "poke", "alive", "guardian_status", "leave")
 class _AgentActor:
     """The node agent as an actor: watched pids are its own and its raylet's."""
 
     def __init__(self, config: AgentConfig) -> None:
-        raise_priority(os.getpid())  # Ray starts its workers at nice 15; what guards load must not wait for it
+        _settle_in()
         from .agent_shell import AgentShell  # noqa: PLC0415  # see `_forwards`
 
         self._shell = AgentShell(replace(config, watch=(os.getppid(),)), _AgentPort())
@@ -570,7 +577,7 @@ class _AggregatorActor:
     """A run's aggregator as an actor."""
 
     def __init__(self, run: str) -> None:
-        raise_priority(os.getpid())
+        _settle_in()
         from .aggregator_shell import AggregatorShell  # noqa: PLC0415  # see `_forwards`
 
         self._shell = AggregatorShell(run, _leave())
@@ -584,7 +591,7 @@ class _OrchestratorActor:
     """The orchestrator as an actor."""
 
     def __init__(self, config: OrchestratorConfig) -> None:
-        raise_priority(os.getpid())
+        _settle_in()
         from .journal import Journal  # noqa: PLC0415  # see `_forwards`
         from .orchestrator_shell import OrchestratorShell  # noqa: PLC0415
 

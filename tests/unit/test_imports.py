@@ -28,3 +28,14 @@ def test_a_process_imports_only_what_it_needs(module: str, allowed: set[str]) ->
     code = f"import sys, {module}; from actors.origin import code_id; code_id(); print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
     assert HEAVY & set(found) <= allowed, HEAVY & set(found) - allowed
+
+
+@pytest.mark.parametrize("module", ["cluster.agent_shell", "cluster.aggregator_shell", "cluster.analysis.page"])
+def test_a_process_of_ours_does_without_pandas(module: str) -> None:
+    """Also where it is installed, and pyarrow looks for it at its first conversion."""
+    pytest.importorskip("pandas")
+    work = "import pyarrow, pyarrow.parquet; pyarrow.RecordBatch.from_pylist([{'a': 1}]).to_pylist()"
+    code = f"import sys; from cluster.lean import leave_out; leave_out(); import {module}; {work}; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert "pyarrow" in found
+    assert "pandas" not in found
