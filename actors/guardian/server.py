@@ -56,7 +56,7 @@ from .model import (
     WriteStop,
 )
 
-BEAT_NS: Final = 300 * MILLISECOND_NS
+BEAT_NS: Final = 500 * MILLISECOND_NS  # at most between two signs of life; whatever wakes the guardian gives one too
 LOG_BYTES_MAX: Final = 1 << 20
 PACKETS_PER_TURN: Final = 32
 HOMELESS_S: Final = 10.0
@@ -143,9 +143,8 @@ class Guardian:
             due_ns = min(next_beat_ns, self._core.next_due_ns)
             events = self._epoll.poll(max(0.0, (due_ns - self._now()) / SECOND_NS))
             now_ns = self._now()
-            if now_ns >= next_beat_ns:
-                self._world.page.beat(now_ns)
-                next_beat_ns = now_ns + BEAT_NS
+            self._world.page.beat(now_ns)
+            next_beat_ns = now_ns + BEAT_NS
             self._turn(events, now_ns)
         return self._ending
 

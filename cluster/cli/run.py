@@ -141,4 +141,11 @@ def last_words(summary: Mapping[str, Any], run_dir: Path | None) -> list[str]:
     if summary["status"] in NOT_STARTED:
         error = summary["error"]
         return [line for line in (f"{summary['status']}: {error['message']}", f"  {error['hint']}" if error["hint"] else "") if line]
-    return closing_lines(summary, run_dir)
+    return closing_lines(summary, from_here(run_dir))
+
+
+def from_here(path: Path | None) -> Path | None:
+    """Return a path as a user would type it: relative where it lies below the working directory."""
+    if path is not None and path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd())
+    return path

@@ -18,7 +18,7 @@ from actors.guardian import GuardianClient
 from actors.lease import LeaseWatch
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from cluster.agent_shell import release_s
-from tests.support.observe import anonymous_bytes, memory_available_bytes, promised
+from tests.support.observe import anonymous_bytes, machine_memory_bytes, promised
 from tests.support.waiting import until
 
 GIB = 1 << 30
@@ -49,9 +49,9 @@ def end_of(state: Path) -> None:
 
 
 def test_memory_at_low_priority_is_gone_and_given_back_by_the_stated_time(spinners: None, tmp_path: Path) -> None:
-    """1.5 GiB at nice 15 beside two spinners: process gone and memory available again at the lease's end, release time included."""
-    if memory_available_bytes() < HELD + 2 * GIB:
-        pytest.skip(f"{memory_available_bytes() / GIB:.1f} GiB are available, the test takes {HELD / GIB:.1f}")
+    """1.5 GiB at nice 15 beside two spinners: process gone and memory given back at the lease's end, release time included."""
+    if (available := machine_memory_bytes("MemAvailable")) < HELD + 2 * GIB:
+        pytest.skip(f"{available / GIB:.1f} GiB are available, the test takes {HELD / GIB:.1f}")
     tries = iter(range(2))
     promised(lambda: held_and_gone(tmp_path / f"state-{next(tries)}"))()
 
@@ -78,13 +78,14 @@ def held_and_gone(state: Path) -> None:
         for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208  # /proc
             os.setpriority(os.PRIO_PROCESS, int(thread), RAYS_NICE)
         os.kill(pid, signal.SIGSTOP)  # it cannot look at its lease: the guardian has to end it
-        held_available, word = memory_available_bytes(), client.control.lease(ticket.slot)[1]
+        held, word = machine_memory_bytes("AnonPages"), client.control.lease(ticket.slot)[1]
         until(lambda: is_gone(pid), 90, "the load's end")
         gone_ns = CLOCK.boot_ns()
-        until(lambda: memory_available_bytes() >= held_available + 0.8 * HELD, 30, "the memory is available again")  # others use some too
+        # Pages in use, not available ones: a virtual machine's host may take memory away, or give it back, at any time.
+        until(lambda: machine_memory_bytes("AnonPages") <= held - 0.8 * HELD, 30, "the memory is given back")  # others use some too
         back_ns = CLOCK.boot_ns()
         late_s = [(at_ns - word) / SECOND_NS for at_ns in (gone_ns, back_ns)]
-        print(f"release time {stated_s:.2f} s; gone {late_s[0]:+.2f} s and available {late_s[1]:+.2f} s after the deadline")
+        print(f"release time {stated_s:.2f} s; gone {late_s[0]:+.2f} s and given back {late_s[1]:+.2f} s after the deadline")
         assert late_s[0] <= 0.5
         assert late_s[1] <= 0.5
     finally:

@@ -67,9 +67,9 @@ def allocated_bytes(path: Path) -> int:
     return total
 
 
-def memory_available_bytes() -> int:
-    """Return MemAvailable of this machine in bytes."""
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+def machine_memory_bytes(name: str) -> int:
+    """Return a figure of /proc/meminfo in bytes: MemAvailable, AnonPages."""
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 

@@ -145,6 +145,17 @@ def document(capsys):
 # ---- run
 
 
+def test_the_report_is_named_as_one_would_type_it(drive, capsys, tmp_path, monkeypatch):
+    """Below the working directory, by its relative path."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "runs" / "r1"
+    run_dir.mkdir(parents=True)
+    (run_dir / "report.html").write_text("")
+    drive(outcome=FakeOutcome(run_dir=run_dir, summary={"dose": DOSE}))
+    assert cli.main(["run", "burst", "--nodes", "1"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("\nReport: runs/r1/report.html")
+
+
 def test_run_tells_asked_achieved_and_where_the_report_lies(drive, capsys, tmp_path):
     """The last lines of a run say verdict, asked, achieved and where its directory is; progress is on standard error."""
     run_dir = tmp_path / "runs" / "r1"
