@@ -26,11 +26,8 @@ Lines = Callable[[Mapping[str, Any]], list[str]]
 @contextlib.contextmanager
 def connection(address: str | None, config: Path | None) -> Iterator[ports.Connection]:
     """Connect for the length of a command."""
-    link = ports.connect(address, options.resolve(config))
-    try:
+    with ports.linked(address, options.resolve(config)) as link:
         yield link
-    finally:
-        link.close()
 
 
 def status(run: options.Run = None, address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:

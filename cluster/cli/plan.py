@@ -97,11 +97,8 @@ def _existing(path: Path) -> Path:
 
 
 def _ask_cluster(address: str, settings: Settings) -> Site:
-    link = ports.connect(address, settings)
-    try:
+    with ports.linked(address, settings) as link:
         nodes, answer = tuple(link.nodes()), link.doctor()
-    finally:
-        link.close()
     facts = nodes_of(answer)
     capacities = {name: Capacity(**one["capacity"]) for name, one in facts.items() if isinstance(one.get("capacity"), Mapping)}
     machines = [str(one.get("machine")) for one in facts.values() if one.get("machine")]

@@ -5,6 +5,8 @@ Tests put fakes in place of these functions; the commands call them as `ports.NA
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,6 +113,16 @@ def connect(address: str | None, settings: Settings) -> Connection:
     from ..client import Connection as ClusterConnection  # noqa: PLC0415
 
     return ClusterConnection.open(address, settings)
+
+
+@contextlib.contextmanager
+def linked(address: str | None, settings: Settings) -> Iterator[Connection]:
+    """Connect for the length of a command.
+
+    Ray prints what happens to its nodes to standard output, whatever it was told; there it would spoil the command's own document.
+    """
+    with contextlib.redirect_stdout(sys.stderr), contextlib.closing(connect(address, settings)) as link:
+        yield link
 
 
 def submit_job(address: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> Job:

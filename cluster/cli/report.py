@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -115,7 +114,7 @@ def _fetch(folder: Path, settings: Settings, address: str | None) -> bool:
             return True
         if not address:
             return False
-        with contextlib.closing(ports.connect(address, settings)) as link:
+        with ports.linked(address, settings) as link:
             return link.fetch(folder.name, folder)
     except (OSError, StressError) as error:
         say(f"what {folder} lacks could not be fetched: {error}")

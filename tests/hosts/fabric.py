@@ -19,9 +19,11 @@ from typing import Any, Final, Self
 
 import sweep
 from host import HEAD_PORT, Host
+from support.waiting import until
 from sweep import FabricError, folder_of, new_tag, sh
 
 SUBNET: Final = "10.77.0"
+FORGOTTEN_S: Final = 120.0  # within which Ray declares a node dead whose raylet has ended
 
 # What Ray says is alive, asked on the head by a driver of its own.
 ASK_NODES: Final = """
@@ -162,6 +164,7 @@ class Fabric:
             host.boot()
         else:
             host.ray_stop()
+        until(lambda: name not in self.nodes_alive(), FORGOTTEN_S, f"Ray knows that {name} is gone", 0.5)  # or it has two of that name
         host.ray_start(self.head, **self._ray)
 
     def nodes_alive(self) -> set[str]:

@@ -86,7 +86,7 @@ def halts(fabric: Fabric, count: int, env: Mapping[str, str] | None = None) -> l
         said = Path(f"{halter.stem}.out")
         until(lambda: halter.process.poll() is not None, 60 + 12 * count, lambda: f"{count} halts; {said.read_text()}{halter.said()}", 0.2)
     assert halter.process.returncode == 0, halter.said()
-    told = [json.loads(line) for line in said.read_text().splitlines()]
+    told = [json.loads(line) for line in said.read_text().splitlines() if line.startswith("{")]  # Ray prints there too
     assert len(told) == count
     before_s = [0.0, *(one["halted_s"] for one in told)]
     return [

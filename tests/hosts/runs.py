@@ -35,11 +35,11 @@ DEFAULT_LEASE_S: Final = 5.0  # of the setting: one row per promise shows it the
 SETTINGS: Final = {"STRESS_CLUSTER_LEASE_S": "2", "STRESS_CLUSTER_IDLE_EXIT_S": "8"}
 
 # Ray's health check on the test hosts: short enough to wait for a declared death, long enough that a cut of 20 s is none.
-DECLARED_DEAD_S: Final = 45  # well beyond the longest cut that is to heal, and the back-off of TCP after it
+DECLARED_DEAD_S: Final = 40  # well beyond the longest cut that is to heal, and the back-off of TCP after it
 HEALTH_CHECK: Final = {
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "4000",
-    "RAY_health_check_failure_threshold": "9",
+    "RAY_health_check_timeout_ms": "9000",  # few long ones: a host that refuses is dead within seconds, one that is silent is not
+    "RAY_health_check_failure_threshold": "4",
 }
 
 # What to look for on a command line, by who it is.
