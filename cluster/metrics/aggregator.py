@@ -23,11 +23,12 @@ from actors.metrics.histogram import Histogram
 from ..files import read_json, write_json_atomic
 from ..outbox import Kind as RecordKind
 from ..outbox import parse
+from .cache import TTL_S, CacheCounts, QueryCache
 from .live import DoseWindow, Live, Sample
-from .query import COLUMNS, STATS, Between, condition, figure, labelled
+from .query import COLUMNS, QUANTILES, STATS, Between, condition, figure, labelled
 from .query import peaks as peaks_of
 from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
-from .windows import EVENTS, METRICS, events_batch, histograms, unseal, with_quantiles
+from .windows import EVENTS, METRICS, events_batch, histograms, unseal
 
 _LOG: Final = logging.getLogger(__name__)
 _STALE_NS: Final = 30 * SECOND_NS
@@ -45,7 +46,7 @@ class Aggregator:
     Raises `HarnessError` (`busy`) when another process writes the directory.
     """
 
-    def __init__(self, run_id: str, directory: Path, clock: Clock, *, settle_bytes: int = 64 << 20) -> None:
+    def __init__(self, run_id: str, directory: Path, clock: Clock, *, settle_bytes: int = 64 << 20, cache_ttl_s: float = TTL_S) -> None:
         self.run_id = run_id
         self.directory = directory
         self._clock = clock
@@ -56,6 +57,9 @@ class Aggregator:
         self._live = Live()
         self._undecodable = 0
         self._is_closed = False
+        self._revision = 0  # of the data: rises before anything on disk changes
+        self._cache = QueryCache(clock, ttl_s=cache_ttl_s)
+        self._quantile_computations = 0
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
         self._live.absorb_doses(read_parts(directory, ["time", "metric", "unit", "worker", "count", "sum"], doses))
         for tagged in self._store.recovered:
@@ -88,6 +92,7 @@ class Aggregator:
             return self._contiguous(stream)
 
     def _append(self, stream: Stream, taken: list[_Taken]) -> None:
+        self._revision += 1  # also when it fails: what was written may be read all the same
         try:
             self._store.append([entry for entry, _ in taken])
         except OSError as error:
@@ -102,6 +107,7 @@ class Aggregator:
             self._settle_early()
 
     def _settle_early(self) -> None:
+        self._revision += 1
         try:
             self._store.settle()
         except OSError as error:
@@ -124,7 +130,7 @@ class Aggregator:
         return taken
 
     def _entry(self, stream: Stream, sequence: int, data: bytes) -> _Taken | None:
-        """Return a record's entry, its quantiles filled in, and its histograms; None when the frame is not whole: it is sent again."""
+        """Return a record's entry and its histograms; None when the frame is not whole: it is sent again."""
         try:
             record = parse(data)
         except ValueError:
@@ -138,7 +144,7 @@ class Aggregator:
             decoded = histograms(metrics)
         except (ValueError, OSError) as error:  # whole, but not ours to understand: sending it again would not help
             return Entry(stream, sequence, _NO_METRICS, self._undecoded(stream, sequence, error)), []
-        return Entry(stream, sequence, with_quantiles(metrics, decoded), events), decoded
+        return Entry(stream, sequence, metrics, events), decoded
 
     def _undecoded(self, stream: Stream, sequence: int, error: Exception) -> pa.RecordBatch:
         self._undecodable += 1
@@ -216,7 +222,10 @@ class Aggregator:
             return self._live.doses()
 
     def query(self, metric: str, *, node: str | None = None, worker: str | None = None, between: Between | None = None) -> pa.Table:
-        """Return the windows of a metric, with the contract's columns. Raises `InputError` for an unknown metric."""
+        """Return the windows of a metric, with the contract's columns. Raises `InputError` for an unknown metric.
+
+        The same question on unchanged data is answered from memory; see `cache_counts`.
+        """
         return self._table(metric, node, worker, between, columns=METRICS.names)
 
     def evaluate(
@@ -229,11 +238,32 @@ class Aggregator:
         *,
         worker: str | None = None,
     ) -> float | None:
-        """Return one figure over all matching windows, or None when there are none; see `query.figure`."""
+        """Return one figure over all matching windows, or None when there are none; see `query.figure`.
+
+        The same question on unchanged data is answered from memory, and another statistic of the same windows reads no file.
+        """
         if stat not in STATS:
             raise InputError("unknown_name", f"unknown statistic {stat!r}", f"known: {', '.join(STATS)}")
-        table = labelled(self._table(metric, node, worker, between), labels)
-        return figure(table, metric, stat, between)
+        asked = ("figure", metric, stat, node, worker, between, tuple(sorted((labels or {}).items())))
+        with self._lock:
+            revision, begun_ns = self._revision, self._clock.boot_ns()
+            if found := self._cache.get(asked, revision):
+                known: float | None = found.value
+                return known
+            table = labelled(self._table(metric, node, worker, between), labels)
+            self._quantile_computations += bool(stat in QUANTILES and table.num_rows)
+        answer = figure(table, metric, stat, between)  # without the lock: merging digests may take its time
+        self._cache.put(asked, revision, answer, made_ns=begun_ns)
+        return answer
+
+    def cache_counts(self) -> CacheCounts:
+        """Return how many questions were answered from memory, and what is held there."""
+        return self._cache.counts()
+
+    @property
+    def quantile_computations(self) -> int:
+        """How often `evaluate` computed a quantile; taking windows computes none."""
+        return self._quantile_computations
 
     def peaks(self) -> dict[str, dict[str, float]]:
         """Return the highest values of the host by node and metric."""
@@ -250,9 +280,15 @@ class Aggregator:
         *,
         columns: list[str] | None = None,
     ) -> pa.Table:
+        chosen = columns or COLUMNS
+        asked = ("rows", metric, node, worker, between, tuple(chosen))
         with self._lock:
-            wanted = condition(metric, node, worker, between)
-            return read_metrics(self.directory, columns or COLUMNS, wanted)
+            if found := self._cache.get(asked, self._revision):
+                return found.value
+            begun_ns = self._clock.boot_ns()
+            table = read_metrics(self.directory, chosen, condition(metric, node, worker, between))
+            self._cache.put(asked, self._revision, table, size=table.nbytes + 1024, made_ns=begun_ns)
+            return table
 
     # files
 
@@ -265,6 +301,7 @@ class Aggregator:
         """
         with self._lock:
             self._check_open()
+            self._revision += 1
             try:
                 self._store.settle()
                 return self._write_documents(summary, manifest)
