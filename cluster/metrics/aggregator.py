@@ -27,6 +27,8 @@ from .cache import TTL_S, CacheCounts, QueryCache
 from .live import DoseWindow, Live, Sample
 from .query import COLUMNS, QUANTILES, STATS, Between, condition, figure, labelled
 from .query import peaks as peaks_of
+from .sketches import Accumulators, Figure
+from .sketches.fold import summarise
 from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
 from .windows import EVENTS, METRICS, events_batch, histograms, unseal
 
@@ -60,6 +62,7 @@ class Aggregator:
         self._revision = 0  # of the data: rises before anything on disk changes
         self._cache = QueryCache(clock, ttl_s=cache_ttl_s)
         self._quantile_computations = 0
+        self._accumulators: Accumulators | None = None  # looked for when one is asked for
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
         self._live.absorb_doses(read_parts(directory, ["time", "metric", "unit", "worker", "count", "sum"], doses))
         for tagged in self._store.recovered:
@@ -255,6 +258,27 @@ class Aggregator:
         answer = figure(table, metric, stat, between)  # without the lock: merging digests may take its time
         self._cache.put(asked, revision, answer, made_ns=begun_ns)
         return answer
+
+    def summarise(
+        self,
+        metric: str,
+        accumulator: str,
+        *,
+        node: str | None = None,
+        worker: str | None = None,
+        between: Between | None = None,
+        label: str = "",
+    ) -> dict[str, Figure]:
+        """Return what an accumulator says of all matching windows, the product's own or an installed one; see `sketches.fold`.
+
+        Raises `InputError` for a metric, accumulator or label that is not known.
+        """
+        with self._lock:
+            if self._accumulators is None:
+                self._accumulators = Accumulators()
+                self._accumulators.load()
+            record = self._accumulators.find(accumulator)
+        return summarise(self._table(metric, node, worker, between), metric, record, label=label)
 
     def cache_counts(self) -> CacheCounts:
         """Return how many questions were answered from memory, and what is held there."""

@@ -91,6 +91,16 @@ def test_a_weight_is_that_many_samples(found: list[tuple[float, int]]) -> None:
     assert (first.count, first.nan, first.min, first.max) == (second.count, second.nan, second.min, second.max)
 
 
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 500)), max_size=60), qs)
+def test_heavy_samples_keep_their_quantiles(found: list[tuple[float, int]], wanted: list[float]) -> None:
+    """Of few values, however heavy, every quantile is numpy's own of the repeated values."""
+    values, weights = np.array([value for value, _ in found]), np.array([weight for _, weight in found], np.int64)
+    digest = TDigest.of(values, weights)
+    if digest.count:
+        want = np.quantile(np.repeat(values, weights), wanted)
+        assert np.allclose(digest.quantiles(wanted), want, rtol=1e-9, atol=1e-6)
+
+
 # moments
 
 

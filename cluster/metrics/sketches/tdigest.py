@@ -67,13 +67,9 @@ class TDigest:
         nan, below, above = (int(counts[found].sum()) for found in (np.isnan(array), array == -np.inf, array == np.inf))
         finite = np.isfinite(array)
         array, counts = array[finite], counts[finite]
-        if weights is None:
-            array = np.sort(array)
-        else:
-            order = np.lexsort((counts, array))
-            array, counts = array[order], counts[order]
         with np.errstate(over="ignore", invalid="ignore"):  # a sum past 1.8e308 is infinite, as IEEE has it
-            total = float(np.dot(array, counts)) if weights is not None else float(array.sum())
+            total = float(array.sum()) if (counts == 1).all() else float(np.dot(array, counts))
+        array, counts = _sorted(array, counts)
         ends = (float(array[0]), float(array[-1])) if array.size else (math.inf, -math.inf)
         return _made(array, counts, total, ends, (nan, below, above), delta)
 
@@ -262,6 +258,19 @@ def _made(means: Floats, weights: Counts, total: float, ends: tuple[float, float
         raise InputError("invalid_value", "a t-digest holds at most 2^53 samples", "begin a new one")
     means, weights = _squeezed(means, weights, delta)
     return TDigest(means, weights, total, *ends, *apart, delta)
+
+
+def _sorted(values: Floats, weights: Counts) -> tuple[Floats, Counts]:
+    """Return values in order with their weights; of equal samples the first and the last stand alone, so that their ends stay sharp."""
+    if (weights == 1).all():
+        return np.sort(values), weights
+    order = np.lexsort((weights, values))
+    values, weights = values[order], weights[order]
+    parts = np.minimum(weights, 3)
+    made = np.ones(int(parts.sum()), np.int64)
+    heavy = parts == 3
+    made[(np.cumsum(parts) - 2)[heavy]] = weights[heavy] - 2
+    return np.repeat(values, parts), made
 
 
 def _normaliser(count: int, delta: int) -> float:
