@@ -95,7 +95,7 @@ class Aggregator:
             return self._contiguous(stream)
 
     def _append(self, stream: Stream, taken: list[_Taken]) -> None:
-        self._revision += 1  # also when it fails: what was written may be read all the same
+        self._revision += 1  # of an early settling too; also when it fails: what was written may be read all the same
         try:
             self._store.append([entry for entry, _ in taken])
         except OSError as error:
@@ -110,7 +110,6 @@ class Aggregator:
             self._settle_early()
 
     def _settle_early(self) -> None:
-        self._revision += 1
         try:
             self._store.settle()
         except OSError as error:

@@ -87,6 +87,17 @@ def test_figures_and_units(known: Accumulators) -> None:
         assert answers(known, name, one, two)["p50"] == (pytest.approx(1.0, rel=0.004), "seconds")
 
 
+def test_small_samples_are_not_lost_beside_a_large_sum(known: Accumulators) -> None:
+    """A thousand ones beside 10^16, where each by itself would be rounded off, are all in the sum, on either side of a merge."""
+    kind = known.find("sum")
+    ones = [Batch.of([1.0])] * 1000
+    made = fed(kind, Batch.of([1e16]), *ones)
+    assert made.result()["sum"] == 1e16 + 1000
+    other = fed(kind, *ones, Batch.of([1e16]))
+    other.merge(made)
+    assert other.result()["sum"] == 2e16 + 2000
+
+
 def test_nothing_gives_no_figure(known: Accumulators) -> None:
     """Without samples counts are 0, and every other figure is absent, never a number."""
     for name in NAMES:

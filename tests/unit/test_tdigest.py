@@ -142,6 +142,24 @@ def test_a_histogram_past_its_range_keeps_extremes() -> None:
     assert (endless.count, endless.above, endless.lowest, endless.quantile(1.0)) == (2, 1, 1.0, math.inf)
 
 
+def test_equal_means_of_different_weight_merge_in_any_order() -> None:
+    """Two nodes with the same value at different weights give the same bytes both ways round."""
+    one, other = TDigest.of([1.0], [5]), TDigest.of([1.0], [9])
+    assert merge([one, other]) == merge([other, one])
+    assert merge([one, other]).quantiles([0.0, 0.5, 1.0]) == [1.0, 1.0, 1.0]
+
+
+def test_the_ends_are_exact_whatever_stands_next_to_them() -> None:
+    """Where the outermost mean is of one sample that is not the extreme, the extreme is answered all the same."""
+    high = TDigest(np.array([50.0, 60.0]), np.array([2, 1]), 160.0, 0.0, 100.0)
+    low = TDigest(np.array([40.0, 50.0]), np.array([1, 2]), 140.0, 0.0, 100.0)
+    for digest in (high, low):
+        assert (digest.quantile(0.0), digest.quantile(1.0)) == (0.0, 100.0)
+        assert (digest.cdf(-0.1), digest.cdf(100.0)) == (0.0, 1.0)
+        answers = digest.quantiles(np.linspace(0, 1, 101))
+        assert answers == sorted(answers)
+
+
 def test_the_size_is_bounded() -> None:
     """No number of samples makes more than 256 means."""
     chance = np.random.default_rng(1)

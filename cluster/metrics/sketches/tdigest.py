@@ -164,7 +164,7 @@ class TDigest:
         """
         before = np.cumsum(self.weights) - self.weights
         values = np.concatenate([[self.lowest], self.means, [self.highest]])
-        held = np.maximum.accumulate(np.concatenate([[1.0], before + (self.weights + 1) / 2.0, [float(size)]]))
+        held = np.concatenate([[1.0], before + (self.weights + 1) / 2.0, [float(size)]])
         under = np.concatenate([before + (self.weights - 1) / 2.0, [size - 1.0]])
         left = min(int(np.searchsorted(values, value, side="right")) - 1, values.size - 2)
         first, last = float(held[left]), max(float(held[left]), float(under[left]))
