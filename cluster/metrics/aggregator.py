@@ -23,12 +23,11 @@ from actors.metrics.histogram import Histogram
 from ..files import read_json, write_json_atomic
 from ..outbox import Kind as RecordKind
 from ..outbox import parse
-from .cache import TTL_S, CacheCounts, QueryCache
+from .answers import Answers
+from .cache import TTL_S
 from .live import DoseWindow, Live, Sample
-from .query import COLUMNS, QUANTILES, STATS, Between, condition, figure, labelled
+from .query import Between
 from .query import peaks as peaks_of
-from .sketches import Accumulators, Figure
-from .sketches.fold import summarise
 from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
 from .windows import EVENTS, METRICS, events_batch, histograms, unseal
 
@@ -59,10 +58,7 @@ class Aggregator:
         self._live = Live()
         self._undecodable = 0
         self._is_closed = False
-        self._revision = 0  # of the data: rises before anything on disk changes
-        self._cache = QueryCache(clock, ttl_s=cache_ttl_s)
-        self._quantile_computations = 0
-        self._accumulators: Accumulators | None = None  # looked for when one is asked for
+        self.answers = Answers(directory, self._lock, clock, ttl_s=cache_ttl_s)
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
         self._live.absorb_doses(read_parts(directory, ["time", "metric", "unit", "worker", "count", "sum"], doses))
         for tagged in self._store.recovered:
@@ -95,7 +91,7 @@ class Aggregator:
             return self._contiguous(stream)
 
     def _append(self, stream: Stream, taken: list[_Taken]) -> None:
-        self._revision += 1  # of an early settling too; also when it fails: what was written may be read all the same
+        self.answers.changed()  # of an early settling too; also when it fails: what was written may be read all the same
         try:
             self._store.append([entry for entry, _ in taken])
         except OSError as error:
@@ -191,12 +187,12 @@ class Aggregator:
 
     def losses(self) -> dict[str, Any]:
         """Return what is known to be missing, and what may be: zero or counted; an open end is `unknown`, never zero."""
-        dropped = self._table("metrics.dropped")
+        dropped = self.answers.rows("metrics.dropped").value
         by_reason: dict[str, float] = {}
         for labels, count in zip(dropped["labels"].to_pylist(), dropped["sum"].to_pylist(), strict=True):
             reason = dict(labels).get("reason", "")
             by_reason[reason] = by_reason.get(reason, 0.0) + count
-        unflushed = self._table("metrics.unflushed")
+        unflushed = self.answers.rows("metrics.unflushed").value
         unclean = [entry for entry in self.streams() if entry["expected_end"] is not None and not entry["clean"]]
         return {
             "dropped_samples": by_reason,
@@ -226,9 +222,9 @@ class Aggregator:
     def query(self, metric: str, *, node: str | None = None, worker: str | None = None, between: Between | None = None) -> pa.Table:
         """Return the windows of a metric, with the contract's columns. Raises `InputError` for an unknown metric.
 
-        The same question on unchanged data is answered from memory; see `cache_counts`.
+        The same question on unchanged data is answered from memory; see `answers.counts`.
         """
-        return self._table(metric, node, worker, between, columns=METRICS.names)
+        return self.answers.rows(metric, node, worker, between, columns=METRICS.names).value
 
     def evaluate(
         self,
@@ -244,74 +240,13 @@ class Aggregator:
 
         The same question on unchanged data is answered from memory, and another statistic of the same windows reads no file.
         """
-        if stat not in STATS:
-            raise InputError("unknown_name", f"unknown statistic {stat!r}", f"known: {', '.join(STATS)}")
-        asked = ("figure", metric, stat, node, worker, between, tuple(sorted((labels or {}).items())))
-        with self._lock:
-            revision, begun_ns = self._revision, self._clock.boot_ns()
-            if found := self._cache.get(asked, revision):
-                known: float | None = found.value
-                return known
-            table = labelled(self._table(metric, node, worker, between), labels)
-            self._quantile_computations += bool(stat in QUANTILES and table.num_rows)
-        answer = figure(table, metric, stat, between)  # without the lock: merging digests may take its time
-        self._cache.put(asked, revision, answer, made_ns=begun_ns)
-        return answer
-
-    def summarise(
-        self,
-        metric: str,
-        accumulator: str,
-        *,
-        node: str | None = None,
-        worker: str | None = None,
-        between: Between | None = None,
-        label: str = "",
-    ) -> dict[str, Figure]:
-        """Return what an accumulator says of all matching windows, the product's own or an installed one; see `sketches.fold`.
-
-        Raises `InputError` for a metric, accumulator or label that is not known.
-        """
-        with self._lock:
-            if self._accumulators is None:
-                self._accumulators = Accumulators()
-                self._accumulators.load()
-            record = self._accumulators.find(accumulator)
-        return summarise(self._table(metric, node, worker, between), metric, record, label=label)
-
-    def cache_counts(self) -> CacheCounts:
-        """Return how many questions were answered from memory, and what is held there."""
-        return self._cache.counts()
-
-    @property
-    def quantile_computations(self) -> int:
-        """How often `evaluate` computed a quantile; taking windows computes none."""
-        return self._quantile_computations
+        return self.answers.figure(metric, stat, node, labels, between, worker)
 
     def peaks(self) -> dict[str, dict[str, float]]:
         """Return the highest values of the host by node and metric."""
         with self._lock:
             wanted = pc.field("metric").isin(list(_PEAKS))
             return peaks_of(read_metrics(self.directory, ["node", "metric", "max"], wanted))
-
-    def _table(
-        self,
-        metric: str,
-        node: str | None = None,
-        worker: str | None = None,
-        between: Between | None = None,
-        *,
-        columns: list[str] | None = None,
-    ) -> pa.Table:
-        chosen = columns or COLUMNS
-        asked = ("rows", metric, node, worker, between, tuple(chosen))
-        with self._lock:
-            if found := self._cache.get(asked, self._revision):
-                return found.value
-            begun_ns = self._clock.boot_ns()
-            table = read_metrics(self.directory, chosen, condition(metric, node, worker, between))
-            self._cache.put(asked, self._revision, table, size=table.nbytes + 1024, made_ns=begun_ns)
-            return table
 
     # files
 
@@ -324,7 +259,7 @@ class Aggregator:
         """
         with self._lock:
             self._check_open()
-            self._revision += 1
+            self.answers.changed()
             try:
                 self._store.settle()
                 return self._write_documents(summary, manifest)

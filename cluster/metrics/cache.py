@@ -22,9 +22,10 @@ MAX_BYTES: Final = 64 << 20
 
 
 class Hit(NamedTuple):
-    """An answer from the cache; its value may well be None."""
+    """An answer, which may well be None, and the boot time that its data was read at."""
 
     value: Any
+    made_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class QueryCache:
                 return None
             self._counts["hits"] += 1
             self._entries.move_to_end(question)
-            return Hit(entry.value)
+            return Hit(entry.value, entry.made_ns)
 
     def put(self, question: Hashable, revision: int, value: Any, *, size: int = 64, made_ns: int | None = None) -> None:
         """Keep an answer of about `size` bytes, that was made at `made_ns` of boot time (default: now).

@@ -438,15 +438,15 @@ def aggregator(tmp_path: Path) -> Aggregator:
 def test_windows_of_a_run_through_accumulators(aggregator: Aggregator) -> None:
     """Counters give increases, gauges means, histograms their samples; the same before and after settling."""
     for _ in range(2):
-        assert aggregator.summarise("probe.requests", "sum")["sum"].value == 55.0
-        assert aggregator.summarise("probe.requests", "rate")["rate"].value == 5.5
-        assert aggregator.summarise("host.cpu.busy", "last", between=(START_S, START_S + 5))["last"].value == 0.04
-        found = aggregator.summarise("probe.response", "t_digest", node="n1")
+        assert aggregator.answers.summarise("probe.requests", "sum")["sum"].value == 55.0
+        assert aggregator.answers.summarise("probe.requests", "rate")["rate"].value == 5.5
+        assert aggregator.answers.summarise("host.cpu.busy", "last", between=(START_S, START_S + 5))["last"].value == 0.04
+        found = aggregator.answers.summarise("probe.response", "t_digest", node="n1")
         assert (found["count"].value, found["p50"].unit) == (10, "seconds")
         assert found["p50"].value == pytest.approx(0.0055, rel=0.004)
-        assert aggregator.summarise("probe.response", "count", node="n7")["count"].value == 0
-        assert aggregator.summarise("probe.requests", "top", label="probe")["top"].value == (("x", 55, 55),)
-        assert round(aggregator.summarise("probe.response", "distinct", label="probe")["distinct"].value) == 1
+        assert aggregator.answers.summarise("probe.response", "count", node="n7")["count"].value == 0
+        assert aggregator.answers.summarise("probe.requests", "top", label="probe")["top"].value == (("x", 55, 55),)
+        assert round(aggregator.answers.summarise("probe.response", "distinct", label="probe")["distinct"].value) == 1
         aggregator.finish()
 
 
@@ -455,7 +455,7 @@ def test_texts_count_as_often_as_counters_rose(aggregator: Aggregator) -> None:
     rows = [Row("probe.failures", Kind.COUNTER, "", "w", "", (("probe", "x"), ("reason", reason)), 1, count) for reason, count in REASONS]
     aggregator.push("n2", "b", [record("n2", 1, rows=rows)])
     aggregator.push("n3", "c", [record("n3", 1, rows=rows[:1])])
-    found = aggregator.summarise("probe.failures", "top", label="reason")
+    found = aggregator.answers.summarise("probe.failures", "top", label="reason")
     assert found["top"].value == (("timeout", 18, 18), ("refused", 4, 4))
     assert found["count"].value == 22
 
@@ -466,10 +466,10 @@ REASONS = (("timeout", 9.0), ("refused", 4.0))
 def test_wrong_questions_to_accumulators_are_refused(aggregator: Aggregator) -> None:
     """An unknown accumulator, metric or label, and a label for numbers, are errors that say what is known."""
     with pytest.raises(InputError, match="did you mean 't_digest'"):
-        aggregator.summarise("probe.response", "tdigest")
+        aggregator.answers.summarise("probe.response", "tdigest")
     with pytest.raises(InputError, match="unknown metric"):
-        aggregator.summarise("probe.responze", "sum")
+        aggregator.answers.summarise("probe.responze", "sum")
     with pytest.raises(InputError, match="declared: probe"):
-        aggregator.summarise("probe.response", "top", label="pod")
+        aggregator.answers.summarise("probe.response", "top", label="pod")
     with pytest.raises(InputError, match="takes numbers"):
-        aggregator.summarise("probe.response", "sum", label="probe")
+        aggregator.answers.summarise("probe.response", "sum", label="probe")

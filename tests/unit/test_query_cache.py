@@ -166,7 +166,7 @@ def test_repeated_questions_read_no_file_twice(aggregator: Aggregator, reads: li
     assert len(reads) == once
     aggregator.evaluate("probe.response", "p50", "n2")
     assert len(reads) > once
-    assert aggregator.cache_counts().hits == 5 + 2 + 1
+    assert aggregator.answers.counts().hits == 5 + 2 + 1
 
 
 @pytest.mark.parametrize("change", ["push", "finish", "early"])
@@ -175,15 +175,15 @@ def test_new_data_is_seen_at_once(tmp_path: Path, clock: VirtualClock, change: s
     aggregator = Aggregator("r", tmp_path / "r", clock, settle_bytes=1 if change == "early" else 1 << 30)
     aggregator.push("n1", "a", [record("n1", 1)])
     assert aggregator.evaluate("probe.requests", "sum") == 1.0
-    before = aggregator.cache_counts().misses
+    before = aggregator.answers.counts().misses
     if change == "finish":
         aggregator.finish()
         assert aggregator.evaluate("probe.requests", "sum") == 1.0
     else:
         aggregator.push("n1", "a", [record("n1", 2)])
         assert aggregator.evaluate("probe.requests", "sum") == 3.0
-    assert aggregator.cache_counts().misses > before
-    assert aggregator.cache_counts().invalidated > 0
+    assert aggregator.answers.counts().misses > before
+    assert aggregator.answers.counts().invalidated > 0
 
 
 def test_a_push_that_brings_nothing_new_keeps_the_answers(aggregator: Aggregator, reads: list[str]) -> None:
@@ -217,7 +217,19 @@ def test_an_answer_expires_in_the_aggregator(aggregator: Aggregator, clock: Virt
     clock.advance(1)
     aggregator.evaluate("probe.requests", "sum")
     assert len(reads) > once
-    assert aggregator.cache_counts().expired == 2  # the figure and its rows
+    assert aggregator.answers.counts().expired == 2  # the figure and its rows
+
+
+def test_an_answer_is_no_younger_than_the_rows_it_was_made_from(aggregator: Aggregator, clock: VirtualClock, reads: list[str]) -> None:
+    """A figure that was made late from kept rows goes with them: no answer is of files read longer ago than the time to live."""
+    aggregator.evaluate("probe.requests", "sum")
+    once = len(reads)
+    clock.advance(9)
+    aggregator.evaluate("probe.requests", "count")
+    assert len(reads) == once
+    clock.advance(1)
+    aggregator.evaluate("probe.requests", "count")
+    assert len(reads) > once
 
 
 def test_errors_are_not_kept(aggregator: Aggregator) -> None:
@@ -227,7 +239,7 @@ def test_errors_are_not_kept(aggregator: Aggregator) -> None:
             aggregator.evaluate("host.cpu.bussy", "max")
         with pytest.raises(InputError, match="known: count"):
             aggregator.evaluate("host.cpu.busy", "p98")
-    assert aggregator.cache_counts().entries == 0
+    assert aggregator.answers.counts().entries == 0
 
 
 def test_no_quantile_is_computed_while_windows_are_taken(tmp_path: Path, clock: VirtualClock, quantiles: list[int]) -> None:
@@ -235,14 +247,14 @@ def test_no_quantile_is_computed_while_windows_are_taken(tmp_path: Path, clock: 
     aggregator = Aggregator("r", tmp_path / "r", clock)
     for at in range(1, 101):
         aggregator.push("n1", "a", [record("n1", at)])
-    assert (quantiles, aggregator.quantile_computations) == ([], 0)
+    assert (quantiles, aggregator.answers.quantile_computations) == ([], 0)
     assert aggregator.evaluate("probe.response", "p99") == pytest.approx(0.099, rel=0.004)
     aggregator.evaluate("probe.response", "p99")
-    assert (len(quantiles), aggregator.quantile_computations) == (1, 1)
+    assert (len(quantiles), aggregator.answers.quantile_computations) == (1, 1)
     aggregator.push("n1", "a", [record("n1", 101)])
     assert len(quantiles) == 1
     aggregator.evaluate("probe.response", "p99")
-    assert (len(quantiles), aggregator.quantile_computations) == (2, 2)
+    assert (len(quantiles), aggregator.answers.quantile_computations) == (2, 2)
 
 
 def test_files_and_readers_have_the_quantiles_that_the_log_lacks(aggregator: Aggregator) -> None:
