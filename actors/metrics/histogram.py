@@ -87,9 +87,11 @@ class Histogram:
     nan: int = 0
 
     @classmethod
-    def of(cls, values: Iterable[float] | Floats) -> Histogram:
-        """Return the histogram of these values."""
+    def of(cls, values: Iterable[float] | Floats, weights: Counts | None = None) -> Histogram:
+        """Return the histogram of these values; `weights` (int64, from 0) says how many samples each stands for."""
         array = values if isinstance(values, np.ndarray) else np.fromiter(values, np.float64)
+        if weights is not None:
+            return cls._weighted(array, weights)
         good = array[~np.isnan(array)]
         nan = int(array.size - good.size)
         if not good.size:
@@ -98,6 +100,21 @@ class Histogram:
         with np.errstate(over="ignore", invalid="ignore"):  # a sum past 1.8e308 is infinite, as IEEE has it
             total = float(good[np.isfinite(good)].sum())
         return Histogram(keys, counts.astype(np.int64), total, float(good.min()), float(good.max()), nan)
+
+    @classmethod
+    def _weighted(cls, values: Floats, weights: Counts) -> Histogram:
+        held = ~np.isnan(values) & (weights > 0)
+        nan = int(weights[np.isnan(values)].sum())
+        good, counts = values[held], weights[held].astype(np.int64)
+        if not good.size:
+            return Histogram(np.empty(0, np.int16), np.empty(0, np.int64), nan=nan)
+        dense = np.zeros(2 * OVERFLOW + 1, np.int64)
+        np.add.at(dense, keys_of(good).astype(np.intp) + OVERFLOW, counts)
+        found = np.flatnonzero(dense)
+        finite = np.isfinite(good)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(np.dot(good[finite], counts[finite]))
+        return Histogram((found - OVERFLOW).astype(np.int16), dense[found], total, float(good.min()), float(good.max()), nan)
 
     @property
     def count(self) -> int:
@@ -127,6 +144,10 @@ class Histogram:
         answers[ranks >= last] = self.max
         return [float(answer) for answer in answers]
 
+    def middles(self) -> Floats:
+        """Return the value that each key stands for, within [min, max]: the middle of its bucket."""
+        return np.clip(_MIDDLES[self.keys.astype(np.intp) + OVERFLOW], self.min, self.max)
+
     def cumulative(self, keys: Keys) -> Counts:
         """Return for each key how many samples lie below the bucket of that key. `keys` ascend."""
         below = np.concatenate([np.zeros(1, np.int64), self.counts.cumsum()])
@@ -150,10 +171,32 @@ def decode(digest: bytes) -> Histogram:
     if len(digest) != _HEAD.size + size * (2 + _WIDTHS[width].itemsize):
         raise ValueError(f"a digest of {size} buckets cannot have {len(digest)} bytes")
     keys = np.frombuffer(digest, "<i2", size, _HEAD.size)
-    if size and not -OVERFLOW <= int(keys[0]) <= int(keys[-1]) <= OVERFLOW:
-        raise ValueError("a digest's keys are out of their range")
+    if size and (not -OVERFLOW <= int(keys[0]) <= int(keys[-1]) <= OVERFLOW or (keys[1:] <= keys[:-1]).any()):
+        raise ValueError("a digest's keys are out of their range or order")
     counts = np.frombuffer(digest, _WIDTHS[width], size, _HEAD.size + 2 * size).astype(np.int64)
+    if size and int(counts.min()) < 1:
+        raise ValueError("a digest's counts are not whole numbers from 1 to 2^63 - 1")
     return Histogram(keys, counts, total, low, high, nan)
+
+
+def quantiles_of(histograms: Sequence[Histogram], qs: Sequence[float]) -> Floats:
+    """Return the quantiles of many, a row each, as `Histogram.quantiles` gives them; NaN for an empty one. One pass over all."""
+    answers = np.full((len(histograms), len(qs)), np.nan)
+    full = [at for at, one in enumerate(histograms) if one.counts.size]
+    if not full:
+        return answers
+    held = [histograms[at] for at in full]
+    keys = np.concatenate([one.keys for one in held]).astype(np.intp)
+    below = np.concatenate([one.counts for one in held]).cumsum()
+    upto = below[np.cumsum([one.counts.size for one in held]) - 1]
+    before = np.concatenate([np.zeros(1, np.int64), upto[:-1]])
+    last = (upto - before - 1)[:, np.newaxis]
+    ranks = np.floor(np.asarray(qs) * last)
+    lowest, highest = np.array([[one.min, one.max] for one in held]).T[:, :, np.newaxis]
+    found = np.searchsorted(below, ranks.astype(np.int64) + before[:, np.newaxis], side="right")
+    middles = np.clip(_MIDDLES[keys[found] + OVERFLOW], lowest, highest)
+    answers[full] = np.where(ranks <= 0, lowest, np.where(ranks >= last, highest, middles))
+    return answers
 
 
 def merge(histograms: Iterable[Histogram]) -> Histogram:

@@ -23,11 +23,13 @@ from actors.metrics.histogram import Histogram
 from ..files import read_json, write_json_atomic
 from ..outbox import Kind as RecordKind
 from ..outbox import parse
+from .answers import Answers
+from .cache import TTL_S
 from .live import DoseWindow, Live, Sample
-from .query import COLUMNS, STATS, Between, condition, figure, labelled
+from .query import Between
 from .query import peaks as peaks_of
 from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
-from .windows import EVENTS, METRICS, events_batch, histograms, unseal, with_quantiles
+from .windows import EVENTS, METRICS, events_batch, histograms, unseal
 
 _LOG: Final = logging.getLogger(__name__)
 _STALE_NS: Final = 30 * SECOND_NS
@@ -45,7 +47,7 @@ class Aggregator:
     Raises `HarnessError` (`busy`) when another process writes the directory.
     """
 
-    def __init__(self, run_id: str, directory: Path, clock: Clock, *, settle_bytes: int = 64 << 20) -> None:
+    def __init__(self, run_id: str, directory: Path, clock: Clock, *, settle_bytes: int = 64 << 20, cache_ttl_s: float = TTL_S) -> None:
         self.run_id = run_id
         self.directory = directory
         self._clock = clock
@@ -56,6 +58,7 @@ class Aggregator:
         self._live = Live()
         self._undecodable = 0
         self._is_closed = False
+        self.answers = Answers(directory, self._lock, clock, ttl_s=cache_ttl_s)
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
         self._live.absorb_doses(read_parts(directory, ["time", "metric", "unit", "worker", "count", "sum"], doses))
         for tagged in self._store.recovered:
@@ -88,6 +91,7 @@ class Aggregator:
             return self._contiguous(stream)
 
     def _append(self, stream: Stream, taken: list[_Taken]) -> None:
+        self.answers.changed()  # of an early settling too; also when it fails: what was written may be read all the same
         try:
             self._store.append([entry for entry, _ in taken])
         except OSError as error:
@@ -124,7 +128,7 @@ class Aggregator:
         return taken
 
     def _entry(self, stream: Stream, sequence: int, data: bytes) -> _Taken | None:
-        """Return a record's entry, its quantiles filled in, and its histograms; None when the frame is not whole: it is sent again."""
+        """Return a record's entry and its histograms; None when the frame is not whole: it is sent again."""
         try:
             record = parse(data)
         except ValueError:
@@ -138,7 +142,7 @@ class Aggregator:
             decoded = histograms(metrics)
         except (ValueError, OSError) as error:  # whole, but not ours to understand: sending it again would not help
             return Entry(stream, sequence, _NO_METRICS, self._undecoded(stream, sequence, error)), []
-        return Entry(stream, sequence, with_quantiles(metrics, decoded), events), decoded
+        return Entry(stream, sequence, metrics, events), decoded
 
     def _undecoded(self, stream: Stream, sequence: int, error: Exception) -> pa.RecordBatch:
         self._undecodable += 1
@@ -183,12 +187,12 @@ class Aggregator:
 
     def losses(self) -> dict[str, Any]:
         """Return what is known to be missing, and what may be: zero or counted; an open end is `unknown`, never zero."""
-        dropped = self._table("metrics.dropped")
+        dropped = self.answers.rows("metrics.dropped").value
         by_reason: dict[str, float] = {}
         for labels, count in zip(dropped["labels"].to_pylist(), dropped["sum"].to_pylist(), strict=True):
             reason = dict(labels).get("reason", "")
             by_reason[reason] = by_reason.get(reason, 0.0) + count
-        unflushed = self._table("metrics.unflushed")
+        unflushed = self.answers.rows("metrics.unflushed").value
         unclean = [entry for entry in self.streams() if entry["expected_end"] is not None and not entry["clean"]]
         return {
             "dropped_samples": by_reason,
@@ -216,8 +220,11 @@ class Aggregator:
             return self._live.doses()
 
     def query(self, metric: str, *, node: str | None = None, worker: str | None = None, between: Between | None = None) -> pa.Table:
-        """Return the windows of a metric, with the contract's columns. Raises `InputError` for an unknown metric."""
-        return self._table(metric, node, worker, between, columns=METRICS.names)
+        """Return the windows of a metric, with the contract's columns. Raises `InputError` for an unknown metric.
+
+        The same question on unchanged data is answered from memory; see `answers.counts`.
+        """
+        return self.answers.rows(metric, node, worker, between, columns=METRICS.names).value
 
     def evaluate(
         self,
@@ -229,30 +236,17 @@ class Aggregator:
         *,
         worker: str | None = None,
     ) -> float | None:
-        """Return one figure over all matching windows, or None when there are none; see `query.figure`."""
-        if stat not in STATS:
-            raise InputError("unknown_name", f"unknown statistic {stat!r}", f"known: {', '.join(STATS)}")
-        table = labelled(self._table(metric, node, worker, between), labels)
-        return figure(table, metric, stat, between)
+        """Return one figure over all matching windows, or None when there are none; see `query.figure`.
+
+        The same question on unchanged data is answered from memory, and another statistic of the same windows reads no file.
+        """
+        return self.answers.figure(metric, stat, node, labels, between, worker)
 
     def peaks(self) -> dict[str, dict[str, float]]:
         """Return the highest values of the host by node and metric."""
         with self._lock:
             wanted = pc.field("metric").isin(list(_PEAKS))
             return peaks_of(read_metrics(self.directory, ["node", "metric", "max"], wanted))
-
-    def _table(
-        self,
-        metric: str,
-        node: str | None = None,
-        worker: str | None = None,
-        between: Between | None = None,
-        *,
-        columns: list[str] | None = None,
-    ) -> pa.Table:
-        with self._lock:
-            wanted = condition(metric, node, worker, between)
-            return read_metrics(self.directory, columns or COLUMNS, wanted)
 
     # files
 
@@ -265,6 +259,7 @@ class Aggregator:
         """
         with self._lock:
             self._check_open()
+            self.answers.changed()
             try:
                 self._store.settle()
                 return self._write_documents(summary, manifest)

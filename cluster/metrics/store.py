@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from actors.errors import HarnessError
 
 from ..files import sync_folder, write_whole
-from .windows import EVENTS, LOG_COLUMNS, METRICS
+from .windows import EVENTS, LOG_COLUMNS, METRICS, QUANTILES, with_quantiles
 
 Stream = tuple[str, str]  # node, incarnation
 _T = TypeVar("_T")
@@ -286,11 +286,12 @@ def _read_run(directory: Path) -> Contents:
 
 def _read_metrics(directory: Path, columns: list[str], condition: Any) -> tuple[pa.Table, Coverage]:
     coverage = metrics_coverage(directory)
-    tables = [read_parts(directory, columns, condition)]
+    tables, asks = [read_parts(directory, columns, condition)], set(QUANTILES)
     pending = pending_metrics(directory, coverage)
     while group := list(islice(pending, _GROUP)):
         rows = pa.Table.from_batches([tagged.batch.replace_schema_metadata() for tagged in group], schema=METRICS)
-        tables.append((rows if condition is None else rows.filter(condition)).select(columns))
+        rows = rows if condition is None else rows.filter(condition)
+        tables.append((rows if asks.isdisjoint(columns) else with_quantiles(rows)).select(columns))
         for tagged in group:
             coverage.add(tagged.stream, tagged.sequence, tagged.end)
     return pa.concat_tables(tables), coverage
@@ -419,7 +420,7 @@ class RunStore:
         if added.held or not found:
             number = int(found[-1].stem.rpartition("-")[2]) + 1 if found else 0
             path = self.directory / "metrics" / f"part-{number:04d}.parquet"
-            _write_parquet(path, pa.Table.from_batches(batches, schema=METRICS), added, list(_PLAIN))
+            _write_parquet(path, with_quantiles(pa.Table.from_batches(batches, schema=METRICS)), added, list(_PLAIN))
 
     def _settle_events(self) -> None:
         path = self.directory / "events.parquet"

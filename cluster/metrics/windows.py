@@ -6,6 +6,8 @@ One row per series and window. What a column holds, by kind (null elsewhere):
     gauge       count, sum, min, max: of the values seen in the window, last: the newest
     histogram   count, sum, min, max, p50 to p999, digest (see actors.metrics.histogram)
 
+Quantiles stay empty on their way and in the log; Parquet files and what is read have them.
+
 Extremes of a series from a load's segment are exact unless a drain straddled the window's close; then they are the edge
 of their bucket, 0.8 % off at most. Pure.
 """
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 
 from actors.metrics import histogram
@@ -92,15 +95,21 @@ def histograms(batch: pa.RecordBatch) -> list[histogram.Histogram | None]:
     return [None if digest is None else histogram.decode(digest) for digest in batch.column("digest").to_pylist()]
 
 
-def with_quantiles(batch: pa.RecordBatch, decoded: Sequence[histogram.Histogram | None]) -> pa.RecordBatch:
-    """Return the batch with its quantiles filled in from its decoded digests."""
-    empty: list[float | None] = [None] * len(QUANTILES)
-    wanted = tuple(QUANTILES.values())
-    answers = [empty if found is None else found.quantiles(wanted) for found in decoded]
-    arrays = list(batch.columns)
+def with_quantiles(table: pa.Table) -> pa.Table:
+    """Return the rows with their quantiles filled in from their digests: for files and for who asks, never while windows are taken."""
+    digests = table["digest"].to_pylist()
+    filled = [at for at, digest in enumerate(digests) if digest is not None]
+    if not filled:
+        return table
+    answers = np.full((len(digests), len(QUANTILES)), np.nan)
+    decoded = [histogram.decode(digests[at]) for at in filled]
+    answers[filled] = histogram.quantiles_of(decoded, tuple(QUANTILES.values()))
+    empty = np.ones(len(digests), np.bool_)
+    empty[filled] = False
     for at, name in enumerate(QUANTILES):
-        arrays[METRICS.get_field_index(name)] = pa.array([answer[at] for answer in answers], pa.float64())
-    return pa.RecordBatch.from_arrays(arrays, schema=METRICS)
+        column = pa.array(answers[:, at], pa.float64(), mask=empty)
+        table = table.set_column(table.schema.get_field_index(name), METRICS.field(name), column)
+    return table
 
 
 def events_batch(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:

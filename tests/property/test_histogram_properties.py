@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.metrics.histogram import ERROR, Histogram, decode, keys_of, merge
+from actors.metrics.histogram import ERROR, Histogram, decode, keys_of, merge, quantiles_of
 
 anything = st.lists(st.floats(allow_nan=True, allow_infinity=True, width=64), max_size=60)
 in_range = st.floats(2.0**-30, 2.0**33) | st.floats(-(2.0**33), -(2.0**-30)) | st.just(0.0)
@@ -74,3 +74,12 @@ def test_keys_are_ordered_as_values(values: list[float]) -> None:
     """A larger value never has a smaller key."""
     keys = keys_of(np.array(sorted(values))).tolist()
     assert keys == sorted(keys)
+
+
+@given(st.lists(anything, max_size=8), st.lists(st.floats(0, 1), max_size=6))
+def test_quantiles_of_many_are_those_of_each(parts: list[list[float]], qs: list[float]) -> None:
+    """Many histograms at once answer as each would by itself, to the bit; empty ones answer NaN."""
+    made = [Histogram.of(part) for part in parts]
+    got = quantiles_of(made, qs)
+    assert got.shape == (len(made), len(qs))
+    assert np.array_equal(got, np.array([one.quantiles(qs) for one in made]).reshape(got.shape), equal_nan=True)

@@ -80,3 +80,24 @@ def test_counts_past_32_bits_survive() -> None:
     """A bucket may hold more than 2^32 samples in a digest."""
     big = Histogram(np.array([5], np.int16), np.array([2**40], np.int64), 1.0, 0.5, 0.5)
     assert decode(big.encode()).count == 2**40
+
+
+@pytest.mark.parametrize(
+    ("keys", "counts"),
+    [
+        pytest.param([7, 5], [1, 1], id="keys-out-of-order"),
+        pytest.param([5, 5], [1, 1], id="a-key-twice"),
+        pytest.param([5, 7], [1, 0], id="a-count-of-zero"),
+    ],
+)
+def test_a_digest_that_would_lose_counts_is_refused(keys: list[int], counts: list[int]) -> None:
+    """Keys that are out of order or doubled would be dropped in a merge, so such a digest is none."""
+    with pytest.raises(ValueError, match="digest"):
+        decode(Histogram(np.array(keys, np.int16), np.array(counts, np.int64), 1.0, 0.5, 0.5).encode())
+
+
+def test_a_count_past_63_bits_is_refused() -> None:
+    """A count that no int64 holds is no digest, never a negative number of samples."""
+    data = Histogram(np.array([5], np.int16), np.array([2**40], np.int64), 1.0, 0.5, 0.5).encode()
+    with pytest.raises(ValueError, match="digest"):
+        decode(data[:-8] + b"\xff" * 8)

@@ -1,0 +1,281 @@
+"""What do sketches cost, and how far off are they? T-digest, distinct count, top list, moments and the query cache, with peers.
+
+Run: python benchmarks/bench_sketches.py. Peers that are not installed are named with that reason. Rates are million samples a second, best
+of some rounds; errors are of seeded data against an exact sort. `rank` tables are shares of all samples, `value` tables per cent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from machine import store
+
+from actors.clock import SystemClock
+from actors.metrics.histogram import Histogram, quantiles_of
+from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.sketches import Distinct, Moments, TDigest, Top
+from cluster.metrics.sketches import tdigest as digests
+from tests.support.windows import record
+
+QS = [0.5, 0.9, 0.99, 0.999, 0.9999]
+SIZE = 1_000_000
+MANY = 10_000_000
+CHANCE = np.random.default_rng(7)
+ROUNDS = 5
+
+
+def seconds(call: Callable[[], Any], rounds: int = ROUNDS) -> float:
+    """Return the best time of a call."""
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def shape(name: str, size: int) -> np.ndarray:
+    """Return seeded samples."""
+    if name == "lognormal":
+        return CHANCE.lognormal(size=size)
+    if name == "pareto":
+        return CHANCE.pareto(1.5, size) + 1.0
+    if name == "bimodal":
+        return np.where(CHANCE.random(size) < 0.85, CHANCE.normal(10, 1, size), CHANCE.normal(100, 10, size))
+    return np.full(size, 3.3) if name == "constant" else np.arange(1.0, size + 1)
+
+
+def value_errors(want: np.ndarray, got: list[float]) -> list[float]:
+    return [round(abs(float(one) / float(other) - 1) * 100, 4) for one, other in zip(got, want, strict=True)]
+
+
+def rank_errors(ordered: np.ndarray, got: list[float]) -> list[float]:
+    """Return how far each answer is from its rank; 0 where samples equal to it span the rank."""
+    found = []
+    for q, value in zip(QS, got, strict=True):
+        first, last = (np.searchsorted(ordered, value, side) / ordered.size for side in ("left", "right"))
+        found.append(round(float(max(first - q, q - last, 0.0)), 7))
+    return found
+
+
+def rank_table() -> dict[str, Any]:
+    """Return rank errors of 10^7 samples at once, and of 64 nodes merged in random order."""
+    table = {}
+    for name in ("lognormal", "pareto", "bimodal", "constant", "sorted"):
+        values = shape(name, MANY)
+        parts = [TDigest.of(part) for part in np.array_split(values, 64)]
+        random.Random(3).shuffle(parts)
+        whole, merged = TDigest.of(values), TDigest.of(())
+        for part in parts:
+            merged = digests.merge((merged, part))
+        ordered = np.sort(values)
+        table[name] = {
+            "at_once": rank_errors(ordered, whole.quantiles(QS)),
+            "64_merged": rank_errors(ordered, merged.quantiles(QS)),
+            "bytes": len(whole.encode()),
+        }
+    return table
+
+
+def reservoir_table() -> dict[str, list[float]]:
+    """Return the 5th and 95th percentile of p99.9 over 200 trials of log-normal data: exact, digest, reservoir of 1,000."""
+    found: dict[str, list[float]] = {"exact": [], "t_digest": [], "reservoir_1000": []}
+    for _ in range(200):
+        values = CHANCE.lognormal(size=100_000)
+        found["exact"].append(float(np.quantile(values, 0.999)))
+        found["t_digest"].append(TDigest.of(values).quantile(0.999))
+        found["reservoir_1000"].append(float(np.quantile(CHANCE.choice(values, 1000, replace=False), 0.999)))
+    return {name: [round(float(one), 2) for one in np.quantile(values, [0.05, 0.95])] for name, values in found.items()}
+
+
+def own_digest(values: np.ndarray, want: np.ndarray) -> dict[str, Any]:
+    """Return rate, size, errors and the cost of merging of our digest."""
+    parts = [TDigest.of(part) for part in np.array_split(values, 1000)]
+    held = Histogram.of(values)
+    whole = TDigest.of(values)
+    return {
+        "from_10k_M_per_s": round(0.01 / seconds(lambda: TDigest.of(values[:10_000])), 1),
+        "from_100k_M_per_s": round(0.1 / seconds(lambda: TDigest.of(values[:100_000])), 1),
+        "of_histogram_us": round(seconds(lambda: TDigest.of_histogram(held)) * 1e6, 1),
+        "merge_1000_us_each": round(seconds(lambda: digests.merge(parts)) * 1e3, 2),
+        "merge_two_us": round(seconds(lambda: digests.merge(parts[:2]), 50) * 1e6, 1),
+        "query_of_5_us": round(seconds(lambda: whole.quantiles(QS), 50) * 1e6, 1),
+        "bytes": len(whole.encode()),
+        "value_error_percent": value_errors(want, whole.quantiles(QS)),
+        "after_1000_merges_percent": value_errors(want, digests.merge(parts).quantiles(QS)),
+        "of_histogram_percent": value_errors(want, TDigest.of_histogram(held).quantiles(QS)),
+    }
+
+
+def fastdigest(values: np.ndarray, want: np.ndarray) -> dict[str, Any]:
+    from fastdigest import TDigest as Peer
+
+    made = Peer.from_values(values, max_centroids=200)
+    rate = 0.1 / seconds(lambda: Peer.from_values(values[:100_000], max_centroids=200))
+    return {"from_100k_M_per_s": round(rate, 1), "value_error_percent": value_errors(want, [made.quantile(q) for q in QS])}
+
+
+def datasketches(values: np.ndarray, want: np.ndarray) -> dict[str, Any]:
+    from datasketches import tdigest_double
+
+    def fill(given: np.ndarray) -> Any:
+        made = tdigest_double(200)
+        made.update(given)
+        return made
+
+    made = fill(values)
+    errors = value_errors(want, [made.get_quantile(q) for q in QS])
+    return {"from_100k_M_per_s": round(0.1 / seconds(lambda: fill(values[:100_000])), 1), "value_error_percent": errors}
+
+
+def ddsketch(values: np.ndarray, want: np.ndarray) -> dict[str, Any]:
+    from ddsketch import DDSketch
+
+    def fill(given: np.ndarray) -> Any:
+        made = DDSketch(0.01)
+        for value in given.tolist():
+            made.add(value)
+        return made
+
+    made = fill(values)
+    errors = value_errors(want, [made.get_quantile_value(q) for q in QS])
+    return {"from_10k_M_per_s": round(0.01 / seconds(lambda: fill(values[:10_000])), 2), "value_error_percent": errors}
+
+
+def hdrh(values: np.ndarray, want: np.ndarray) -> dict[str, Any]:
+    from hdrh.histogram import HdrHistogram
+
+    def fill(given: np.ndarray) -> Any:
+        made = HdrHistogram(1, 10**12, 3)
+        for value in (given * 1e6).astype(np.int64).tolist():
+            made.record_value(value)
+        return made
+
+    made = fill(values)
+    errors = value_errors(want, [made.get_value_at_percentile(q * 100) / 1e6 for q in QS])
+    return {"from_10k_M_per_s": round(0.01 / seconds(lambda: fill(values[:10_000])), 2), "value_error_percent": errors}
+
+
+PEERS = {"fastdigest": fastdigest, "datasketches": datasketches, "ddsketch": ddsketch, "hdrh": hdrh}
+DISTRIBUTIONS = {"hdrh": "hdrhistogram"}
+
+
+def peers(values: np.ndarray, want: np.ndarray) -> dict[str, Any]:
+    """Return each peer's figures, or why there are none."""
+    found: dict[str, Any] = {}
+    for name, measure in PEERS.items():
+        if importlib.util.find_spec(name) is None:
+            found[name] = "skipped: not installed"
+            continue
+        try:
+            found[name] = measure(values, want)
+        except (AttributeError, TypeError, ValueError) as error:  # another release with another interface
+            found[name] = f"skipped: {type(error).__name__}: {error}"
+    return found
+
+
+def moments(values: np.ndarray) -> dict[str, Any]:
+    """Return vector statistics against a plain loop, with numpy's dispatch as evidence of vector code."""
+    listed = values.tolist()
+
+    def loop() -> tuple[float, ...]:
+        count, mean, squares, total, low, high = 0, 0.0, 0.0, 0.0, math.inf, -math.inf
+        for value in listed:
+            count += 1
+            total += value
+            off = value - mean
+            mean += off / count
+            squares += off * (value - mean)
+            low, high = min(low, value), max(high, value)
+        return count, total, low, high, mean, squares / count
+
+    ours, plain = seconds(lambda: Moments.of(values)), seconds(loop, 2)
+    made, exact = Moments.of(values), math.fsum(listed)
+    dispatch = np.lib.introspect.opt_func_info(func_name="^(add|subtract|multiply|minimum|maximum|isfinite)$", signature="float64")
+    return {
+        "ns_a_sample": round(ours / values.size * 1e9, 2),
+        "loop_ns_a_sample": round(plain / values.size * 1e9, 1),
+        "times_faster_than_loop": round(plain / ours, 1),
+        "sum_relative_error": abs(made.sum / exact - 1),
+        "variance_relative_error": abs(made.variance / loop()[5] - 1),
+        "dispatch": {name: sorted({one["current"] for one in found.values()}) for name, found in dispatch.items()},
+    }
+
+
+def items() -> dict[str, Any]:
+    """Return rates and errors of the distinct count and the top list."""
+    numbers = np.arange(float(SIZE))
+    texts = [f"pod-{at % 5000}" for at in range(100_000)]
+    zipf = [f"k{at}" for at in CHANCE.zipf(1.3, 100_000).tolist()]
+    return {
+        "distinct_numbers_M_per_s": round(SIZE / 1e6 / seconds(lambda: Distinct.of(numbers)), 1),
+        "distinct_texts_M_per_s": round(0.1 / seconds(lambda: Distinct.of(texts)), 2),
+        "distinct_error_percent": [round((Distinct.of(CHANCE.random(size)).count / size - 1) * 100, 3) for size in (1000, 30_000, SIZE)],
+        "top_texts_M_per_s": round(0.1 / seconds(lambda: Top.of(zipf)), 2),
+        "top_error_share": round(Top.of(zipf).error / len(zipf), 6),
+    }
+
+
+def cache() -> dict[str, Any]:
+    """Return the median time of a question that reads files, and of the same question again."""
+    with tempfile.TemporaryDirectory(prefix="bench-sketches-") as folder:
+        aggregator = Aggregator("r", Path(folder) / "r", SystemClock(), cache_ttl_s=3600)
+        aggregator.push("n1", "a", [record("n1", at) for at in range(1, 301)])
+        aggregator.finish()
+        cold, warm = [], []
+        for at in range(30):
+            between = (0.0, 4e9 + at)  # another question each time
+            for times in (cold, warm):
+                begun = time.perf_counter()
+                aggregator.evaluate("probe.response", "p99", between=between)
+                times.append((time.perf_counter() - begun) * 1e6)
+        aggregator.close()
+    return {"miss_us": round(statistics.median(cold), 1), "hit_us": round(statistics.median(warm), 1)}
+
+
+def window_quantiles() -> dict[str, float]:
+    """Return microseconds a series for the four quantiles of 1,000 histograms, together and one by one."""
+    made = [Histogram.of(CHANCE.lognormal(-6, 1, 1000)) for _ in range(1000)]
+    qs = (0.5, 0.9, 0.99, 0.999)
+    together = seconds(lambda: quantiles_of(made, qs)) * 1e3
+    return {"together_us": round(together, 2), "one_by_one_us": round(seconds(lambda: [one.quantiles(qs) for one in made]) * 1e3, 2)}
+
+
+def main() -> int:
+    values = shape("lognormal", SIZE)
+    want = np.quantile(values, QS)
+    figures: dict[str, Any] = {"t_digest": own_digest(values, want), "peers": peers(values, want), "moments": moments(values)}
+    figures |= {"items": items(), "cache": cache(), "window_quantiles": window_quantiles()}
+    figures |= {"p999_5th_to_95th": reservoir_table(), "rank_error_1e7": rank_table()}
+    own, table = figures["t_digest"], figures["rank_error_1e7"]
+    worst = {at: max(max(row["at_once"][at], row["64_merged"][at]) for row in table.values()) for at in range(len(QS))}
+    spread = figures["cache"]
+    goals = {
+        "t-digest, value error in %, p50 to p99.99": (0.3, max(own["value_error_percent"]) <= 0.3),
+        "the same after 1000 merges": (0.3, max(own["after_1000_merges_percent"]) <= 0.3),
+        "t-digest, bytes": (4096, own["bytes"] <= 4096),
+        "rank error at p50, 10^7 samples and 64 merged": (0.005, worst[0] <= 0.005),
+        "rank error at p99 and p99.9": (0.001, max(worst[2], worst[3]) <= 0.001),
+        "moments, times faster than a loop, at least": (20.0, figures["moments"]["times_faster_than_loop"] >= 20.0),
+        "moments, relative error of the sum": (1e-9, figures["moments"]["sum_relative_error"] <= 1e-9),
+        "distinct count, error in %": (2.0, max(map(abs, figures["items"]["distinct_error_percent"])) <= 2.0),
+        "cached answer, times faster, at least": (10.0, spread["miss_us"] / spread["hit_us"] >= 10.0),
+    }
+    there = tuple(DISTRIBUTIONS.get(name, name) for name, found in figures["peers"].items() if not isinstance(found, str))
+    return store("sketches", figures, goals, ("numpy", "pyarrow", *there))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
