@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from actors.errors import InputError
@@ -62,3 +62,9 @@ class Limits:
             raise InputError(
                 "invalid_value", "a batch may be larger than its queue", "lower batch_rows and batch_bytes, or raise the queue's"
             )
+
+    def shrunk(self, share: float) -> Limits:
+        """Return these limits with a share (0..1) of the queue's and the batch's bounds, at least one row and one byte each."""
+        rows, size = max(1, int(self.queue_rows * share)), max(1, int(self.queue_bytes * share))
+        batch_rows, batch_bytes = max(1, int(self.batch_rows * share)), max(1, int(self.batch_bytes * share))
+        return replace(self, queue_rows=rows, queue_bytes=size, batch_rows=batch_rows, batch_bytes=batch_bytes)

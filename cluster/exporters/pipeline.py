@@ -27,6 +27,7 @@ from .figures import ExporterReport, PipelineReport, rows_of
 from .lane import Lane
 from .limits import Limits, Reason
 from .port import Port, Wait, wait_for
+from .pressure import Pressure, PressurePolicy
 from .rows import Spill
 from .rules import MARK, RuleSet
 from .trace import Trace, Tracer
@@ -56,6 +57,7 @@ class ExportPipeline:
         self._ended: dict[str, ExporterReport] = {}
         self._rules = RuleSet()
         self._received = self._unrouted = 0
+        self._pressure = Pressure()
         self._told: PipelineReport | None = None
         self._is_closed = False
 
@@ -78,6 +80,7 @@ class ExportPipeline:
         lane = Lane(limits or Limits(), policy or BreakerPolicy(), spill, write_ahead=write_ahead)
         rules = self._rules.chains.get(name, ())
         self._ports[name] = Port(name, exporter, lane, rules, self._clock, self._chance.random, self._wait)
+        self._ports[name].shrink(self._pressure.share)
         self._note(f"added {name}")
 
     async def remove(self, name: str, timeout_s: float = 5.0) -> ExporterReport:
@@ -92,8 +95,8 @@ class ExportPipeline:
     def configure(self, name: str, limits: Limits | None = None, policy: BreakerPolicy | None = None) -> None:
         """Change a destination's limits while it runs. Both or none: they were validated when they were made."""
         port = self._port(name)
-        port.change(limits or port.lane.limits, policy or port.lane.policy)
-        self._note(f"configured {name}: {limits or port.lane.limits} {policy or port.lane.policy}")
+        port.change(limits or port.limits, policy or port.lane.policy)
+        self._note(f"configured {name}: {port.limits} {port.lane.policy}")
 
     async def set_rules(self, rules: RuleSet) -> None:
         """Replace all rules at once, between two batches. Raises `InputError` and changes nothing when they name unknown exporters."""
@@ -104,6 +107,15 @@ class ExportPipeline:
         self._note(f"rules: {len(rules.routes)} routes, {sum(map(len, rules.chains.values()))} in chains")
         if waits:
             await asyncio.wait(waits)
+
+    def memory(self, available: float, policy: PressurePolicy | None = None) -> float:
+        """Tell how large a share of memory (0..1) is available, some times a second; return the share of its bounds each lane now has."""
+        before, self._pressure = self._pressure, self._pressure.look(available, self._clock.boot_ns(), policy or PressurePolicy())
+        if self._pressure.share != before.share:
+            for port in self._ports.values():
+                port.shrink(self._pressure.share)
+            self._note(f"memory: {available:.3f} available, bounds at {self._pressure.share:.3f}")
+        return self._pressure.share
 
     # rows
 

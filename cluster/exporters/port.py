@@ -52,6 +52,7 @@ class Port:
     ) -> None:
         self.name, self.exporter, self.lane = name, exporter, lane
         self.chain = Chain(tuple(rules))
+        self._limits, self._share = lane.limits, 1.0
         self._clock, self._chance, self._wait = clock, chance, wait
         self._worker = Worker(name)
         self._wake = asyncio.Event()
@@ -188,10 +189,21 @@ class Port:
 
     def change(self, limits: Limits, policy: BreakerPolicy) -> None:
         """Put other limits in force; what producers hold is cut anew."""
-        self.lane.change(limits, policy)
+        self._limits = limits
+        self.lane.change(limits.shrunk(self._share), policy)
         for waiting in self._waiting:
             waiting.parts = deque(part for old in waiting.parts for part in self._cut(*old))
         self._wake.set()
+
+    @property
+    def limits(self) -> Limits:
+        """Limits as they were set, before any shrinking."""
+        return self._limits
+
+    def shrink(self, share: float) -> None:
+        """Use this share of the bounds from now on. What waits beyond them goes out first; nothing is dropped for it."""
+        self._share = share
+        self.change(self._limits, self.lane.policy)
 
     def replace_rules(self, rules: tuple[Rule, ...], now_ns: int) -> list[asyncio.Future[None]]:
         """Put other rules in force; open windows of the old ones come out first. Return what to wait for."""

@@ -8,7 +8,9 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from actors.clock import VirtualClock
 from actors.errors import InputError
@@ -18,6 +20,7 @@ from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.figures import ExporterReport
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.pipeline import ExportPipeline
+from cluster.exporters.pressure import Pressure, PressurePolicy
 from cluster.exporters.rules import parse
 from cluster.exporters.trace import Tracer
 from cluster.metrics.windows import METRICS, metrics_batch
@@ -443,3 +446,52 @@ def test_health_follows_breaker_and_sink() -> None:
 def test_numbers_helper_sees_what_was_taken() -> None:
     """The tests' own reading of rows is right."""
     assert numbers([numbered(3, 2), numbered(9, 1)]) == [3, 4, 9]
+
+
+def test_queues_shrink_while_memory_is_short() -> None:
+    """Under pressure the bounds fall at once, nothing that waits is dropped for it, and they come back by doubling when it has held."""
+
+    async def test() -> None:
+        clock, sink = VirtualClock(), GateSink()
+        pipeline = ExportPipeline(clock=clock)
+        pipeline.add("a", sink, Limits(queue_rows=160, batch_rows=16))
+        await pipeline.export(numbered(0, 160))
+        assert pipeline.memory(0.5) == 1.0
+        assert pipeline.memory(0.04) == 1 / 16
+        await pipeline.export(numbered(160, 10))
+        state = balanced(pipeline.report().exporters["a"]).lane
+        assert (state.queued, state.dropped) == (160, {"newest": 10})
+        sink.gate.set()
+        await pipeline.drain()
+        await pipeline.export(numbered(170, 10))
+        await pipeline.export(numbered(180, 10))
+        assert pipeline.report().exporters["a"].lane.dropped["newest"] >= 10
+        shares = []
+        for _ in range(40):
+            clock.advance(1.0)
+            shares.append(pipeline.memory(0.5))
+        assert shares == sorted(shares)
+        assert set(shares) == {1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0}
+        assert shares.index(1 / 8) == 5
+        assert pipeline.memory(float("nan")) == 1 / 16, "no news is bad news"
+        assert sum(event.what.startswith("memory") for event in pipeline.audit) == 6
+        await pipeline.shutdown()
+
+    run(test)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 20)), max_size=30))
+def test_pressure_never_gives_more_than_the_memory_allows(looks: list[tuple[float, float]]) -> None:
+    """Whatever the memory does, the share in force is at most the wanted one and at least a sixteenth."""
+    policy, pressure, now_ns = PressurePolicy(), Pressure(), 0
+    for available, wait_s in looks:
+        now_ns += round(wait_s * 1e9)
+        pressure = pressure.look(available, now_ns, policy)
+        assert 1 / 16 <= pressure.share <= policy.wanted(available)
+
+
+@pytest.mark.parametrize(("easy", "short"), [(0.1, 0.2), (0.2, 0.2), (1.1, 0.1), (0.2, -0.1)])
+def test_pressure_policies_are_checked(easy: float, short: float) -> None:
+    """Shares that are no shares, or in the wrong order, are refused."""
+    with pytest.raises(InputError, match="short"):
+        PressurePolicy(easy, short)
