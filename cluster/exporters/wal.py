@@ -55,7 +55,6 @@ class Entry:
     offset: int
     length: int
     size_bytes: int
-    broken: bool = False
 
     @property
     def after(self) -> int:
@@ -216,7 +215,7 @@ class WriteAheadLog:
         Raises `OSError`, and then the record stays the next.
         """
         entry = self._entries[self._given]
-        payload = b"" if entry.broken else self._payload(entry)
+        payload = self._payload(entry)
         self._pending -= self.remaining(entry)
         if payload:
             self._given += 1
@@ -268,7 +267,7 @@ class WriteAheadLog:
         data = path.read_bytes()
         end = 0
         for offset, head in _heads(data):
-            _, kind, length, first, rows, size_bytes, crc = head
+            _, kind, length, first, rows, size_bytes, _ = head
             self.lost_bytes += offset - end
             end = offset + _HEAD_SIZE + length
             if end > len(data) and not any(True for _ in _heads(data, offset + _HEAD_SIZE)):
@@ -278,8 +277,7 @@ class WriteAheadLog:
                 self._acked = max(self._acked, first)
                 continue
             end = min(end, len(data))
-            broken = zlib.crc32(data[offset + _HEAD_SIZE : end]) != crc
-            self._entries.append(Entry(first, rows, number, offset, length, size_bytes, broken))
+            self._entries.append(Entry(first, rows, number, offset, length, size_bytes))  # its checksum is looked at when it is read
             self._highest = max(self._highest, first + rows)
         self.cut_bytes += len(data) - end
         if end < len(data):

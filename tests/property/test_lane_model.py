@@ -249,18 +249,36 @@ def test_a_destination_that_is_well_again_gets_its_rows_after_reset_and_probes(p
     assert got == list(range(10 * probes))
 
 
-def test_a_failed_probe_opens_again() -> None:
-    """One failure in half-open is enough, and the reset time begins anew."""
+@pytest.mark.parametrize("well", [0, 1], ids=["the-first", "after-one-that-went-well"])
+def test_a_failed_probe_opens_again(well: int) -> None:
+    """One failure in half-open is enough, also after a success, and the reset time begins anew."""
     clock = VirtualClock()
-    lane = Lane(Limits(), BreakerPolicy(2, 60.0, 2, 0.1, 1.0))
+    lane = Lane(Limits(batch_rows=5), BreakerPolicy(2, 60.0, 2, 0.1, 1.0))
     lane.offer(numbered(0, 10), clock.boot_ns())
     for _ in range(2):
         assert lane.take(clock.boot_ns(), at_once=True) is not None
         lane.failed(clock.boot_ns(), "OSError", "down", 0.0)
         clock.advance(1.0)
     clock.advance(60.0)
+    for _ in range(well):
+        assert lane.take(clock.boot_ns(), at_once=True) is not None
+        lane.succeeded(clock.boot_ns())
     assert lane.take(clock.boot_ns(), at_once=True) is not None
     lane.failed(clock.boot_ns(), "OSError", "down", 0.0)
     assert (lane.breaker.state, lane.breaker.opened) == (State.OPEN, 2)
     clock.advance(59.0)
     assert lane.take(clock.boot_ns(), at_once=True) is None
+
+
+def test_sampling_keeps_one_in_n_over_all_batches() -> None:
+    """From half full on every third row stays, also when rows come one by one; below that all do."""
+    clock = VirtualClock()
+    lane = Lane(Limits(Overflow.SAMPLE, queue_rows=100, batch_rows=100, sample_one_in=3), BreakerPolicy())
+    lane.offer(ROWS.slice(0, 50), clock.boot_ns())
+    for row in range(50, 70):
+        lane.offer(ROWS.slice(row, 1), clock.boot_ns())
+    lane.offer(ROWS.slice(70, 10), clock.boot_ns())
+    batch = lane.take(clock.boot_ns(), at_once=True)
+    assert batch is not None
+    assert numbers([batch]) == [*range(50), *range(50, 80, 3)]
+    assert lane.snapshot().dropped == {"sampled": 20}

@@ -26,7 +26,7 @@ from cluster.exporters import files
 from cluster.exporters.arrow_file import ArrowFile, ParquetFile
 from cluster.exporters.base import RejectedError, UnfinishedError
 from cluster.exporters.csv_file import CsvFile, CsvForm, NewLabel, whole_records
-from cluster.exporters.files import PendingFile, last_line_end, sweep
+from cluster.exporters.files import AppendFile, PendingFile, last_line_end, sweep
 from cluster.exporters.forms import FORMS, write_file
 from cluster.exporters.json_file import JsonArray, JsonForm, JsonLines
 from cluster.exporters.text import NonFinite, TextForm, TimeForm
@@ -213,6 +213,17 @@ def test_a_torn_text_file_is_cut_to_whole_records(tmp_path_factory: pytest.TempP
         list(csv.DictReader(io.StringIO(text.decode(), newline=""))) if kind == "csv" else [json.loads(line) for line in text.splitlines()]
     )
     assert [row["metric"] for row in rows][-3:] == SOME.column("metric").to_pylist()
+
+
+def test_a_torn_tail_is_gone_before_anything_is_written(tmp_path: Path) -> None:
+    """A tail longer than what is written next leaves nothing behind it."""
+    (tmp_path / "x").write_bytes(b"one\n" + bytes(1000))
+    file = AppendFile(tmp_path / "x", last_line_end)
+    file.open()
+    assert ((tmp_path / "x").read_bytes(), file.cut_bytes) == (b"one\n", 1000)
+    file.write(b"two\n")
+    file.close()
+    assert (tmp_path / "x").read_bytes() == b"one\ntwo\n"
 
 
 APPENDING: list[Callable[[Path], CsvFile | JsonLines]] = [CsvFile, JsonLines]

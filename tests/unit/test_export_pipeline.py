@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -15,6 +18,7 @@ from hypothesis import given
 from actors.clock import VirtualClock
 from actors.errors import InputError
 from actors.metrics.registry import CATALOGUE
+from cluster.exporters import port
 from cluster.exporters.base import RejectedError, UnfinishedError
 from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.figures import ExporterReport
@@ -495,3 +499,14 @@ def test_pressure_policies_are_checked(easy: float, short: float) -> None:
     """Shares that are no shares, or in the wrong order, are refused."""
     with pytest.raises(InputError, match="short"):
         PressurePolicy(easy, short)
+
+
+def test_the_owner_has_no_lock_and_polls_nothing() -> None:
+    """Pipeline, port and lane hold no lock of any kind, and sleep only to yield."""
+    folder = Path(port.__file__).parent
+    for name in ("pipeline.py", "port.py", "lane.py"):
+        tree = ast.parse((folder / name).read_text())
+        calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if re.search(r"\b(R?Lock|Semaphore|Condition)\(", call)]
+        assert [call for call in calls if "sleep(" in call and "await" not in call] == ["asyncio.sleep(0)"] * (name == "pipeline.py")
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import) and node.names[0].name == "threading"]

@@ -77,6 +77,26 @@ def test_the_bound_holds(tmp_path: Path) -> None:
     log.close()
 
 
+def test_numbers_go_on_when_all_segments_were_deleted(tmp_path: Path) -> None:
+    """What was acknowledged stays so when the segments that said it are gone."""
+    log = WriteAheadLog(tmp_path, segment_bytes=4096)
+    for at in range(40):
+        log.append(at, 1, bytes(900), 900)
+        log.read()
+        log.ack(at + 1)
+    assert len(segments(tmp_path)) == 1
+    log.close()
+    log = WriteAheadLog(tmp_path)
+    assert (log.after, log.pending_rows) == (40, 0)
+    log.append(40, 1, bytes(9), 9)
+    log._begin_segment()
+    log.close()
+    segments(tmp_path)[0].unlink()
+    log = WriteAheadLog(tmp_path)
+    assert log.after == 40, "the newest segment alone says so"
+    log.close()
+
+
 def test_a_log_has_one_owner(tmp_path: Path) -> None:
     """A second one on the folder is refused, until the first is closed."""
     log = WriteAheadLog(tmp_path)
@@ -206,6 +226,7 @@ def test_a_disk_that_refuses_changes_nothing(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(OSError, match="No space"):
             log.append(1, 1, b"b" * 100, 1)
     assert log.pending_rows == 1
+    assert segments(tmp_path)[0].stat().st_size == log.disk_bytes
     assert log.append(1, 1, b"c" * 100, 1)
     log.close()
     log = WriteAheadLog(tmp_path)
