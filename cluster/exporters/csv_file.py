@@ -8,7 +8,6 @@ NaN and infinities are the words NaN, Infinity and -Infinity. A torn last record
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,13 +84,21 @@ class CsvForm:
     def text_of(self, records: Iterable[Sequence[Any]]) -> bytes:
         """Return records as CSV."""
         quoting: Literal[0, 1] = csv.QUOTE_ALL if self.quote_all else csv.QUOTE_MINIMAL
-        found = []
-        for record in records:
-            line = io.StringIO(newline="")
-            # with this terminator a lone carriage return is quoted as well, which Python before 3.13 else leaves bare
-            csv.writer(line, delimiter=self.separator, quoting=quoting, lineterminator="\r\n").writerow(record)
-            found.append(line.getvalue()[:-2] + self.line_end)
-        return "".join(found).encode()
+        lines = _Lines(self.line_end)
+        # with this terminator a lone carriage return is quoted as well, which Python before 3.13 else leaves bare
+        csv.writer(lines, delimiter=self.separator, quoting=quoting, lineterminator="\r\n").writerows(records)
+        return "".join(lines.found).encode()
+
+
+class _Lines:
+    """Takes what a `csv.writer` writes, one record a call, and gives each its own line end."""
+
+    def __init__(self, line_end: str) -> None:
+        self.found: list[str] = []
+        self._line_end = line_end
+
+    def write(self, line: str) -> None:
+        self.found.append(line[:-2] + self._line_end)
 
 
 class CsvFile:

@@ -6,10 +6,9 @@ NaN and infinities are the texts "NaN", "Infinity" and "-Infinity" (or null, as 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -35,10 +34,11 @@ class JsonForm:
         if self.indent is not None and not 0 <= self.indent <= 8:
             raise InputError("invalid_value", f"indent is {self.indent}, expected 0 to 8")
 
-    def row(self, row: Mapping[str, Any]) -> str:
-        """Return one row as a JSON object."""
-        shown = row if self.nulls else {name: value for name, value in row.items() if value is not None}
-        return json.dumps(shown, ensure_ascii=False, allow_nan=False, indent=self.indent, sort_keys=self.sort_keys)
+    def rows(self, batch: pa.RecordBatch) -> Iterator[str]:
+        """Yield each row as a JSON object."""
+        encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, indent=self.indent, sort_keys=self.sort_keys).encode
+        for row in self.text.rows(batch):
+            yield encode(row if self.nulls else {name: value for name, value in row.items() if value is not None})
 
 
 class JsonLines:
@@ -59,7 +59,7 @@ class JsonLines:
         """Append a line for each row."""
         try:
             self.file.open()  # also after a failure, or when it was deleted
-            self.file.write("".join(f"{self._form.row(row)}\n" for row in self._form.text.rows(batch)).encode())
+            self.file.write("".join(f"{row}\n" for row in self._form.rows(batch)).encode())
         except OSError as error:
             self._health = Health(ok=False, detail=str(error))
             raise
@@ -166,8 +166,8 @@ class JsonArray(WholeFile):
     def _add(self, batch: pa.RecordBatch) -> None:
         assert self._pending is not None
         first = self._rows == 0
-        for row in self._form.text.rows(batch):
-            self._pending.sink.write(("\n" if first else ",\n").encode() + self._form.row(row).encode())
+        for row in self._form.rows(batch):
+            self._pending.sink.write(("\n" if first else ",\n").encode() + row.encode())
             first = False
 
     def _end(self, pending: PendingFile) -> None:
