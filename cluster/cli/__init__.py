@@ -13,7 +13,7 @@ import typer
 
 from actors.errors import HarnessError, InputError, StressError
 
-from . import catalogue, config, control, doctor, output, plan, report, run, submit
+from . import catalogue, config, control, doctor, export, output, plan, report, run, submit
 
 __all__ = ["main"]
 
@@ -57,6 +57,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., int], str], ...]] = (
     ("validate", catalogue.validate, "check a scenario document"),
     ("schema", catalogue.schema, "JSON Schema of scenario documents"),
     ("report", report.report, "what was asked, achieved, and broken"),
+    ("export", export.export, "a run's metrics as one file"),
 )
 
 

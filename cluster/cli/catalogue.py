@@ -69,12 +69,19 @@ def _probes() -> Records:
 
 
 def _exporters() -> Records:
+    from ..exporters.forms import FORMS  # noqa: PLC0415
+
+    files = {
+        name: {"name": name, "summary": form.summary, "options": {"--to": name, "--out": f"the file, by default RUN_ID{form.suffix}"}}
+        for name, form in FORMS.items()
+    }
     return {
-        "parquet": {
-            "name": "parquet",
-            "summary": "The run directory: metrics/*.parquet and events.parquet, always written.",
+        "run directory": {
+            "name": "run directory",
+            "summary": "metrics/*.parquet and events.parquet, always written.",
             "options": {"out": "folder of run directories"},
         },
+        **files,
         "prometheus": {
             "name": "prometheus",
             "summary": "One HTTP endpoint per run with /metrics, /healthz and /readyz, off unless a port is given.",

@@ -1,0 +1,235 @@
+"""All destinations of one process: rows in, rules, one lane per destination, and a report that adds up.
+
+One owner and no locks: every piece of state belongs to the event loop that the pipeline was made in, and changes between two awaits
+only. asyncio rather than a thread with a queue, because the owner waits for many things at once (each lane's next deadline, each
+destination's answer, producers that wait for room), which a loop does without polling; destinations may block, so each has a thread
+that runs its calls and hands the outcome back. Other threads come in by `asyncio.run_coroutine_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from actors.clock import Clock, SystemClock
+from actors.errors import InputError
+
+from ..metrics.windows import METRICS, Row
+from .base import Exporter, Health
+from .breaker import BreakerPolicy
+from .figures import ExporterReport, PipelineReport, rows_of
+from .lane import Lane
+from .limits import Limits, Reason
+from .port import Port, Wait, wait_for
+from .pressure import Pressure, PressurePolicy
+from .rows import Spill
+from .rules import MARK, RuleSet
+from .trace import Trace, Tracer
+
+_AUDIT: Final = 1000
+_TRACED: Final = ("metric", "node", "worker", "phase")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """A change while running."""
+
+    at_ns: int
+    what: str
+
+
+class ExportPipeline:
+    """See the module. Make it inside a running loop, and end it with `shutdown`."""
+
+    def __init__(self, *, clock: Clock | None = None, seed: int | None = None, tracer: Tracer | None = None, wait: Wait = wait_for) -> None:
+        self._clock = clock or SystemClock()
+        self._chance = random.Random(seed)
+        self._wait = wait
+        self.tracer = tracer or Tracer()
+        self.audit: deque[AuditEvent] = deque(maxlen=_AUDIT)
+        self._ports: dict[str, Port] = {}
+        self._ended: dict[str, ExporterReport] = {}
+        self._rules = RuleSet()
+        self._received = self._unrouted = 0
+        self._pressure = Pressure()
+        self._told: PipelineReport | None = None
+        self._is_closed = False
+
+    # destinations and rules
+
+    def add(
+        self,
+        name: str,
+        exporter: Exporter,
+        limits: Limits | None = None,
+        policy: BreakerPolicy | None = None,
+        spill: Spill | None = None,
+        *,
+        write_ahead: bool = False,
+    ) -> None:
+        """Add a destination; what its spill holds from an earlier life is delivered first. Raises `InputError` for a name in use."""
+        self._check_open()
+        if name in self._ports:
+            raise InputError("invalid_value", f"there is an exporter {name!r} already", "remove it first, or give another name")
+        lane = Lane(limits or Limits(), policy or BreakerPolicy(), spill, write_ahead=write_ahead)
+        rules = self._rules.chains.get(name, ())
+        self._ports[name] = Port(name, exporter, lane, rules, self._clock, self._chance.random, self._wait)
+        self._ports[name].shrink(self._pressure.share)
+        self._note(f"added {name}")
+
+    async def remove(self, name: str, timeout_s: float = 5.0) -> ExporterReport:
+        """Take a destination out: it gets nothing new, and has this long to take what waits. Returns its last report."""
+        port = self._port(name)
+        del self._ports[name]
+        self._note(f"removed {name}")
+        await port.finish(timeout_s)
+        self._ended[name] = port.report()
+        return self._ended[name]
+
+    def configure(self, name: str, limits: Limits | None = None, policy: BreakerPolicy | None = None) -> None:
+        """Change a destination's limits while it runs. Both or none: they were validated when they were made."""
+        port = self._port(name)
+        port.change(limits or port.limits, policy or port.lane.policy)
+        self._note(f"configured {name}: {port.limits} {port.lane.policy}")
+
+    async def set_rules(self, rules: RuleSet) -> None:
+        """Replace all rules at once, between two batches. Raises `InputError` and changes nothing when they name unknown exporters."""
+        rules.check(tuple(self._ports))
+        now_ns = self._clock.boot_ns()
+        self._rules = rules
+        waits = [wait for name, port in self._ports.items() for wait in port.replace_rules(tuple(rules.chains.get(name, ())), now_ns)]
+        self._note(f"rules: {len(rules.routes)} routes, {sum(map(len, rules.chains.values()))} in chains")
+        if waits:
+            await asyncio.wait(waits)
+
+    def memory(self, available: float, policy: PressurePolicy | None = None) -> float:
+        """Tell how large a share of memory (0..1) is available, some times a second; return the share of its bounds each lane now has."""
+        before, self._pressure = self._pressure, self._pressure.look(available, self._clock.boot_ns(), policy or PressurePolicy())
+        if self._pressure.share != before.share:
+            for port in self._ports.values():
+                port.shrink(self._pressure.share)
+            self._note(f"memory: {available:.3f} available, bounds at {self._pressure.share:.3f}")
+        return self._pressure.share
+
+    # rows
+
+    async def export(self, batch: pa.RecordBatch, timeout_s: float | None = None) -> None:
+        """Take rows for every destination that the rules name.
+
+        Waits only for destinations that block when full, and at most this long (None: for ever); then what found no room is dropped
+        there and counted as `deadline`, or as `cancelled` when the caller is. Raises `InputError` for other columns than the
+        contract's; then nothing was taken.
+        """
+        self._check_open()
+        if not batch.schema.equals(METRICS):
+            raise InputError("invalid_document", f"rows have the columns {batch.schema.names}", f"expected {METRICS.names}")
+        now_ns = self._clock.boot_ns()
+        self._received += batch.num_rows
+        traces = self._traced(batch, now_ns)
+        marked = batch.append_column(MARK, _marks(batch.num_rows, traces)) if traces else batch
+        split, unrouted = self._rules.split(marked, tuple(self._ports))
+        self._unrouted += unrouted
+        waits = {}
+        for name, rows in split.items():
+            port = self._ports[name]
+            wait = port.accept(rows, self._towards(name, rows, traces, now_ns), now_ns)
+            if wait is not None:
+                waits[wait] = port
+        if waits:
+            await self._until_admitted(waits, timeout_s)
+        else:
+            await asyncio.sleep(0)  # a producer in a tight loop lets the lanes work, and the other producers in
+
+    async def export_stream(self, batches: AsyncIterable[pa.RecordBatch]) -> int:
+        """Take rows from a stream, one batch at a time: no more than one is in hand. Return how many rows came."""
+        rows = 0
+        async for batch in batches:
+            await self.export(batch)
+            rows += batch.num_rows
+        return rows
+
+    async def _until_admitted(self, waits: dict[asyncio.Future[None], Port], timeout_s: float | None) -> None:
+        reason = Reason.CANCELLED
+        try:
+            await asyncio.wait(waits, timeout=timeout_s)
+            reason = Reason.DEADLINE
+        finally:
+            for wait, port in waits.items():
+                if not wait.done():
+                    port.give_up(wait, reason)
+
+    def _traced(self, batch: pa.RecordBatch, now_ns: int) -> list[tuple[int, Trace]]:
+        rows = set(self.tracer.sampled(batch.num_rows))
+        if self.tracer.is_asked:
+            rows |= set(self.tracer.asked(batch.column("metric").to_pylist(), batch.column("node").to_pylist()))
+        found = []
+        for row in sorted(rows):
+            about = {name: batch.column(name)[row].as_py() for name in _TRACED}
+            about["time_us"] = batch.column("time")[row].cast(pa.int64()).as_py()
+            found.append((row, self.tracer.begin(about | {"labels": dict(batch.column("labels")[row].as_py())}, now_ns)))
+        return found
+
+    def _towards(self, name: str, rows: pa.RecordBatch, traces: Iterable[tuple[int, Trace]], now_ns: int) -> list[Trace]:
+        """Return every traced path, as far as it leads to this destination; those of rows that go elsewhere are not kept."""
+        if not traces:
+            return []
+        here = set(rows.column(MARK).drop_null().to_pylist())
+        paths = [trace.towards(name) for _, trace in traces]
+        for at, path in enumerate(paths):
+            if at in here:
+                path.hop("routed", now_ns)
+                self.tracer.paths.append(path)
+        return paths
+
+    # figures
+
+    def report(self) -> PipelineReport:
+        """Return everything as it stands; destinations that were removed keep their last report."""
+        return PipelineReport(self._received, self._unrouted, self._ended | {name: port.report() for name, port in self._ports.items()})
+
+    def self_metrics(self) -> list[Row]:
+        """Close a window of the pipeline's own metrics and return its rows (`export.*`); counters hold what came since the last call."""
+        now, before = self.report(), self._told
+        self._told = now
+        return rows_of(now, before, {name: port.close_window() for name, port in self._ports.items()})
+
+    def health(self) -> dict[str, Health]:
+        """Return the health of each destination; ready means that all are ok."""
+        return {name: port.health() for name, port in self._ports.items()}
+
+    async def drain(self) -> None:
+        """Send everything that waits, and flush; returns when nothing waits any more, however long that takes."""
+        await asyncio.gather(*(port.drain() for port in self._ports.values()))
+
+    async def shutdown(self, timeout_s: float = 5.0) -> PipelineReport:
+        """End every destination at once within this time; a hung one is left behind, with what it did not take counted or spilled."""
+        self._is_closed = True
+        names = list(self._ports)
+        done = await asyncio.gather(*(self.remove(name, timeout_s) for name in names), return_exceptions=True)
+        for error in done:
+            if isinstance(error, BaseException):
+                raise error
+        return self.report()
+
+    def _port(self, name: str) -> Port:
+        if name not in self._ports:
+            raise InputError("unknown_name", f"there is no exporter {name!r}", f"there are: {', '.join(self._ports) or 'none'}")
+        return self._ports[name]
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise InputError("invalid_value", "this pipeline was shut down", "make a new one")
+
+    def _note(self, what: str) -> None:
+        self.audit.append(AuditEvent(self._clock.boot_ns(), what))
+
+
+def _marks(rows: int, traces: list[tuple[int, Trace]]) -> pa.Array:
+    places = {row: at for at, (row, _) in enumerate(traces)}
+    return pa.array([places.get(row) for row in range(rows)], pa.int32())

@@ -1,0 +1,284 @@
+"""A lane against sinks that fail, stall, flap and fill up, on a virtual clock: every row is somewhere, once, and in order."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import hypothesis.strategies as st
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from actors.clock import VirtualClock
+from cluster.exporters.breaker import TABLE, BreakerPolicy, Event, State
+from cluster.exporters.lane import Lane
+from cluster.exporters.limits import Limits, Overflow, Reason
+from tests.support.sinks import numbered, numbers
+
+ROWS = numbered(0, 25 * 50)
+
+
+class MemorySpill:
+    """A disk of `bound` rows that may refuse writes and reads, and may rot."""
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.kept: list[tuple[int, pa.RecordBatch]] = []
+        self.given = 0
+        self.top = 0
+        self.is_broken = False
+        self.rotten: set[int] = set()
+        self.acked = 0
+
+    @property
+    def pending_rows(self) -> int:
+        return sum(first + batch.num_rows - max(first, self.acked) for first, batch in self.kept[self.given :])
+
+    @property
+    def next_bytes(self) -> int:
+        return self.kept[self.given][1].nbytes if self.given < len(self.kept) else 0
+
+    @property
+    def after(self) -> int:
+        return self.top
+
+    def append(self, first: int, batch: pa.RecordBatch) -> bool:
+        if self.is_broken:
+            raise OSError(28, "No space left on device")
+        if sum(kept.num_rows for _, kept in self.kept) + batch.num_rows > self.bound:
+            return False
+        self.kept.append((first, batch))
+        self.top = max(self.top, first + batch.num_rows)
+        return True
+
+    def read(self) -> tuple[int, pa.RecordBatch] | int:
+        if self.is_broken:
+            raise OSError(5, "Input/output error")
+        first, batch = self.kept[self.given]
+        if first in self.rotten:
+            del self.kept[self.given]
+            return int(first + batch.num_rows - max(first, self.acked))
+        self.given += 1
+        return max(first, self.acked), batch.slice(max(first, self.acked) - first)
+
+    def ack(self, after: int) -> None:
+        self.acked = after
+        done = [one for one in self.kept[: self.given] if one[0] + one[1].num_rows <= after]
+        self.kept, self.given = self.kept[len(done) :], self.given - len(done)
+
+    def rewind(self) -> None:
+        self.given = 0
+        self.kept.sort(key=lambda one: one[0])
+
+
+class LaneModel(RuleBasedStateMachine):
+    """The model is a list of every row that was produced and of every row that the sink took."""
+
+    @initialize(
+        overflow=st.sampled_from(list(Overflow)),
+        ahead=st.booleans(),
+        queue=st.integers(1, 40),
+        batch=st.integers(1, 40),
+        bound=st.integers(0, 60),
+        threshold=st.integers(1, 4),
+        probes=st.integers(1, 3),
+    )
+    def begin(self, overflow: Overflow, ahead: bool, queue: int, batch: int, bound: int, threshold: int, probes: int) -> None:
+        self.clock = VirtualClock()
+        limits = Limits(overflow, queue, 1 << 30, min(batch, queue), 1 << 20, 1.0, sample_one_in=3)
+        self.spill = MemorySpill(bound) if overflow is Overflow.SPILL else None
+        self.lane = Lane(limits, BreakerPolicy(threshold, 60.0, probes, 0.1, 8.0), self.spill, write_ahead=ahead and self.spill is not None)
+        self.produced = 0
+        self.taken: list[int] = []
+        self.out: pa.RecordBatch | None = None
+        self.last_failed: list[int] | None = None
+
+    @rule(rows=st.integers(0, 25))
+    def offer(self, rows: int) -> None:
+        batch = ROWS.slice(self.produced, rows)
+        if self.lane.limits.overflow is Overflow.BLOCK and not self.lane.fits(batch):
+            self.lane.refuse(batch, Reason.DEADLINE, self.clock.boot_ns())
+        else:
+            self.lane.offer(batch, self.clock.boot_ns())
+        self.produced += rows
+
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.5, 1.0, 7.0, 60.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @precondition(lambda self: self.out is None)
+    @rule(at_once=st.booleans())
+    def take(self, at_once: bool) -> None:
+        due = self.lane.due_ns(self.clock.boot_ns())
+        self.out = self.lane.take(self.clock.boot_ns(), at_once=at_once)
+        if self.out is None:
+            return
+        got = numbers([self.out])
+        assert 0 < len(got) <= (self.lane.limits.batch_rows if self.last_failed is None else len(self.last_failed))
+        assert due is not None
+        assert due <= self.clock.boot_ns() or at_once
+        if self.last_failed is not None:
+            assert got == self.last_failed, "a batch that failed comes again as it was"
+
+    @precondition(lambda self: self.out is not None)
+    @rule()
+    def succeed(self) -> None:
+        assert self.out is not None
+        self.taken += numbers([self.out])
+        self.lane.succeeded(self.clock.boot_ns())
+        self.out = self.last_failed = None
+
+    @precondition(lambda self: self.out is not None)
+    @rule(chance=st.floats(0, 1))
+    def fail(self, chance: float) -> None:
+        assert self.out is not None
+        self.last_failed = numbers([self.out])
+        self.lane.failed(self.clock.boot_ns(), "OSError", "down", chance)
+        self.out = None
+        assert self.lane.take(self.clock.boot_ns(), at_once=True) is None, "a retry waits"
+
+    @precondition(lambda self: self.out is not None)
+    @rule()
+    def reject(self) -> None:
+        self.lane.rejected(self.clock.boot_ns(), "no")
+        self.out = self.last_failed = None
+
+    @precondition(lambda self: self.spill is not None)
+    @rule(broken=st.booleans())
+    def disk(self, broken: bool) -> None:
+        assert self.spill is not None
+        self.spill.is_broken = broken
+
+    @precondition(lambda self: self.spill is not None)
+    @rule()
+    def rot(self) -> None:
+        assert self.spill is not None
+        self.spill.rotten |= {first for first, _ in self.spill.kept[self.spill.given :][:1]}
+
+    @rule(queue=st.integers(1, 40), batch=st.integers(1, 40))
+    def change(self, queue: int, batch: int) -> None:
+        limits = self.lane.limits
+        self.lane.change(Limits(limits.overflow, queue, 1 << 30, min(batch, queue), 1 << 20, 1.0, sample_one_in=3), self.lane.policy)
+
+    @rule()
+    def finish(self) -> None:
+        """Shut down and, where there is a disk, go on in a new lane on it."""
+        self.lane.finish(self.clock.boot_ns())
+        self.out = self.last_failed = None
+        state = self.lane.snapshot()
+        assert state.queued == 0
+        if self.spill is not None:
+            old, self.lane = self.lane, Lane(self.lane.limits, self.lane.policy, self.spill)
+            assert self.lane.counts.recovered == old.snapshot().spilled
+            self.lane.counts.produced = old.counts.produced  # the model counts over all lives
+            self.lane.counts.delivered = old.counts.delivered
+            self.lane.counts.dropped = old.counts.dropped
+            self.lane.counts.recovered = old.counts.recovered
+
+    @invariant()
+    def every_row_is_somewhere(self) -> None:
+        if not hasattr(self, "lane"):
+            return
+        state = self.lane.snapshot()
+        assert state.balance == 0
+        assert state.produced == self.produced
+        assert state.delivered == len(self.taken)
+        assert (state.queued, state.queued_bytes) == self.lane.recount()
+        assert self.taken == sorted(set(self.taken)), "in order, and none twice"
+
+    @invariant()
+    def bounds_hold(self) -> None:
+        if not hasattr(self, "lane"):
+            return
+        state = self.lane.snapshot()
+        if not hasattr(self, "_widest"):
+            self._widest = 0
+        self._widest = max(self._widest, self.lane.limits.queue_rows)
+        assert state.queued <= self._widest + (25 if self.spill else 0), "one record from disk may pass the bound when nothing else waits"
+
+
+LaneModel.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None, database=None)
+TestLaneModel = LaneModel.TestCase
+
+
+def test_the_breakers_table_is_whole() -> None:
+    """Every state leads on by every event that it can hear, and closed is reached from everywhere."""
+    heard = {
+        State.CLOSED: {Event.SUCCESS, Event.FAILURE, Event.LAST_STRAW},
+        State.OPEN: {Event.COOLED},
+        State.HALF_OPEN: {Event.SUCCESS, Event.LAST_PROBE, Event.FAILURE, Event.LAST_STRAW},
+    }
+    assert set(TABLE) == {(state, event) for state, events in heard.items() for event in events}
+    for start in State:
+        seen, todo = {start}, deque([start])
+        while todo:
+            here = todo.popleft()
+            for (state, _), then in TABLE.items():
+                if state is here and then not in seen:
+                    seen.add(then)
+                    todo.append(then)
+        assert seen == set(State)
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_a_destination_that_is_well_again_gets_its_rows_after_reset_and_probes(probes: int) -> None:
+    """closed -> open at the 5th failure in a row, half-open after 60 s, closed after its probes; the batch that opened it is not lost."""
+    clock, policy = VirtualClock(), BreakerPolicy(5, 60.0, probes, 0.1, 1.0)
+    lane = Lane(Limits(queue_rows=100, batch_rows=10), policy)
+    for first in range(0, 50, 10):
+        lane.offer(numbered(first, 10), clock.boot_ns())
+    for failure in range(5):
+        assert lane.breaker.state is State.CLOSED
+        assert lane.take(clock.boot_ns()) is not None, failure
+        lane.failed(clock.boot_ns(), "OSError", "down", 1.0)
+        clock.advance(1.0)
+    assert lane.breaker.state is State.OPEN
+    clock.advance(58.9)
+    assert lane.take(clock.boot_ns()) is None
+    assert lane.due_ns(clock.boot_ns()) == lane.breaker.opens_again_ns(policy)
+    clock.advance(0.1)
+    got = []
+    for probe in range(probes):
+        batch = lane.take(clock.boot_ns())
+        assert batch is not None
+        assert lane.breaker.state is State.HALF_OPEN, probe
+        got += numbers([batch])
+        lane.succeeded(clock.boot_ns())
+    assert lane.breaker.state is State.CLOSED
+    assert got == list(range(10 * probes))
+
+
+@pytest.mark.parametrize("well", [0, 1], ids=["the-first", "after-one-that-went-well"])
+def test_a_failed_probe_opens_again(well: int) -> None:
+    """One failure in half-open is enough, also after a success, and the reset time begins anew."""
+    clock = VirtualClock()
+    lane = Lane(Limits(batch_rows=5), BreakerPolicy(2, 60.0, 2, 0.1, 1.0))
+    lane.offer(numbered(0, 10), clock.boot_ns())
+    for _ in range(2):
+        assert lane.take(clock.boot_ns(), at_once=True) is not None
+        lane.failed(clock.boot_ns(), "OSError", "down", 0.0)
+        clock.advance(1.0)
+    clock.advance(60.0)
+    for _ in range(well):
+        assert lane.take(clock.boot_ns(), at_once=True) is not None
+        lane.succeeded(clock.boot_ns())
+    assert lane.take(clock.boot_ns(), at_once=True) is not None
+    lane.failed(clock.boot_ns(), "OSError", "down", 0.0)
+    assert (lane.breaker.state, lane.breaker.opened) == (State.OPEN, 2)
+    clock.advance(59.0)
+    assert lane.take(clock.boot_ns(), at_once=True) is None
+
+
+def test_sampling_keeps_one_in_n_over_all_batches() -> None:
+    """From half full on every third row stays, also when rows come one by one; below that all do."""
+    clock = VirtualClock()
+    lane = Lane(Limits(Overflow.SAMPLE, queue_rows=100, batch_rows=100, sample_one_in=3), BreakerPolicy())
+    lane.offer(ROWS.slice(0, 50), clock.boot_ns())
+    for row in range(50, 70):
+        lane.offer(ROWS.slice(row, 1), clock.boot_ns())
+    lane.offer(ROWS.slice(70, 10), clock.boot_ns())
+    batch = lane.take(clock.boot_ns(), at_once=True)
+    assert batch is not None
+    assert numbers([batch]) == [*range(50), *range(50, 80, 3)]
+    assert lane.snapshot().dropped == {"sampled": 20}

@@ -1,0 +1,157 @@
+"""What every exporter promises, for each of ours: alone, behind a lane, and behind a lane that writes ahead. And the how-to's own."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.exporters.arrow_file import ArrowFile, ParquetFile
+from cluster.exporters.base import Exporter
+from cluster.exporters.csv_file import CsvFile
+from cluster.exporters.json_file import JsonArray, JsonLines
+from cluster.exporters.limits import Limits, Overflow
+from cluster.exporters.pipeline import ExportPipeline
+from cluster.exporters.spill import SpillLog
+from cluster.exporters.wal import WriteAheadLog
+from tests.support.sinks import ListSink, numbered
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-an-exporter.md"
+
+Read = Callable[[Path], list[int]]
+EXPORTERS: dict[str, tuple[Callable[[Path], Any], Read]] = {
+    "json": (JsonArray, lambda path: [int(row["last"]) for row in json.loads(path.read_text())]),
+    "jsonl": (JsonLines, lambda path: [int(json.loads(line)["last"]) for line in path.read_text().splitlines()]),
+    "csv": (CsvFile, lambda path: [int(float(row["last"])) for row in csv.DictReader(path.read_text().splitlines())]),
+    "parquet": (ParquetFile, lambda path: [int(value) for value in pq.read_table(path).column("last").to_pylist()]),
+    "arrow": (ArrowFile, lambda path: [int(value) for value in pa.ipc.open_file(path).read_all().column("last").to_pylist()]),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_alone(tmp_path: Path, name: str) -> None:
+    """close is harmless before open and twice; what was written and closed is there; health is ok."""
+    make, read = EXPORTERS[name]
+    never: Exporter = make(tmp_path / "never")
+    never.close()
+    assert not (tmp_path / "never").exists()
+    sink: Exporter = make(tmp_path / "x")
+    sink.open()
+    for first in range(0, 30, 10):
+        sink.write(numbered(first, 10))
+        sink.flush()
+        assert sink.health().ok
+    sink.close()
+    sink.close()
+    assert read(tmp_path / "x") == list(range(30))
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_a_folder_that_is_not_there_is_a_failure_that_passes(tmp_path: Path, name: str) -> None:
+    """write raises OSError until the folder is there, says so in its health, and then works."""
+    make, read = EXPORTERS[name]
+    sink: Exporter = make(tmp_path / "later" / "x")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            sink.write(numbered(0, 10))
+        assert not sink.health().ok
+    (tmp_path / "later").mkdir()
+    sink.write(numbered(0, 10))
+    sink.close()
+    assert sink.health().ok
+    assert read(tmp_path / "later" / "x") == list(range(10))
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["in-memory", "write-ahead"])
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_behind_a_lane(tmp_path: Path, name: str, ahead: bool) -> None:
+    """Buffered and batched, in memory or through a log on disk, the same rows arrive, once and in order."""
+    make, read = EXPORTERS[name]
+
+    async def send() -> None:
+        log = WriteAheadLog(tmp_path / "spill")
+        pipeline = ExportPipeline()
+        limits = Limits(Overflow.SPILL, queue_rows=50, batch_rows=20)
+        pipeline.add(name, make(tmp_path / "x"), limits, spill=SpillLog(log), write_ahead=ahead)
+        for first in range(0, 300, 7):
+            await pipeline.export(numbered(first, 7))
+        report = await pipeline.shutdown()
+        log.close()
+        assert (report.exporters[name].lane.delivered, report.exporters[name].balance) == (301, 0)
+
+    asyncio.run(send())
+    assert read(tmp_path / "x") == list(range(301))
+
+
+def test_what_a_hung_sink_did_not_take_comes_in_the_next_life(tmp_path: Path) -> None:
+    """With a spill nothing is dropped at shutdown: the next pipeline on the folder delivers the rest, and only that."""
+
+    async def life(sink: ListSink, rows: int, first: int) -> Any:
+        log = WriteAheadLog(tmp_path)
+        pipeline = ExportPipeline()
+        pipeline.add("a", sink, Limits(Overflow.SPILL, queue_rows=40, batch_rows=20), spill=SpillLog(log))
+        for at in range(first, first + rows, 10):
+            await pipeline.export(numbered(at, 10))
+        report = await pipeline.shutdown(0.2 if rows else 30)
+        log.close()
+        return report.exporters["a"]
+
+    down = ListSink(ConnectionError("down") for _ in range(10**6))
+    report = asyncio.run(life(down, 200, 0))
+    assert (report.lane.spilled, report.lane.dropped, report.balance) == (200, {}, 0)
+    up = ListSink()
+    report = asyncio.run(life(up, 0, 0))
+    assert (report.lane.recovered, report.lane.delivered, report.balance) == (200, 200, 0)
+    assert up.numbers == list(range(200))
+
+
+def test_the_how_to_works_as_it_is_written(tmp_path: Path) -> None:
+    """The page's own code, run: rows of the routed metric arrive, filtered ones and others do not, and the report says so."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    space: dict[str, Any] = {}
+    exec("\n".join(blocks), space)  # it is our own page
+    receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    receiver.bind(str(tmp_path / "s"))
+    batches = [
+        numbered(0, 30, metric="probe.requests"),
+        numbered(100, 5),
+        numbered(200, 5, metric="probe.requests", labels=(("probe", "internal-1"),)),
+    ]
+    report = asyncio.run(space["send"](str(tmp_path / "s"), batches))
+    receiver.setblocking(False)
+    got = []
+    for _ in range(report["successes"]):
+        got += json.loads(receiver.recv(1 << 16))
+    receiver.close()
+    assert [row["last"] for row in got] == list(range(30))
+    assert (report["delivered_rows"], report["filtered_rows"], report["dropped_rows"]) == (30, 5, {})
+
+
+def test_the_how_tos_exporter_rejects_what_no_datagram_holds(tmp_path: Path) -> None:
+    """Rows that are too many for one datagram are rejected and counted, as the page says."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    space: dict[str, Any] = {}
+    exec("\n".join(blocks), space)  # it is our own page
+    receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    receiver.bind(str(tmp_path / "s"))
+
+    async def send() -> Any:
+        pipeline = ExportPipeline()
+        pipeline.add("d", space["DatagramExporter"](str(tmp_path / "s")), Limits(batch_rows=1000))
+        await pipeline.export(numbered(0, 1000))
+        return (await pipeline.shutdown()).exporters["d"].lane
+
+    lane = asyncio.run(send())
+    receiver.close()
+    assert lane.dropped == {"rejected": 1000}
+    assert "a datagram holds" in lane.last_error

@@ -1,0 +1,352 @@
+"""File destinations: what they write reads back equal, is whole or repaired, and is untouched by failures."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import math
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+
+from actors.errors import HarnessError, InputError
+from actors.metrics.histogram import Histogram
+from actors.metrics.registry import Kind
+from cluster.exporters import files
+from cluster.exporters.arrow_file import ArrowFile, ParquetFile
+from cluster.exporters.base import RejectedError, UnfinishedError
+from cluster.exporters.csv_file import CsvFile, CsvForm, NewLabel, whole_records
+from cluster.exporters.files import AppendFile, PendingFile, last_line_end, sweep
+from cluster.exporters.forms import FORMS, write_file
+from cluster.exporters.json_file import JsonArray, JsonForm, JsonLines
+from cluster.exporters.text import NonFinite, TextForm, TimeForm
+from cluster.metrics.windows import METRICS, Row, metrics_batch
+from tests.support.sinks import START_S, numbered
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+INF = math.inf
+SOME = metrics_batch(
+    [
+        Row("probe.requests", Kind.COUNTER, "", "w", "p", (("probe", 'a "b",\nc'),), 3, 3.0, last=12.0),
+        Row("host.cpu.busy", Kind.GAUGE, "ratio", "", "", (), 2, 1.0 / 3, -0.0, INF, math.nan),
+        Row(
+            "probe.response", Kind.HISTOGRAM, "seconds", "w", "ü", (("probe", "x"),), 1, 0.5, 0.5, 0.5, digest=Histogram.of([0.5]).encode()
+        ),
+    ],
+    node="n1",
+    start_ns=START_S * 10**9 + 123_456_000,
+    window_s=1.0,
+)
+
+
+def golden(name: str, found: bytes) -> None:
+    """Compare with a file of tests/golden; `UPDATE_GOLDEN=1` writes it anew."""
+    path = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_bytes(found)
+    assert found == path.read_bytes(), f"{path} is not what is written; UPDATE_GOLDEN=1 writes it anew"
+
+
+JSON_FORMS = {
+    "export.json": JsonForm(),
+    "export.indent.json": JsonForm(indent=2),
+    "export.sorted.json": JsonForm(sort_keys=True, nulls=False),
+    "export.unix.json": JsonForm(TextForm(TimeForm.UNIX_MS, decimals=2, non_finite=NonFinite.NULL)),
+    "export.digests.json": JsonForm(TextForm(TimeForm.UNIX_S, digests=True)),
+}
+
+
+@pytest.mark.parametrize("name", JSON_FORMS)
+def test_json_looks_as_it_did(tmp_path: Path, name: str) -> None:
+    """One golden file for each option; all parse, and hold every row."""
+    sink = JsonArray(tmp_path / "x.json", JSON_FORMS[name])
+    sink.write(SOME)
+    sink.close()
+    found = (tmp_path / "x.json").read_bytes()
+    assert len(json.loads(found, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))) == 3
+    golden(name, found)
+
+
+CSV_FORMS = {
+    "export.csv": CsvForm(labels=("probe",)),
+    "export.quoted.csv": CsvForm(TextForm(decimals=3, digests=True), separator=";", quote_all=True, line_end="\r\n"),
+    "export.labels.csv": CsvForm(as_json=True),
+    "export.rest.csv": CsvForm(new_label=NewLabel.REST),
+}
+
+
+@pytest.mark.parametrize("name", CSV_FORMS)
+def test_csv_looks_as_it_did(tmp_path: Path, name: str) -> None:
+    """One golden file for each option; all records have the header's width."""
+    sink = CsvFile(tmp_path / "x.csv", CSV_FORMS[name])
+    sink.write(SOME)
+    sink.close()
+    found = (tmp_path / "x.csv").read_bytes()
+    records = list(csv.reader(io.StringIO(found.decode(), newline=""), delimiter=CSV_FORMS[name].separator))
+    assert [len(record) for record in records] == [len(records[0])] * 4
+    golden(name, found)
+
+
+def test_non_finite_values_follow_the_rule(tmp_path: Path) -> None:
+    """NaN and infinities are text, null is absence, and -0.0 keeps its sign."""
+    sink = JsonLines(tmp_path / "x.jsonl")
+    sink.write(SOME)
+    sink.close()
+    row = json.loads((tmp_path / "x.jsonl").read_text().splitlines()[1])
+    assert (row["last"], row["max"], row["p50"], row["sum"]) == ("NaN", "Infinity", None, 1.0 / 3)
+    assert math.copysign(1, row["min"]) == -1
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("rows", [0, 1, 1000])
+def test_every_kind_reads_back_equal(tmp_path: Path, kind: str, rows: int) -> None:
+    """Empty, one and many rows; the typed kinds give the very table, digests included."""
+    path, form = tmp_path / f"x{FORMS[kind].suffix}", FORMS[kind]
+    batches = [numbered(first, min(300, rows - first)) for first in range(0, rows, 300)]
+    assert write_file(form, path, batches) == path.stat().st_size
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    if kind in ("parquet", "arrow"):
+        found = pq.read_table(path) if kind == "parquet" else pa.ipc.open_file(path).read_all()
+        assert found.equals(pa.Table.from_batches(batches, METRICS))
+        return
+    text = path.read_text()
+    if kind == "csv":
+        got = [float(row["last"]) for row in csv.DictReader(io.StringIO(text))]
+    else:
+        got = [row["last"] for row in (json.loads(text) if kind == "json" else map(json.loads, text.splitlines()))]
+    assert got == list(range(rows))
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(TEXT, st.dictionaries(st.sampled_from(["probe", "reason", "späte", 'q"u,o\nte']), TEXT, max_size=3)), max_size=12),
+    st.integers(1, 4),
+)
+def test_csv_holds_any_text_and_its_header_always_fits(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], cut: int) -> None:
+    """Random text with quotes, separators, newlines and Unicode comes back; labels that appear later widen header and rows alike."""
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    for first in range(0, len(rows), cut):  # a new life for each batch: it goes on under the header that is there
+        sink = CsvFile(path)
+        made = [Row("m", Kind.GAUGE, "", worker, "p", tuple(labels.items()), 1) for worker, labels in rows[first : first + cut]]
+        sink.write(metrics_batch(made, node="n", start_ns=0, window_s=1.0))
+        sink.close()
+    if not rows:
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        records = list(csv.reader(file))
+    head = records[0]
+    assert [len(record) for record in records] == [len(head)] * (len(rows) + 1)
+    assert len(set(head)) == len(head)
+    for record, (worker, labels) in zip(records[1:], rows, strict=True):
+        found = dict(zip(head, record, strict=True))
+        assert found["worker"] == worker
+        names = {name.removeprefix("label.") for name in head if name.startswith("label.")}
+        assert {name: found[f"label.{name}"] for name in names} == {name: labels.get(name, "") for name in names}
+        assert set(labels) <= names
+
+
+def test_new_labels_go_where_the_form_says(tmp_path: Path) -> None:
+    """REST collects them in one column, REFUSE rejects their batch and leaves the file alone."""
+    rest = CsvFile(tmp_path / "rest.csv", CsvForm(new_label=NewLabel.REST))
+    rest.write(SOME)
+    rest.close()
+    with (tmp_path / "rest.csv").open(newline="") as file:
+        assert json.loads(next(iter(csv.DictReader(file)))["other_labels"]) == {"probe": 'a "b",\nc'}
+    refuse = CsvFile(tmp_path / "refuse.csv", CsvForm(new_label=NewLabel.REFUSE))
+    refuse.write(numbered(0, 2))
+    before = (tmp_path / "refuse.csv").read_bytes()
+    with pytest.raises(RejectedError, match="labels probe"):
+        refuse.write(SOME)
+    refuse.close()
+    assert (tmp_path / "refuse.csv").read_bytes() == before
+
+
+def test_csv_refuses_a_file_of_another_form(tmp_path: Path) -> None:
+    """An existing file with other columns is an error that names them, and stays as it is."""
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="has the columns a, b"):
+        CsvFile(path).open()
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+@settings(max_examples=80)
+@given(st.data())
+def test_a_torn_text_file_is_cut_to_whole_records(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Cut anywhere, a file goes on behind its last whole record; nothing whole is lost and nothing torn stays."""
+    kind = data.draw(st.sampled_from(["csv", "jsonl"]))
+    path = tmp_path_factory.mktemp("torn") / f"x.{kind}"
+
+    def make() -> CsvFile | JsonLines:
+        return CsvFile(path, CsvForm(labels=("probe",))) if kind == "csv" else JsonLines(path)
+
+    sink = make()
+    for _ in range(3):
+        sink.write(SOME)
+    sink.close()
+    whole = path.read_bytes()
+    find = whole_records if kind == "csv" else last_line_end
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    end = find(io.BytesIO(whole[:cut]))
+    assert whole[:end] == whole[: max([at for at in range(cut + 1) if find(io.BytesIO(whole[:at])) == at])]
+    sink = make()
+    sink.write(SOME)
+    sink.close()
+    assert sink.file.cut_bytes == cut - end
+    text = path.read_bytes()
+    assert text.startswith(whole[:end])
+    rows = (
+        list(csv.DictReader(io.StringIO(text.decode(), newline=""))) if kind == "csv" else [json.loads(line) for line in text.splitlines()]
+    )
+    assert [row["metric"] for row in rows][-3:] == SOME.column("metric").to_pylist()
+
+
+def test_a_torn_tail_is_gone_before_anything_is_written(tmp_path: Path) -> None:
+    """A tail longer than what is written next leaves nothing behind it."""
+    (tmp_path / "x").write_bytes(b"one\n" + bytes(1000))
+    file = AppendFile(tmp_path / "x", last_line_end)
+    file.open()
+    assert ((tmp_path / "x").read_bytes(), file.cut_bytes) == (b"one\n", 1000)
+    file.write(b"two\n")
+    file.close()
+    assert (tmp_path / "x").read_bytes() == b"one\ntwo\n"
+
+
+APPENDING: list[Callable[[Path], CsvFile | JsonLines]] = [CsvFile, JsonLines]
+
+
+@pytest.mark.parametrize("make", APPENDING)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failed_write_leaves_nothing_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], CsvFile | JsonLines], code: int
+) -> None:
+    """A disk that refuses half way: the file is as before, the sink says it is not well, and the same batch goes in once later."""
+    sink = make(tmp_path / "x")
+    sink.write(numbered(0, 5))
+    before = (tmp_path / "x").read_bytes()
+    real = os.pwrite
+    with monkeypatch.context() as patched:
+
+        def half(fd: int, data: memoryview, offset: int) -> int:
+            real(fd, data[:30], offset)
+            raise OSError(code, os.strerror(code))
+
+        patched.setattr(files.os, "pwrite", half)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            sink.write(numbered(5, 5))
+    assert (tmp_path / "x").read_bytes() == before
+    assert not sink.health().ok
+    sink.write(numbered(5, 5))
+    assert sink.health().ok
+    sink.close()
+    assert (tmp_path / "x").read_text().count("\n") - isinstance(sink, CsvFile) == 10
+
+
+@pytest.mark.parametrize("make", APPENDING)
+def test_a_file_that_was_deleted_is_begun_anew(tmp_path: Path, make: Callable[[Path], CsvFile | JsonLines]) -> None:
+    """Rows after the deletion are in a new file, with its own header; a second writer is refused meanwhile."""
+    sink = make(tmp_path / "x")
+    sink.write(numbered(0, 5))
+    with pytest.raises(HarnessError, match="by somebody else"):
+        make(tmp_path / "x").open()
+    (tmp_path / "x").unlink()
+    sink.write(numbered(5, 5))
+    sink.close()
+    lines = (tmp_path / "x").read_text().splitlines()
+    assert len(lines) - isinstance(sink, CsvFile) == 5
+
+
+@pytest.mark.parametrize("make", [JsonArray, ParquetFile, ArrowFile])
+def test_a_whole_file_that_cannot_be_finished_does_not_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Any]
+) -> None:
+    """An error at the end says how many rows are lost, leaves no temporary file, and the old file stands."""
+    path = tmp_path / "x"
+    path.write_text("old")
+    sink = make(path)
+    sink.write(numbered(0, 5))
+    sink.write(numbered(5, 5))
+    assert path.read_text() == "old"
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "fsync", refuse)
+        with pytest.raises(UnfinishedError, match="No space") as raised:
+            sink.close()
+    assert raised.value.rows == 10
+    assert [one.name for one in tmp_path.iterdir()] == ["x"]
+    assert path.read_text() == "old"
+    sink.close()
+    sink.write(numbered(10, 5))
+    sink.close()
+    assert path.read_bytes() != b"old"
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_batch_that_raises_in_mid_write_leaves_no_file(tmp_path: Path, kind: str) -> None:
+    """Whatever stops the rows, there is no half-written file and no temporary one."""
+
+    def batches() -> Any:
+        yield numbered(0, 10)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file(FORMS[kind], tmp_path / "x", batches())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_process_left_is_swept(tmp_path: Path) -> None:
+    """A temporary file without an owner goes at the next start; one that is being written stays."""
+    (tmp_path / ".x.json.99999.part").write_text("left")
+    alive = PendingFile(tmp_path / "x.json")
+    assert [one.name for one in tmp_path.iterdir()] == [alive.temporary.name]
+    assert sweep(tmp_path / "x.json") == 0
+    alive.sink.write(b"[]")
+    alive.finish()
+    assert [one.name for one in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
+    """Ten times the rows take the same memory at their peak."""
+    batch = numbered(0, 1000)
+    write_file(FORMS[kind], tmp_path / "warm", [batch])
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        write_file(FORMS[kind], tmp_path / f"x{count}", (batch for _ in range(count)))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(20) < 1.2 * peak(2)
+
+
+def test_forms_are_checked() -> None:
+    """Options out of their range are errors of the caller when the form is made."""
+    for make in (
+        lambda: CsvForm(separator=",,"),
+        lambda: CsvForm(separator='"'),
+        lambda: CsvForm(line_end="x"),
+        lambda: JsonForm(indent=9),
+        lambda: TextForm(decimals=16),
+        lambda: JsonLines(Path("x"), JsonForm(indent=2)),
+    ):
+        with pytest.raises(InputError):
+            make()

@@ -1,0 +1,512 @@
+"""The pipeline with sinks that take, fail, hang and reject: what reaches them, what is counted, and who waits for whom."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import random
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from actors.clock import VirtualClock
+from actors.errors import InputError
+from actors.metrics.registry import CATALOGUE
+from cluster.exporters import port
+from cluster.exporters.base import RejectedError, UnfinishedError
+from cluster.exporters.breaker import BreakerPolicy
+from cluster.exporters.figures import ExporterReport
+from cluster.exporters.limits import Limits, Overflow
+from cluster.exporters.pipeline import ExportPipeline
+from cluster.exporters.pressure import Pressure, PressurePolicy
+from cluster.exporters.rules import parse
+from cluster.exporters.trace import Tracer
+from cluster.metrics.windows import METRICS, metrics_batch
+from tests.support.sinks import GateSink, ListSink, numbered, numbers
+
+FAST = Limits(batch_rows=10, queue_rows=1000, batch_age_s=0.001)
+EAGER = BreakerPolicy(threshold=3, reset_s=0.002, probes=1, backoff_s=0.0005, backoff_s_max=0.001)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run one test in a loop of its own; it ends within a minute or fails, and leaves no task behind."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test()
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+    asyncio.run(bounded())
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Let the other tasks run until this holds."""
+    while not holds():  # noqa: ASYNC110  # what is waited for is a state, not an event; `run` bounds it
+        await asyncio.sleep(0)
+
+
+def balanced(report: ExporterReport) -> ExporterReport:
+    assert report.balance == 0, report
+    return report
+
+
+def test_rows_arrive_in_order_and_once() -> None:
+    """What was exported is delivered by shutdown, and every sink is opened, flushed and closed."""
+
+    async def test() -> None:
+        pipeline, sinks = ExportPipeline(), [ListSink(), ListSink()]
+        for at, sink in enumerate(sinks):
+            pipeline.add(f"s{at}", sink, FAST)
+        for first in range(0, 500, 7):
+            await pipeline.export(numbered(first, 7))
+        report = await pipeline.shutdown()
+        for at, sink in enumerate(sinks):
+            assert sink.numbers == list(range(504))
+            assert balanced(report.exporters[f"s{at}"]).lane.delivered == 504
+            assert (sink.calls[0], sink.calls[-2:]) == ("open", ["flush", "close"])
+
+    run(test)
+
+
+def test_failures_equal_the_plan() -> None:
+    """attempts = successes + failures, each with its reason, exactly as planned; nothing is lost and nothing comes twice."""
+
+    async def test() -> None:
+        chance = random.Random(7)
+        plan = [chance.choice([None, OSError("down"), TimeoutError("slow"), ConnectionError("gone")]) for _ in range(60)]
+        sink = ListSink(plan)
+        pipeline = ExportPipeline(seed=1)
+        pipeline.add("a", sink, FAST, EAGER)
+        for first in range(0, 300, 10):
+            await pipeline.export(numbered(first, 10))
+        lane = balanced((await pipeline.shutdown(30)).exporters["a"]).lane
+        used = plan[: sink.calls.count("write")]
+        for name in ("OSError", "TimeoutError", "ConnectionError"):
+            assert lane.failures.get(name, 0) == sum(type(one).__name__ == name for one in used)
+        assert lane.attempts == sink.calls.count("write") == lane.successes + sum(lane.failures.values())
+        assert sink.numbers == list(range(300))
+
+    run(test)
+
+
+def test_a_rejected_batch_is_dropped_and_the_next_goes_on() -> None:
+    """What a sink will never take is counted as rejected, and opens no breaker."""
+
+    async def test() -> None:
+        sink = ListSink([None, RejectedError("400"), None])
+        pipeline = ExportPipeline()
+        pipeline.add("a", sink, FAST, BreakerPolicy(threshold=1))
+        for first in range(0, 30, 10):
+            await pipeline.export(numbered(first, 10))
+        lane = balanced((await pipeline.shutdown()).exporters["a"]).lane
+        assert sink.numbers == [*range(10), *range(20, 30)]
+        assert (lane.dropped, lane.breaker_opened) == ({"rejected": 10}, 0)
+
+    run(test)
+
+
+def test_rows_that_a_sink_loses_when_it_closes_are_not_called_delivered() -> None:
+    """A file that cannot be finished takes its rows back from what was delivered."""
+
+    class Losing(ListSink):
+        def close(self) -> None:
+            raise UnfinishedError(20, "disk full")
+
+    async def test() -> None:
+        pipeline = ExportPipeline()
+        pipeline.add("a", Losing(), FAST)
+        await pipeline.export(numbered(0, 30))
+        lane = balanced((await pipeline.shutdown()).exporters["a"]).lane
+        assert (lane.delivered, lane.dropped, lane.last_error) == (10, {"unfinished": 20}, "disk full")
+
+    run(test)
+
+
+@pytest.mark.parametrize("overflow", [one for one in Overflow if one not in (Overflow.BLOCK, Overflow.SPILL)])
+def test_a_hung_sink_sheds_by_its_policy_and_the_other_loses_nothing(overflow: Overflow) -> None:
+    """Under overload each policy keeps its bound and its count; export never waits and the fast sink gets all."""
+
+    async def test() -> None:
+        slow, fast = GateSink(), ListSink()
+        pipeline = ExportPipeline()
+        pipeline.add("slow", slow, Limits(overflow, queue_rows=100, batch_rows=10, batch_age_s=0.001))
+        pipeline.add("fast", fast, Limits(Overflow.BLOCK, queue_rows=100, batch_rows=10, batch_age_s=0.001))
+        await pipeline.export(numbered(0, 10))
+        await until(slow.entered.is_set)
+        for first in range(10, 1000, 10):
+            await pipeline.export(numbered(first, 10))
+            state = balanced(pipeline.report().exporters["slow"]).lane
+            assert state.queued <= 100
+        assert state.produced == 1000
+        assert sum(state.dropped.values()) == 900 if overflow is not Overflow.SAMPLE else state.dropped["sampled"] > 0
+        slow.gate.set()
+        lane = balanced((await pipeline.shutdown()).exporters["slow"]).lane
+        assert fast.numbers == list(range(1000))
+        assert len(slow.numbers) == lane.delivered == 1000 - sum(lane.dropped.values())
+        kept = {
+            Overflow.DROP_NEWEST: list(range(100)),
+            Overflow.DROP_OLDEST: [*range(10), *range(910, 1000)],
+        }
+        assert slow.numbers == kept.get(overflow, slow.numbers)
+
+    run(test)
+
+
+def test_a_full_lane_makes_producers_wait_in_turn() -> None:
+    """16 producers against one slow sink: all rows arrive, shares are even, the queue keeps its bound."""
+
+    async def test() -> None:
+        sink = GateSink()
+        pipeline = ExportPipeline()
+        pipeline.add("a", sink, Limits(Overflow.BLOCK, queue_rows=40, batch_rows=10, batch_age_s=0.001))
+        done = [0] * 16
+
+        async def produce(at: int) -> None:
+            for _ in range(20):
+                await pipeline.export(numbered(at * 1000, 5))
+                done[at] += 5
+
+        tasks = [asyncio.create_task(produce(at)) for at in range(16)]
+        await until(lambda: pipeline.report().exporters["a"].waiting == 16 * 5)
+        assert sum(done) == 40
+        sink.gate.set()
+        while sum(done) < 800:
+            await asyncio.sleep(0)
+            assert pipeline.report().exporters["a"].lane.queued <= 40
+        assert max(done) <= 2 * min(done)
+        await asyncio.gather(*tasks)
+        lane = balanced((await pipeline.shutdown()).exporters["a"]).lane
+        assert (lane.produced, lane.delivered) == (1600, 1600)
+
+    run(test)
+
+
+def test_a_producer_waits_no_longer_than_its_deadline() -> None:
+    """At the deadline what did not fit is dropped and counted; a cancelled producer's rows are counted too."""
+
+    async def test() -> None:
+        sink = GateSink()
+        pipeline = ExportPipeline()
+        pipeline.add("a", sink, Limits(Overflow.BLOCK, queue_rows=20, batch_rows=10, batch_age_s=0.001))
+        await pipeline.export(numbered(0, 20))
+        await pipeline.export(numbered(20, 25), timeout_s=0.001)
+        waiting = asyncio.create_task(pipeline.export(numbered(45, 7)))
+        await until(lambda: pipeline.report().exporters["a"].waiting > 0)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        state = balanced(pipeline.report().exporters["a"])
+        assert (state.lane.dropped, state.waiting) == ({"deadline": 25, "cancelled": 7}, 0)
+        sink.gate.set()
+        assert (await pipeline.shutdown()).exporters["a"].lane.delivered == 20
+
+    run(test)
+
+
+def test_a_hung_sink_does_not_hold_up_the_end() -> None:
+    """Shutdown returns within its time plus half a second, and says what was not delivered."""
+
+    async def test() -> None:
+        sink = GateSink()
+        pipeline = ExportPipeline()
+        pipeline.add("a", sink, FAST)
+        await pipeline.export(numbered(0, 100))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        lane = balanced((await pipeline.shutdown(0.05)).exporters["a"]).lane
+        assert loop.time() - began < 30, "it would hang for ever"
+        assert (lane.delivered, lane.dropped, lane.queued) == (0, {"shutdown": 100}, 0)
+        sink.gate.set()
+
+    run(test)
+
+
+def test_after_the_end_nothing_is_taken() -> None:
+    """A pipeline that was shut down refuses rows and exporters."""
+
+    async def test() -> None:
+        pipeline = ExportPipeline()
+        await pipeline.shutdown()
+        with pytest.raises(InputError, match="shut down"):
+            await pipeline.export(numbered(0, 1))
+        with pytest.raises(InputError, match="shut down"):
+            pipeline.add("a", ListSink())
+
+    run(test)
+
+
+def test_destinations_come_go_and_change_while_rows_flow() -> None:
+    """Adding, removing and changing limits loses and repeats nothing; each change stands in the audit."""
+
+    async def test() -> None:
+        first, second = ListSink(), ListSink()
+        pipeline = ExportPipeline()
+        pipeline.add("first", first, FAST)
+        with pytest.raises(InputError, match="already"):
+            pipeline.add("first", second)
+        await pipeline.export(numbered(0, 50))
+        pipeline.add("second", second, FAST)
+        pipeline.configure("first", Limits(queue_rows=600, batch_rows=3, batch_age_s=0.001))
+        with pytest.raises(InputError, match="at least 1"):
+            pipeline.configure("first", Limits(queue_rows=0))
+        await pipeline.export(numbered(50, 50))
+        assert (await pipeline.remove("first")).lane.delivered == 100
+        await pipeline.export(numbered(100, 50))
+        with pytest.raises(InputError, match="no exporter 'first'"):
+            pipeline.configure("first")
+        await pipeline.shutdown()
+        assert (first.numbers, second.numbers) == (list(range(100)), list(range(50, 150)))
+        assert max(batch.num_rows for batch in first.taken[-10:]) <= 3
+        assert [event.what.split(":")[0] for event in pipeline.audit] == [
+            "added first",
+            "added second",
+            "configured first",
+            "removed first",
+            "removed second",
+        ]
+
+    run(test)
+
+
+def test_a_rule_swap_loses_and_repeats_nothing() -> None:
+    """Routes change between two batches: each row goes by exactly one table; open windows come out; bad rules change nothing."""
+
+    async def test() -> None:
+        sinks = {"a": ListSink(), "b": ListSink()}
+        pipeline = ExportPipeline()
+        for name, sink in sinks.items():
+            pipeline.add(name, sink, FAST)
+        await pipeline.set_rules(parse({"routes": [{"to": ["a"]}], "chains": {"a": [{"when": {"metric": "probe.*"}, "every_s": 60}]}}))
+        await pipeline.export(numbered(0, 10))
+        await pipeline.export(numbered(100, 4, metric="probe.requests"))
+        with pytest.raises(InputError, match="names the exporter 'c'"):
+            await pipeline.set_rules(parse({"routes": [{"to": ["c"]}]}))
+        assert pipeline.report().exporters["a"].held == 4
+        await pipeline.set_rules(parse({"routes": [{"when": {"metric": "host.*"}, "to": ["b"]}]}))
+        await pipeline.export(numbered(10, 10))
+        await pipeline.export(numbered(104, 6, metric="probe.requests"))
+        report = await pipeline.shutdown()
+        assert (report.received, report.unrouted) == (30, 6)
+        assert sinks["a"].numbers == [*range(10), 103]
+        assert sinks["b"].numbers == list(range(10, 20))
+        assert balanced(report.exporters["a"]).chain.folded == 4
+
+    run(test)
+
+
+def test_64_producers_are_counted_exactly() -> None:
+    """Attempts of 64 producers into a flapping sink with a small queue add up, at every look in between."""
+
+    async def test() -> None:
+        chance = random.Random(3)
+        sink = ListSink(OSError("flap") if chance.random() < 0.3 else None for _ in range(10**6))
+        pipeline = ExportPipeline(seed=2)
+        pipeline.add("a", sink, Limits(queue_rows=300, batch_rows=50, batch_age_s=0.001), EAGER)
+        batch = numbered(0, 25)
+
+        async def produce() -> None:
+            for _ in range(20):
+                await pipeline.export(batch)
+                balanced(pipeline.report().exporters["a"])
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(produce() for _ in range(64)))
+        lane = balanced((await pipeline.shutdown(30)).exporters["a"]).lane
+        assert lane.produced == 64 * 20 * 25 == lane.delivered + sum(lane.dropped.values())
+        assert len(sink.numbers) == lane.delivered
+
+    run(test)
+
+
+def test_other_columns_are_refused() -> None:
+    """Rows without the contract's columns are an error of the caller, and nothing is counted."""
+
+    async def test() -> None:
+        pipeline = ExportPipeline()
+        pipeline.add("a", ListSink())
+        with pytest.raises(InputError, match="expected"):
+            await pipeline.export(numbered(0, 3).select(["time", "metric"]))
+        assert (await pipeline.shutdown()).received == 0
+
+    run(test)
+
+
+def test_a_stream_is_taken_one_batch_at_a_time() -> None:
+    """A long stream into a slow sink that blocks is never more than one batch ahead; cancelling it leaves the counts exact."""
+
+    async def test() -> None:
+        sink = GateSink()
+        pipeline = ExportPipeline()
+        pipeline.add("a", sink, Limits(Overflow.BLOCK, queue_rows=20, batch_rows=10, batch_age_s=0.001))
+        given = 0
+
+        async def source() -> AsyncIterator[Any]:
+            nonlocal given
+            for first in range(0, 1000, 10):
+                given += 10
+                yield numbered(first, 10)
+
+        task = asyncio.create_task(pipeline.export_stream(source()))
+        await until(lambda: pipeline.report().exporters["a"].waiting > 0)
+        assert given == 30, "the queue's bound and the one in hand"
+        sink.gate.set()
+        assert await task == 1000
+        await pipeline.shutdown()
+        assert sink.numbers == list(range(1000))
+
+    run(test)
+
+
+def test_one_row_is_followed_to_its_sinks() -> None:
+    """A sampled and a requested row show each hop with its time, per destination, through a failure; dropped ones say so."""
+
+    async def test() -> None:
+        clock = VirtualClock()
+
+        async def advance(event: asyncio.Event, timeout_s: float | None) -> None:
+            if timeout_s is None:
+                await event.wait()
+            else:
+                clock.advance(timeout_s)
+                await asyncio.sleep(0)
+
+        pipeline = ExportPipeline(clock=clock, tracer=Tracer(every=100), wait=advance)
+        pipeline.add("a", ListSink([OSError("once")]), Limits(batch_rows=200, batch_age_s=2.0))
+        pipeline.add("b", ListSink())
+        await pipeline.set_rules(parse({"chains": {"b": [{"when": {"metric": "probe.*"}, "keep": False}]}}))
+        await pipeline.export(numbered(0, 150))  # rows 0 and 100 are sampled
+        pipeline.tracer.ask("probe.requests", "n1")
+        await pipeline.export(numbered(500, 3, metric="probe.requests"))
+        await pipeline.shutdown()
+        paths = {(path.exporter, path.trace_id): path for path in pipeline.tracer.paths}
+        assert len(paths) == 6
+        one = paths["a", "t00000002"]
+        assert one.row["metric"] == "host.cpu.busy"
+        assert [hop.stage for hop in one.hops] == ["received", "routed", "transformed", "queued", "sent", "failed", "sent", "delivered"]
+        assert [hop.at_ns for hop in one.hops] == sorted(hop.at_ns for hop in one.hops)
+        assert one.lines()[0] == "t00000002 host.cpu.busy [n1] -> a"
+        assert [hop.stage for hop in paths["b", "t00000003"].hops][-1] == "dropped or merged by the rules"
+
+    run(test)
+
+
+def test_its_own_metrics_are_in_the_catalogue_and_true() -> None:
+    """Queue, deliveries, failures and drops of the report come as rows of `export.*`; counters hold what came since the last time."""
+
+    async def test() -> None:
+        pipeline = ExportPipeline(seed=0)
+        sink = ListSink([None, OSError("x")])
+        pipeline.add("a", sink, FAST, EAGER)
+        await pipeline.export(numbered(0, 10))
+        await pipeline.drain()
+        first = {(row.metric, row.labels): row for row in pipeline.self_metrics()}
+        await pipeline.export(numbered(10, 10))
+        await pipeline.drain()
+        rows = pipeline.self_metrics()
+        second = {(row.metric, row.labels): row for row in rows}
+        at = (("exporter", "a"),)
+        assert (first["export.delivered", at].sum, second["export.delivered", at].sum, second["export.delivered", at].last) == (10, 10, 20)
+        assert second["export.failures", (*at, ("reason", "OSError"))].sum == 1
+        assert second["export.batches", at].sum == 2
+        assert (first["export.write", at].count, second["export.write", at].count) == (1, 2)
+        assert second["export.queue", at].last == 0
+        for row in rows:
+            metric = CATALOGUE[row.metric]
+            assert (row.kind, row.unit) == (metric.kind, metric.unit)
+            assert metric.checked_labels(dict(row.labels)) == row.labels
+        assert metrics_batch(rows, node="n1", start_ns=0, window_s=1.0).schema == METRICS
+        await pipeline.shutdown()
+
+    run(test)
+
+
+def test_health_follows_breaker_and_sink() -> None:
+    """A destination behind an open breaker is not ok and says why; the others are."""
+
+    async def test() -> None:
+        bad = ListSink(OSError("refused") for _ in range(1000))
+        pipeline = ExportPipeline()
+        pipeline.add("bad", bad, FAST, BreakerPolicy(threshold=2, backoff_s=0.0001, backoff_s_max=0.0001))
+        pipeline.add("good", ListSink(), FAST)
+        await pipeline.export(numbered(0, 5))
+        await until(lambda: pipeline.report().exporters["bad"].lane.breaker_opened > 0)
+        health = pipeline.health()
+        assert not health["bad"].ok
+        assert "refused" in health["bad"].detail
+        assert health["good"].ok
+        told = pipeline.report().exporters["bad"].to_json()
+        assert (told["breaker"], told["queued_rows"], told["ok"]) == ("open", 5, False)
+        await pipeline.shutdown(0.01)
+
+    run(test)
+
+
+def test_numbers_helper_sees_what_was_taken() -> None:
+    """The tests' own reading of rows is right."""
+    assert numbers([numbered(3, 2), numbered(9, 1)]) == [3, 4, 9]
+
+
+def test_queues_shrink_while_memory_is_short() -> None:
+    """Under pressure the bounds fall at once, nothing that waits is dropped for it, and they come back by doubling when it has held."""
+
+    async def test() -> None:
+        clock, sink = VirtualClock(), GateSink()
+        pipeline = ExportPipeline(clock=clock)
+        pipeline.add("a", sink, Limits(queue_rows=160, batch_rows=16))
+        await pipeline.export(numbered(0, 160))
+        assert pipeline.memory(0.5) == 1.0
+        assert pipeline.memory(0.04) == 1 / 16
+        await pipeline.export(numbered(160, 10))
+        state = balanced(pipeline.report().exporters["a"]).lane
+        assert (state.queued, state.dropped) == (160, {"newest": 10})
+        sink.gate.set()
+        await pipeline.drain()
+        await pipeline.export(numbered(170, 10))
+        await pipeline.export(numbered(180, 10))
+        assert pipeline.report().exporters["a"].lane.dropped["newest"] >= 10
+        shares = []
+        for _ in range(40):
+            clock.advance(1.0)
+            shares.append(pipeline.memory(0.5))
+        assert shares == sorted(shares)
+        assert set(shares) == {1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0}
+        assert shares.index(1 / 8) == 5
+        assert pipeline.memory(float("nan")) == 1 / 16, "no news is bad news"
+        assert sum(event.what.startswith("memory") for event in pipeline.audit) == 6
+        await pipeline.shutdown()
+
+    run(test)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 20)), max_size=30))
+def test_pressure_never_gives_more_than_the_memory_allows(looks: list[tuple[float, float]]) -> None:
+    """Whatever the memory does, the share in force is at most the wanted one and at least a sixteenth."""
+    policy, pressure, now_ns = PressurePolicy(), Pressure(), 0
+    for available, wait_s in looks:
+        now_ns += round(wait_s * 1e9)
+        pressure = pressure.look(available, now_ns, policy)
+        assert 1 / 16 <= pressure.share <= policy.wanted(available)
+
+
+@pytest.mark.parametrize(("easy", "short"), [(0.1, 0.2), (0.2, 0.2), (1.1, 0.1), (0.2, -0.1)])
+def test_pressure_policies_are_checked(easy: float, short: float) -> None:
+    """Shares that are no shares, or in the wrong order, are refused."""
+    with pytest.raises(InputError, match="short"):
+        PressurePolicy(easy, short)
+
+
+def test_the_owner_has_no_lock_and_polls_nothing() -> None:
+    """Pipeline, port and lane hold no lock of any kind, and sleep only to yield."""
+    folder = Path(port.__file__).parent
+    for name in ("pipeline.py", "port.py", "lane.py"):
+        tree = ast.parse((folder / name).read_text())
+        calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if re.search(r"\b(R?Lock|Semaphore|Condition)\(", call)]
+        assert [call for call in calls if "sleep(" in call and "await" not in call] == ["asyncio.sleep(0)"] * (name == "pipeline.py")
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import) and node.names[0].name == "threading"]
