@@ -23,6 +23,7 @@ from actors.metrics.histogram import Histogram
 from ..files import read_json, write_json_atomic
 from ..outbox import Kind as RecordKind
 from ..outbox import parse
+from .buckets import Buckets
 from .live import DoseWindow, Live, Sample
 from .query import COLUMNS, STATS, Between, condition, figure, labelled
 from .query import peaks as peaks_of
@@ -45,7 +46,7 @@ class Aggregator:
     Raises `HarnessError` (`busy`) when another process writes the directory.
     """
 
-    def __init__(self, run_id: str, directory: Path, clock: Clock, *, settle_bytes: int = 64 << 20) -> None:
+    def __init__(self, run_id: str, directory: Path, clock: Clock, *, settle_bytes: int = 64 << 20, buckets: Buckets | None = None) -> None:
         self.run_id = run_id
         self.directory = directory
         self._clock = clock
@@ -53,7 +54,7 @@ class Aggregator:
         self._settle_bytes = settle_bytes
         self._store = RunStore(directory)
         self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
-        self._live = Live()
+        self._live = Live(buckets)
         self._undecodable = 0
         self._is_closed = False
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
@@ -208,7 +209,19 @@ class Aggregator:
 
     def ready(self) -> bool:
         """Tell whether windows are taken."""
-        return True
+        with self._lock:
+            return not self._is_closed
+
+    def refused(self) -> int:
+        """Return how many windows of series are in the files and not in `latest`, for there are too many series."""
+        with self._lock:
+            return self._live.refused
+
+    def use_buckets(self, buckets: Buckets) -> None:
+        """Show histograms with these buckets. Once there are windows it is too late, and nothing changes."""
+        with self._lock:
+            if not self._live.samples():
+                self._live.buckets = buckets
 
     def dose_windows(self) -> dict[str, list[DoseWindow]]:
         """Return asked and achieved strength by operation, one (time_s, requested, achieved, unit) a window."""
