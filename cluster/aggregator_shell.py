@@ -6,16 +6,17 @@ A plain class without Ray. Ray may run its constructor again after its process d
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.errors import HarnessError
+from actors.errors import HarnessError, StressError
 from actors.messages import Event
 from actors.origin import code_id
 from actors.state import default_state_dir, open_state_dir
@@ -30,6 +31,7 @@ from .mirror import identity
 from .outbox import Outbox
 from .recovery import end_dead
 
+_LOG: Final = logging.getLogger(__name__)
 LINGER_S = 30.0  # after the last question or window: late data makes a new aggregator
 ORPHANED_S = 300.0  # without windows, when a run never got its end: `recover` gives it one
 HEARTBEAT_S = 1.0
@@ -54,7 +56,10 @@ class AggregatorShell:
         if status == "running":  # only a predecessor that died leaves it so
             self._replaced_ns = self._clock.wall_ns()
         self._is_concluded = status not in {None, "running"}
-        self._serve(self._prometheus.get("prometheus"), Options.of_manifest(self._prometheus))
+        try:
+            self._serve(self._prometheus.get("prometheus"), Options.of_manifest(self._prometheus))
+        except StressError as error:  # a port that is taken meanwhile costs the endpoint, not the run
+            _LOG.warning("run %s: no metrics endpoint: %s", run, error)
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
 
     def hello(self) -> dict[str, Any]:
@@ -188,12 +193,7 @@ class AggregatorShell:
 
     def _serve(self, endpoint: Mapping[str, Any] | None, options: Options) -> None:
         if endpoint and self._server is None:
-            try:
-                self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock, options)
-            except OSError as error:
-                raise HarnessError(
-                    "os", f"cannot serve metrics at {endpoint['host']}:{endpoint['port']}: {error}", "choose another port"
-                ) from error
+            self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock, options)
 
     def _heartbeat(self) -> None:
         """Keep the manifest's heartbeat fresh while the run lives; end when nobody needs this process any more."""

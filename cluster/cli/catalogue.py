@@ -69,6 +69,8 @@ def _probes() -> Records:
 
 
 def _exporters() -> Records:
+    from ..settings import FIELDS  # noqa: PLC0415
+
     return {
         "parquet": {
             "name": "parquet",
@@ -78,7 +80,7 @@ def _exporters() -> Records:
         "prometheus": {
             "name": "prometheus",
             "summary": "One HTTP endpoint per run with /metrics, /healthz and /readyz, off unless a port is given.",
-            "options": {"prometheus.port": "port, 0 for any free one", "prometheus.host": "address to listen on"},
+            "options": {one.path: one.help for one in FIELDS if one.path.startswith("prometheus.")},
         },
     }
 

@@ -120,7 +120,9 @@ def render(run: str, samples: Sequence[Sample], form: Form = Form.TEXT, buckets:
 class _Shown:
     """The last page in each form, kept for half a second: many scrapers cost one rendering, and one compression."""
 
-    def __init__(self, source: Source, options: Options, clock: Clock, counted: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, source: Source, options: Options, clock: Clock, counted: Callable[[], Mapping[str, int]], fresh_ns: int = _FRESH_NS
+    ) -> None:
         self._source, self._options, self._clock, self._counted = source, options, clock, counted
         self._lock = threading.Lock()
         catalogue = {**CATALOGUE, **OWN}
@@ -128,7 +130,7 @@ class _Shown:
         self._kept: dict[Form, tuple[int, Rendered]] = {}
         self._zipped: dict[Form, bytes] = {}
         self._malformed = 0
-        self._fresh_ns = _FRESH_NS
+        self._fresh_ns = fresh_ns
 
     def body(self, form: Form, *, zipped: bool = False) -> bytes:
         """Return the page in a form, at most half a second old."""

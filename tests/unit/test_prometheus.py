@@ -292,8 +292,7 @@ def test_many_scrapes_of_a_changing_run_see_whole_histograms() -> None:
             with lock:
                 return live.samples()
 
-    pages = _Shown(Changing(), Options(idle_s=1e6), SystemClock(), dict)
-    pages._fresh_ns = 0
+    pages = _Shown(Changing(), Options(idle_s=1e6), SystemClock(), dict, fresh_ns=0)
     stop, seen, wrong = threading.Event(), set[float](), list[str]()
 
     def feed() -> None:
