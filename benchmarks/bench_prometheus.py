@@ -105,6 +105,9 @@ class Run:
     def latest(self) -> list[Sample]:
         return list(self.samples)
 
+    def stale(self) -> int:
+        return 0
+
     def ready(self) -> bool:
         return True
 

@@ -68,7 +68,11 @@ class Source(Protocol):
         ...
 
     def latest(self) -> Sequence[Sample]:
-        """Return what every series stands at, the oldest series first."""
+        """Return what every series stands at, the oldest series first; gauges of what has ended may be left out."""
+        ...
+
+    def stale(self) -> int:
+        """Return how many series `latest` leaves out."""
         ...
 
     def ready(self) -> bool:
@@ -157,7 +161,7 @@ class _Shown:
         since_ns = now_ns - int(self._options.idle_s * SECOND_NS)
         alive = [one for one in latest if one.seen_ns >= since_ns]
         shown = alive[: self._options.max_series]
-        hidden = {"limit": len(alive) - len(shown), "idle": len(latest) - len(alive), "malformed": self._malformed}
+        hidden = {"limit": len(alive) - len(shown), "idle": len(latest) - len(alive) + self._source.stale(), "malformed": self._malformed}
         return [*shown, *self._own(len(shown), hidden)]
 
     def _own(self, shown: int, hidden: Mapping[str, int]) -> Iterable[Sample]:

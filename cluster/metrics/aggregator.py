@@ -207,6 +207,11 @@ class Aggregator:
         with self._lock:
             return self._live.samples(self._clock.boot_ns() - _STALE_NS)
 
+    def stale(self) -> int:
+        """Return how many gauges `latest` leaves out."""
+        with self._lock:
+            return self._live.stale(self._clock.boot_ns() - _STALE_NS)
+
     def ready(self) -> bool:
         """Tell whether windows are taken."""
         with self._lock:

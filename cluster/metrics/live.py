@@ -133,6 +133,10 @@ class Live:
         """Return all series; gauges only if they were seen since then, so that what ended goes stale."""
         return [one for one in self._series.values() if one.kind is not Kind.GAUGE or one.seen_ns >= gauges_since_ns]
 
+    def stale(self, gauges_since_ns: int) -> int:
+        """Return how many series `samples` leaves out."""
+        return sum(one.kind is Kind.GAUGE and one.seen_ns < gauges_since_ns for one in self._series.values())
+
     def doses(self) -> dict[str, list[DoseWindow]]:
         """Return the dose by operation, in the order of arrival."""
         return {worker: list(windows) for worker, windows in self._doses.items()}

@@ -233,6 +233,14 @@ def test_what_openmetrics_forbids_is_left_out_and_counted():
     assert page(SMALL, [*bad, *good], Form.TEXT).malformed == 0
 
 
+def test_labels_around_le_are_in_their_order():
+    """A label before, just after and past `le` stand where the client puts them."""
+    metric = Metric("a.time", Kind.HISTOGRAM, "", "Time.", ("ld", "le_x", "lf"), buckets=(0.5,))
+    key = SeriesKey("a.time", "", "n", "w", "p", (("ld", "1"), ("le_x", "2"), ("lf", "3")))
+    body = page({metric.name: metric}, [Sample(key, Kind.HISTOGRAM, 0.0, 2, 1.0, (1,))], Form.TEXT).body.decode()
+    assert 'bucket{ld="1",le="0.5",le_x="2",lf="3",node="n",phase="p",run="run-1",worker="w"} 1.0' in body
+
+
 def test_an_exemplar_stands_in_the_bucket_of_its_value():
     """On the bound it is within, past the last bound it is in +Inf, and a counter has it too; labels that are too long cost only it."""
     found = page(

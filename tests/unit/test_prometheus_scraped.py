@@ -54,6 +54,9 @@ class Source:
         with self.lock:
             return [one for one in self.live.samples() if self.has_gauge or one.kind is not Kind.GAUGE]
 
+    def stale(self) -> int:
+        return 0
+
     def ready(self) -> bool:
         return True
 
