@@ -6,23 +6,24 @@ A plain class without Ray. Ray may run its constructor again after its process d
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.errors import HarnessError
+from actors.errors import HarnessError, StressError
 from actors.messages import Event
 from actors.origin import code_id
 from actors.state import default_state_dir, open_state_dir
 from scenarios.plan import Plan
 
 from .conclusion import Ending, conclude
-from .exporters.prometheus import MetricsServer
+from .exporters.prometheus import MetricsServer, Options
 from .files import read_json, write_json_atomic, write_whole
 from .metrics.aggregator import Aggregator
 from .metrics.stream import MetricStream
@@ -30,6 +31,7 @@ from .mirror import identity
 from .outbox import Outbox
 from .recovery import end_dead
 
+_LOG: Final = logging.getLogger(__name__)
 LINGER_S = 30.0  # after the last question or window: late data makes a new aggregator
 ORPHANED_S = 300.0  # without windows, when a run never got its end: `recover` gives it one
 HEARTBEAT_S = 1.0
@@ -42,19 +44,22 @@ class AggregatorShell:
         self._run, self._clock, self._on_end = run, clock or SystemClock(), on_end
         self.directory = open_state_dir(default_state_dir(os.environ, os.geteuid())) / "runs" / run
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._core = Aggregator(run, self.directory, self._clock)
+        self._prometheus = read_json(self.directory / "manifest.json") or {}
+        self._core = Aggregator(run, self.directory, self._clock, buckets=Options.of_manifest(self._prometheus).buckets)
         self._server: MetricsServer | None = None
         self._outcome: dict[str, Any] | None = None
         self._touched_ns = self._clock.boot_ns()
         self._ending = threading.Event()
         self._manifest_lock = threading.Lock()
         self._replaced_ns = 0
-        self._prometheus = read_json(self.directory / "manifest.json") or {}
         status = self._prometheus.get("status")
         if status == "running":  # only a predecessor that died leaves it so
             self._replaced_ns = self._clock.wall_ns()
         self._is_concluded = status not in {None, "running"}
-        self._serve(self._prometheus.get("prometheus"))
+        try:
+            self._serve(self._prometheus.get("prometheus"), Options.of_manifest(self._prometheus))
+        except StressError as error:  # a port that is taken meanwhile costs the endpoint, not the run
+            _LOG.warning("run %s: no metrics endpoint: %s", run, error)
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
 
     def hello(self) -> dict[str, Any]:
@@ -70,7 +75,9 @@ class AggregatorShell:
     def begin(self, manifest: Mapping[str, Any], plan: bytes, host: str, port: int | None) -> dict[str, Any]:
         """Write the manifest of a running run and its plan; serve Prometheus when a port is given."""
         write_whole(self.directory / "plan.json", lambda file: _write(file, plan))
-        self._serve({"host": host, "port": port} if port is not None else None)
+        options = Options.of_manifest(manifest)
+        self._core.use_buckets(options.buckets)
+        self._serve({"host": host, "port": port} if port is not None else None, options)
         endpoint = {"host": host, "port": self._server.port} if self._server else None
         document = {**manifest, "status": "running", "exit_code": None, "prometheus": endpoint, "start": self._now()}
         with self._manifest_lock:
@@ -184,14 +191,9 @@ class AggregatorShell:
         while records := stream.unacked():
             stream.ack(self._core.push("orchestrator", incarnation, records))
 
-    def _serve(self, endpoint: Mapping[str, Any] | None) -> None:
+    def _serve(self, endpoint: Mapping[str, Any] | None, options: Options) -> None:
         if endpoint and self._server is None:
-            try:
-                self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock)
-            except OSError as error:
-                raise HarnessError(
-                    "os", f"cannot serve metrics at {endpoint['host']}:{endpoint['port']}: {error}", "choose another port"
-                ) from error
+            self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock, options)
 
     def _heartbeat(self) -> None:
         """Keep the manifest's heartbeat fresh while the run lives; end when nobody needs this process any more."""

@@ -33,6 +33,8 @@ PROFILES: Final = ("conservative", "balanced", "aggressive")
 # Kubernetes puts such variables into every pod when a service is called stress-cluster; they are not settings.
 _SERVICE_LINK: Final = re.compile(r"STRESS_CLUSTER_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
 Kind = Literal["text", "seconds", "bytes", "number", "whole", "choice"]
 
 
@@ -49,10 +51,18 @@ class BudgetSettings:
 
 @dataclass(frozen=True, slots=True)
 class PrometheusSettings:
-    """Where a run's aggregator serves its metrics; no port is no server."""
+    """Where and how a run's aggregator serves its metrics; no port is no server. Paths are on the node of the aggregator."""
 
     port: int | None = None
     host: str = "127.0.0.1"
+    tls_cert: str = ""
+    tls_key: str = ""
+    auth_file: str = ""
+    buckets: str = ""
+    max_series: int = 100_000
+    max_scrapes: int = 8
+    idle_s: float = 300.0
+    timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +160,16 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("budget.max_duration_s", "seconds", "longest run that is admitted", 0, optional=True),
     Field("prometheus.port", "whole", "port of the run's metrics endpoint; none is no endpoint, 0 any free port", 0, 65535, optional=True),
     Field("prometheus.host", "text", "address that the endpoint listens on"),
+    Field(
+        "prometheus.tls_cert", "text", "PEM file with the endpoint's certificate and its chain, on the aggregator's node; empty is no TLS"
+    ),
+    Field("prometheus.tls_key", "text", "PEM file with the certificate's key"),
+    Field("prometheus.auth_file", "text", "TOML file with users and tokens that may read, hashed; empty lets everybody"),
+    Field("prometheus.buckets", "text", "bounds of histograms by metric: probe.response=0.005,0.01,0.1; load.slice=0.001,0.01"),
+    Field("prometheus.max_series", "whole", "series of a run that the endpoint shows; what passes it is hidden and counted", 1, 10_000_000),
+    Field("prometheus.max_scrapes", "whole", "requests that are answered at once; one more is told to come again", 1, 1000),
+    Field("prometheus.idle_s", "seconds", "counters and histograms not seen for this long are hidden until they come back", 1, 86400),
+    Field("prometheus.timeout_s", "seconds", "how long a client may take to send its request, and to take the answer", 0.1, 300),
     Field("metrics.window_s", "seconds", "length of a metrics window", 0.1, 60),
     Field(
         "outbox.max_bytes", "bytes", "bytes of undelivered metrics kept per run and node; what passes it is dropped and counted", 1 << 20
@@ -207,6 +227,7 @@ def load(
     profile = values["profile"]
     values, origins = _merge([_defaults(), _profile_layer(profile), *upper])
     _derive(values, origins)
+    _check_prometheus(values, origins)
     if not values["state_dir"]:
         values["state_dir"] = str(default_state_dir(environ, os.geteuid()))
     return _build(values, origins)
@@ -361,6 +382,32 @@ def _derive(values: dict[str, Any], origins: dict[str, str]) -> None:
             f"renew_s is {values['renew_s']:g} s ({origins['renew_s']}), lease_s is {lease_s:g} s ({origins['lease_s']})",
             "renew_s must be at most half of lease_s, or one late renewal ends the load",
         )
+
+
+def _check_prometheus(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Refuse a half of TLS, paths that depend on where one stands, passwords in the open, and buckets that are none."""
+
+    def unfit(name: str, what: str, hint: str) -> InputError:
+        path = f"prometheus.{name}"
+        return InputError("invalid_setting", f"{path} is {values[path]!r} ({origins[path]}), {what}", hint)
+
+    for name in ("tls_cert", "tls_key", "auth_file"):
+        if (path := values[f"prometheus.{name}"]) and not Path(path).is_absolute():
+            raise unfit(name, "which is no absolute path", "the aggregator reads it on its own node, in a folder of its own")
+    for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if values[f"prometheus.{name}"] and not values[f"prometheus.{other}"]:
+            raise unfit(name, f"and prometheus.{other} is not set", "TLS needs both a certificate and its key")
+    in_the_open = values["prometheus.host"] not in _LOOPBACK and not values["prometheus.tls_cert"]
+    if values["prometheus.auth_file"] and in_the_open:
+        where = f"and passwords would cross the network in the open from {values['prometheus.host']}"
+        raise unfit("auth_file", where, "set prometheus.tls_cert and prometheus.tls_key, or serve on 127.0.0.1")
+    if values["prometheus.buckets"]:
+        from .metrics.buckets import parse  # noqa: PLC0415  # loads numpy, which few settings need
+
+        try:
+            parse(values["prometheus.buckets"])
+        except InputError as error:
+            raise InputError(error.code, f"{error.message} ({origins['prometheus.buckets']})", error.hint) from None
 
 
 def _build(values: Mapping[str, Any], origins: dict[str, str]) -> Settings:

@@ -36,7 +36,10 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One entry of the catalogue. `other_units` are units that a series may have instead of `unit`."""
+    """One entry of the catalogue. `other_units` are units that a series may have instead of `unit`.
+
+    `buckets` are the upper bounds of a histogram's classic buckets, ascending, in `unit`; none are those of the unit.
+    """
 
     name: str
     kind: Kind
@@ -45,6 +48,7 @@ class Metric:
     labels: tuple[str, ...] = ()
     level: Level = Level.CORE
     other_units: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
 
     def family(self, unit: str = "") -> str:
         """Return the name of the Prometheus family for a unit (default: the metric's own)."""

@@ -70,6 +70,7 @@ def _probes() -> Records:
 
 def _exporters() -> Records:
     from ..exporters.forms import FORMS  # noqa: PLC0415
+    from ..settings import FIELDS  # noqa: PLC0415
 
     files = {
         name: {"name": name, "summary": form.summary, "options": {"--to": name, "--out": f"the file, by default RUN_ID{form.suffix}"}}
@@ -85,7 +86,7 @@ def _exporters() -> Records:
         "prometheus": {
             "name": "prometheus",
             "summary": "One HTTP endpoint per run with /metrics, /healthz and /readyz, off unless a port is given.",
-            "options": {"prometheus.port": "port, 0 for any free one", "prometheus.host": "address to listen on"},
+            "options": {one.path: one.help for one in FIELDS if one.path.startswith("prometheus.")},
         },
     }
 

@@ -1,33 +1,62 @@
-"""Prometheus: samples to families to text, and a small HTTP server around it.
+"""The Prometheus endpoint of one run: /metrics in two forms, /healthz and /readyz, with TLS and credentials where they are set.
 
 Families are named by the catalogue (`Metric.family`), carry its help, and have the labels run, node, worker, phase and those that the
-metric declares. Counters are totals of the run so far; histograms have classic buckets at powers of two. Rendering is pure.
+metric declares. Counters are totals of the run so far; histograms have classic buckets (`Buckets`). The endpoint tells of itself
+too: how many series it shows and hides, and why, and how requests ended.
+
+Series beyond the limit are hidden, the youngest first; so are those that were not seen for a while, until they come back.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final, Protocol
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.utils import floatToGoString
-
-from actors.clock import MILLISECOND_NS, Clock, SystemClock
-from actors.errors import HarnessError
+from actors.clock import MILLISECOND_NS, SECOND_NS, Clock, SystemClock
 from actors.metrics.registry import CATALOGUE, Kind, Metric
 
-from ..metrics.live import Sample, bounds
+from ..metrics import buckets as bucket_settings
+from ..metrics.buckets import Buckets
+from ..metrics.live import Sample, SeriesKey
+from . import access, tls
+from .exposition import Form
+from .http_message import Refused, Request, Response
+from .http_server import Bounds, HttpServer
+from .negotiation import coding_of, form_of
+from .page import Page, Rendered
 
 _LOG: Final = logging.getLogger(__name__)
-_COMMON: Final = ("run", "node", "worker", "phase")
 _FRESH_NS: Final = 500 * MILLISECOND_NS
-_REQUEST_TIMEOUT_S: Final = 10.0
+_SMALL_BYTES: Final = 1024  # below it, compression is not worth its while
+_PATHS: Final = ("/metrics", "/healthz", "/readyz")
+
+OWN: Final[dict[str, Metric]] = {
+    metric.name: metric
+    for metric in (
+        Metric("exposition.series", Kind.GAUGE, "", "Series of the run that this page shows."),
+        Metric("exposition.series.limit", Kind.GAUGE, "", "Series of the run that a page may show."),
+        Metric(
+            "exposition.series.hidden",
+            Kind.GAUGE,
+            "",
+            "Series that this page does not show: over the limit, idle for long, or not allowed by OpenMetrics (as of the page before).",
+            ("reason",),
+        ),
+        Metric(
+            "exposition.series.refused", Kind.COUNTER, "", "Windows of series that the aggregator does not follow, being at its own limit."
+        ),
+        Metric(
+            "exposition.requests", Kind.COUNTER, "", "Requests to this endpoint, by status; closed and handshake never had one.", ("code",)
+        ),
+    )
+}
 
 
 class Source(Protocol):
@@ -38,145 +67,232 @@ class Source(Protocol):
         """The run whose metrics these are."""
         ...
 
-    def latest(self) -> list[Sample]:
-        """Return what every series stands at."""
+    def latest(self) -> Sequence[Sample]:
+        """Return what every series stands at, the oldest series first; gauges of what has ended may be left out."""
+        ...
+
+    def stale(self) -> int:
+        """Return how many series `latest` leaves out."""
         ...
 
     def ready(self) -> bool:
         """Tell whether windows are taken."""
         ...
 
-
-class _Families:
-    """The samples of one moment, as `generate_latest` wants to collect them."""
-
-    def __init__(self, run: str, samples: Iterable[Sample]) -> None:
-        self._run = run
-        self._groups: dict[tuple[str, str], list[Sample]] = {}
-        for sample in samples:
-            if sample.key.metric in CATALOGUE:
-                self._groups.setdefault((sample.key.metric, sample.key.unit), []).append(sample)
-
-    def collect(self) -> Iterator[Any]:
-        for (name, unit), samples in sorted(self._groups.items()):
-            metric = CATALOGUE[name]
-            family = _family(metric, unit)
-            for sample in samples:
-                _add(family, metric, self._label_values(metric, sample), sample)
-            yield family
-
-    def _label_values(self, metric: Metric, sample: Sample) -> list[str]:
-        declared = dict(sample.key.labels)
-        key = sample.key
-        return [self._run, key.node, key.worker, key.phase, *(declared.get(label, "") for label in metric.labels)]
+    def refused(self) -> int:
+        """Return how many windows of series are not followed, for there are too many series."""
+        ...
 
 
-def _family(metric: Metric, unit: str) -> Any:
-    labels = [*_COMMON, *metric.labels]
-    make = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily, Kind.HISTOGRAM: HistogramMetricFamily}[metric.kind]
-    return make(metric.family(unit).removesuffix("_total"), metric.help, labels=labels)
+class Finding(NamedTuple):
+    """What a check found; `detail` is JSON: an exporter's breaker state, queue depth, last success, say."""
+
+    name: str
+    ok: bool
+    reason: str = ""
+    detail: Mapping[str, Any] = {}
 
 
-def _add(family: Any, metric: Metric, labels: list[str], sample: Sample) -> None:
-    if metric.kind is not Kind.HISTOGRAM:
-        family.add_metric(labels, sample.value)
-        return
-    buckets = [(floatToGoString(bound), float(count)) for bound, count in zip(bounds(sample.key.unit), sample.buckets, strict=True)]
-    family.add_metric(labels, buckets=[*buckets, ("+Inf", float(sample.count))], sum_value=sample.sum)
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to serve. Paths are on the node that serves; `checks` are asked at each look at /readyz."""
+
+    tls_cert: str = ""
+    tls_key: str = ""
+    auth_file: str = ""
+    buckets: Buckets = field(default_factory=Buckets)
+    max_series: int = 100_000
+    max_scrapes: int = 8
+    idle_s: float = 300.0
+    timeout_s: float = 10.0
+    checks: tuple[Callable[[], Finding], ...] = ()
+
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, Any]) -> Options:
+        """Return the options that stand in a run's manifest. Raises `InputError` for buckets that are none."""
+        said = {path.removeprefix("prometheus."): one["value"] for path, one in (manifest.get("settings") or {}).items()}
+        names = ("tls_cert", "tls_key", "auth_file", "max_series", "max_scrapes", "idle_s", "timeout_s")
+        known = {name: said[name] for name in names if name in said}
+        return cls(buckets=bucket_settings.parse(said.get("buckets", "")), **known)
 
 
-def render(run: str, samples: Iterable[Sample]) -> bytes:
-    """Return the text exposition (0.0.4) of these samples."""
-    return bytes(generate_latest(_Families(run, samples)))
+def render(run: str, samples: Sequence[Sample], form: Form = Form.TEXT, buckets: Buckets | None = None) -> bytes:
+    """Return the page of these samples, without what an endpoint tells of itself."""
+    return Page(run, form, buckets).render(samples).body
+
+
+class _Shown:
+    """The last page in each form, kept for half a second: many scrapers cost one rendering, and one compression."""
+
+    def __init__(
+        self, source: Source, options: Options, clock: Clock, counted: Callable[[], Mapping[str, int]], fresh_ns: int = _FRESH_NS
+    ) -> None:
+        self._source, self._options, self._clock, self._counted = source, options, clock, counted
+        self._lock = threading.Lock()
+        catalogue = {**CATALOGUE, **OWN}
+        self._pages = {form: Page(source.run_id, form, options.buckets, catalogue) for form in Form}
+        self._kept: dict[Form, tuple[int, Rendered]] = {}
+        self._zipped: dict[Form, bytes] = {}
+        self._malformed = 0
+        self._fresh_ns = fresh_ns
+
+    def body(self, form: Form, *, zipped: bool = False) -> bytes:
+        """Return the page in a form, at most half a second old."""
+        with self._lock:
+            body = self._fresh(form).body
+            if not zipped:
+                return body
+            if form not in self._zipped:
+                self._zipped[form] = zlib.compress(body, 1, wbits=31)
+            return self._zipped[form]
+
+    def _fresh(self, form: Form) -> Rendered:
+        now_ns = self._clock.boot_ns()
+        kept = self._kept.get(form)
+        if kept is None or now_ns - kept[0] >= self._fresh_ns:
+            rendered = self._pages[form].render(self._samples(now_ns))
+            self._malformed = rendered.malformed if form is Form.OPENMETRICS else self._malformed
+            kept = self._kept[form] = (now_ns, rendered)
+            self._zipped.pop(form, None)
+        return kept[1]
+
+    def _samples(self, now_ns: int) -> list[Sample]:
+        latest = self._source.latest()
+        since_ns = now_ns - int(self._options.idle_s * SECOND_NS)
+        alive = [one for one in latest if one.seen_ns >= since_ns]
+        shown = alive[: self._options.max_series]
+        hidden = {"limit": len(alive) - len(shown), "idle": len(latest) - len(alive) + self._source.stale(), "malformed": self._malformed}
+        return [*shown, *self._own(len(shown), hidden)]
+
+    def _own(self, shown: int, hidden: Mapping[str, int]) -> Iterable[Sample]:
+        yield _own_sample("exposition.series", shown)
+        yield _own_sample("exposition.series.limit", self._options.max_series)
+        yield from (_own_sample("exposition.series.hidden", count, ("reason", reason)) for reason, count in hidden.items())
+        yield _own_sample("exposition.series.refused", self._source.refused())
+        yield from (_own_sample("exposition.requests", count, ("code", code)) for code, count in sorted(self._counted().items()))
+
+
+def _own_sample(name: str, value: float, *labels: tuple[str, str]) -> Sample:
+    return Sample(SeriesKey(name, "", "", "", "", labels), OWN[name].kind, float(value))
 
 
 class MetricsServer:
     """Serves /metrics, /healthz and /readyz until `close`. Port 0 takes a free one; see `port`.
 
-    Raises `HarnessError` when the address cannot be had.
+    Raises `HarnessError` when the address cannot be had, `InputError` when files of the options are wrong.
     """
 
-    def __init__(self, source: Source, host: str = "127.0.0.1", port: int = 0, clock: Clock | None = None) -> None:
-        self._source = source
-        self._clock: Clock = clock or SystemClock()
-        self._lock = threading.Lock()
-        self._body = b""
-        self._rendered_ns: int | None = None
-        try:
-            self._server = _Server((host, port), self)
-        except OSError as error:
-            raise HarnessError("os", f"cannot serve metrics on {host}:{port}: {error}", "choose another --prometheus-port") from error
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="prometheus", daemon=True)
-        self._thread.start()
+    def __init__(
+        self, source: Source, host: str = "127.0.0.1", port: int = 0, clock: Clock | None = None, options: Options | None = None
+    ) -> None:
+        self._source, self._options = source, options or Options()
+        given = self._options
+        self._tls = tls.watched(Path(given.tls_cert), Path(given.tls_key)) if given.tls_cert else None
+        self._credentials = access.watched(Path(given.auth_file)) if given.auth_file else None
+        clock = clock or SystemClock()
+        bounds = Bounds(given.max_scrapes, given.timeout_s)
+        self._server = HttpServer(host, port, self._answer, bounds, lambda: self._tls.current() if self._tls else None, clock)
+        self._shown = _Shown(source, given, clock, self._server.counted)
+        self._server.start()
 
     @property
     def port(self) -> int:
         """The port that is served."""
-        return int(self._server.server_address[1])
-
-    def answer(self, path: str) -> tuple[HTTPStatus, bytes]:
-        """Return status and body for a path."""
-        match path.partition("?")[0]:
-            case "/metrics":
-                return HTTPStatus.OK, self._metrics()
-            case "/healthz":
-                return HTTPStatus.OK, b"ok\n"
-            case "/readyz":
-                ready = self._source.ready()
-                return (HTTPStatus.OK, b"ready\n") if ready else (HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
-            case _:
-                return HTTPStatus.NOT_FOUND, b"try /metrics, /healthz or /readyz\n"
-
-    def _metrics(self) -> bytes:
-        """Return the text; many scrapers within half a second cost one rendering."""
-        with self._lock:
-            now_ns = self._clock.boot_ns()
-            if self._rendered_ns is None or now_ns - self._rendered_ns >= _FRESH_NS:
-                self._body = render(self._source.run_id, self._source.latest())
-                self._rendered_ns = now_ns
-            return self._body
+        return self._server.port
 
     def close(self) -> None:
-        """Stop serving and give up the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """Stop serving, let scrapes under way finish for 5 s at most, and give up the port."""
+        self._server.close()
 
+    # requests
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
+    def _answer(self, request: Request) -> Response:
+        if request.path not in _PATHS:
+            raise Refused(HTTPStatus.NOT_FOUND, "try /metrics, /healthz or /readyz")
+        if request.method not in {"GET", "HEAD"}:
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered here", (("Allow", "GET, HEAD"),))
+        if request.path == "/metrics":
+            self._check_role(request, "metrics")
+            return self._metrics(request)
+        findings = self._findings() if request.path == "/readyz" else self._findings()[:1]
+        return _told(findings, reasons=self._may_see_reasons(request))
 
-    def __init__(self, address: tuple[str, int], owner: MetricsServer) -> None:
-        self.owner = owner
-        super().__init__(address, _Handler)
+    def _check_role(self, request: Request, role: str) -> None:
+        if self._credentials is None:
+            return
+        principal = self._credentials.current().principal(request.headers.get("authorization"))
+        if principal is None:
+            raise Refused(HTTPStatus.UNAUTHORIZED, "credentials are needed here", access.CHALLENGES)
+        if role not in principal.roles:
+            raise Refused(HTTPStatus.FORBIDDEN, f"this needs the role {role}")
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  # a scraper that hangs up is no error of ours
-        _LOG.debug("request of %s failed", client_address, exc_info=True)
+    def _may_see_reasons(self, request: Request) -> bool:
+        """Tell whether the sender may see more of the health than yes or no. Wrong credentials are refused; a plain probe has none."""
+        if self._credentials is None:
+            return True
+        if "authorization" not in request.headers:
+            return False
+        self._check_role(request, "health")
+        return True
 
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = _REQUEST_TIMEOUT_S
-    server_version = "stress-cluster"
-    sys_version = ""
-
-    def do_GET(self) -> None:
+    def _metrics(self, request: Request) -> Response:
+        form, coding = form_of(request.headers.get("accept")), coding_of(request.headers.get("accept-encoding"))
+        if form is None:
+            raise Refused(HTTPStatus.NOT_ACCEPTABLE, f"there is {Form.TEXT} and {Form.OPENMETRICS}")
+        if coding is None:
+            raise Refused(HTTPStatus.NOT_ACCEPTABLE, "there is gzip and identity")
         try:
-            status, body = self.server.owner.answer(self.path)
+            body = self._shown.body(form)
+            zipped = coding == "gzip" and len(body) > _SMALL_BYTES
+            body = self._shown.body(form, zipped=True) if zipped else body
         except Exception as error:
             _LOG.exception("cannot render metrics")
-            status, body = HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot render metrics: {error}\n".encode()
-        zipped = len(body) > 1024 and "gzip" in self.headers.get("Accept-Encoding", "")
-        if zipped:
-            body = zlib.compress(body, 1, wbits=31)
-        self.send_response(status)
-        self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4 if status is HTTPStatus.OK else "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        if zipped:
-            self.send_header("Content-Encoding", "gzip")
-        self.end_headers()
-        self.wfile.write(body)
+            raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot render metrics: {error}") from error
+        headers = [("Content-Type", form.value), ("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "no-store")]
+        return Response(HTTPStatus.OK, body, (*headers, ("Content-Encoding", "gzip")) if zipped else tuple(headers))
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the signature of the base class
-        _LOG.debug(format, *args)
+    # health
+
+    def _findings(self) -> list[Finding]:
+        """Return what is well and what is not: the page first, then what a run needs, then what is merely wrong."""
+        found = [_page_finding(self._shown), Finding("windows", self._source.ready(), "windows are not taken yet")]
+        for name, watched in (("tls", self._tls), ("credentials", self._credentials)):
+            if watched is not None:
+                watched.current()
+                found.append(Finding(name, not watched.problem, watched.problem))
+        return [*found, *map(_checked, self._options.checks)]
+
+
+def _page_finding(shown: _Shown) -> Finding:
+    try:
+        size = len(shown.body(Form.TEXT))
+    except Exception as error:
+        _LOG.exception("cannot render metrics")
+        return Finding("page", ok=False, reason=f"cannot render metrics: {error}")
+    return Finding("page", ok=True, detail={"bytes": size})
+
+
+def _checked(check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:
+        _LOG.exception("a check failed")
+        return Finding(getattr(check, "__name__", "check"), ok=False, reason=f"the check itself failed: {error}")
+
+
+def _told(findings: Sequence[Finding], *, reasons: bool) -> Response:
+    well = all(one.ok for one in findings)
+    document: dict[str, Any] = {"status": "ok" if well else "not ok"}
+    if reasons:
+        document["checks"] = [
+            {
+                "name": one.name,
+                "ok": one.ok,
+                **({} if one.ok else {"reason": one.reason}),
+                **({"detail": dict(one.detail)} if one.detail else {}),
+            }
+            for one in findings
+        ]
+    headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+    status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
+    return Response(status, json.dumps(document).encode() + b"\n", tuple(headers if well else [*headers, ("Retry-After", "1")]))

@@ -24,6 +24,7 @@ from ..files import read_json, write_json_atomic
 from ..outbox import Kind as RecordKind
 from ..outbox import parse
 from .answers import Answers
+from .buckets import Buckets
 from .cache import TTL_S
 from .live import DoseWindow, Live, Sample
 from .query import Between
@@ -47,7 +48,16 @@ class Aggregator:
     Raises `HarnessError` (`busy`) when another process writes the directory.
     """
 
-    def __init__(self, run_id: str, directory: Path, clock: Clock, *, settle_bytes: int = 64 << 20, cache_ttl_s: float = TTL_S) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        directory: Path,
+        clock: Clock,
+        *,
+        settle_bytes: int = 64 << 20,
+        cache_ttl_s: float = TTL_S,
+        buckets: Buckets | None = None,
+    ) -> None:
         self.run_id = run_id
         self.directory = directory
         self._clock = clock
@@ -55,7 +65,7 @@ class Aggregator:
         self._settle_bytes = settle_bytes
         self._store = RunStore(directory)
         self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
-        self._live = Live()
+        self._live = Live(buckets)
         self._undecodable = 0
         self._is_closed = False
         self.answers = Answers(directory, self._lock, clock, ttl_s=cache_ttl_s)
@@ -210,9 +220,26 @@ class Aggregator:
         with self._lock:
             return self._live.samples(self._clock.boot_ns() - _STALE_NS)
 
+    def stale(self) -> int:
+        """Return how many gauges `latest` leaves out."""
+        with self._lock:
+            return self._live.stale(self._clock.boot_ns() - _STALE_NS)
+
     def ready(self) -> bool:
         """Tell whether windows are taken."""
-        return True
+        with self._lock:
+            return not self._is_closed
+
+    def refused(self) -> int:
+        """Return how many windows of series are in the files and not in `latest`, for there are too many series."""
+        with self._lock:
+            return self._live.refused
+
+    def use_buckets(self, buckets: Buckets) -> None:
+        """Show histograms with these buckets. Once there are windows it is too late, and nothing changes."""
+        with self._lock:
+            if not self._live.samples():
+                self._live.buckets = buckets
 
     def dose_windows(self) -> dict[str, list[DoseWindow]]:
         """Return asked and achieved strength by operation, one (time_s, requested, achieved, unit) a window."""

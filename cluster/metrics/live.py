@@ -6,30 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.metrics.histogram import Histogram, Keys, keys_of
+from actors.metrics.histogram import Histogram, Keys
 from actors.metrics.registry import Kind
+
+from .buckets import Buckets
 
 MAX_SERIES: Final = 100_000
 MAX_DOSE_WINDOWS: Final = 100_000
 
-# Classic buckets at powers of two, where they are exact sums of the histogram's buckets. A value equal to a bound counts above it.
-BOUNDS: Final[dict[str, tuple[float, ...]]] = {
-    "seconds": tuple(2.0**power for power in range(-17, 7)),
-    "bytes": tuple(2.0**power for power in range(10, 34, 2)),
-}
-_OTHER: Final = tuple(2.0**power for power in range(-10, 21, 2))
 _DOSES: Final = ["dose.requested", "dose.achieved"]
 _NAN: Final = float("nan")
 _USED: Final = ("metric", "kind", "unit", "worker", "phase", "count", "sum", "last", "labels")
-
-
-def bounds(unit: str) -> tuple[float, ...]:
-    """Return the upper bounds of a unit's classic buckets, +Inf left out."""
-    return BOUNDS.get(unit, _OTHER)
 
 
 class DoseWindow(NamedTuple):
@@ -52,9 +42,20 @@ class SeriesKey(NamedTuple):
     labels: tuple[tuple[str, str], ...]
 
 
+class Exemplar(NamedTuple):
+    """One value as an example of a series, when it was, and labels that lead to it, a trace's id say; the run's id is known anyway."""
+
+    value: float
+    time_s: float | None = None  # UTC
+    labels: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A series as Prometheus sees it: a total, a state, or cumulative buckets by `bounds(unit)`."""
+    """A series as Prometheus sees it: a total, a state, or cumulative buckets by `Buckets.bounds` of metric and unit.
+
+    `created_s` is the start of its first window (UTC, seconds). A histogram's exemplar is the highest value of its newest window.
+    """
 
     key: SeriesKey
     kind: Kind
@@ -63,15 +64,18 @@ class Sample:
     sum: float = 0.0
     buckets: tuple[int, ...] = ()
     seen_ns: int = 0
+    created_s: float | None = None
+    exemplar: Exemplar | None = None
 
 
 class Live:
-    """Every series' newest state."""
+    """Every series' newest state. `buckets` may change as long as there are no series."""
 
-    def __init__(self) -> None:
+    def __init__(self, buckets: Buckets | None = None) -> None:
+        self.buckets = buckets or Buckets()
         self._series: dict[SeriesKey, Sample] = {}
         self._doses: dict[str, list[DoseWindow]] = {}
-        self._bounds: dict[str, Keys] = {}
+        self._ends: dict[tuple[str, str], Keys] = {}
         self.refused = 0
 
     def absorb(self, batch: pa.RecordBatch, decoded: Sequence[Histogram | None], now_ns: int) -> None:
@@ -80,16 +84,20 @@ class Live:
             return
         node = batch.column("node")[0].as_py()
         columns = [batch.column(name).to_pylist() for name in _USED]
-        for found, (metric, kind, unit, worker, phase, count, total, last, labels) in zip(decoded, zip(*columns, strict=True), strict=True):
+        starts_us = batch.column("time").cast(pa.int64()).to_pylist()
+        rows = zip(decoded, starts_us, zip(*columns, strict=True), strict=True)
+        for found, start_us, (metric, kind, unit, worker, phase, count, total, last, labels) in rows:
             key = SeriesKey(metric, unit, node, worker, phase, tuple(labels))
             old = self._series.get(key)
             if old is None:
                 if len(self._series) >= MAX_SERIES:
                     self.refused += 1
                     continue
-                old = Sample(key, Kind(kind))
-            gained = Sample(key, old.kind, old.value if last is None else last, count, total, seen_ns=now_ns)
-            self._series[key] = self._next(old, gained, found)
+                old = Sample(key, Kind(kind), created_s=start_us / 1e6)
+            exemplar = old.exemplar if found is None or not found.counts.size else Exemplar(found.max, start_us / 1e6)
+            value = old.value if last is None else last
+            gained = Sample(old.key, old.kind, value, count, total, seen_ns=now_ns, created_s=old.created_s, exemplar=exemplar)
+            self._series[old.key] = self._next(old, gained, found)
         self.absorb_doses(batch)
 
     def _next(self, old: Sample, gained: Sample, found: Histogram | None) -> Sample:
@@ -97,14 +105,14 @@ class Live:
             return replace(gained, value=old.value + gained.sum)
         if found is None:
             return gained
-        below = found.cumulative(self._bound_keys(old.key.unit)).tolist()
+        below = found.cumulative(self._ends_of(old.key.metric, old.key.unit)).tolist()
         buckets = tuple(map(sum, zip(old.buckets, below, strict=True))) if old.buckets else tuple(below)
         return replace(gained, count=old.count + gained.count, sum=old.sum + gained.sum, buckets=buckets)
 
-    def _bound_keys(self, unit: str) -> Keys:
-        if unit not in self._bounds:
-            self._bounds[unit] = keys_of(np.array(bounds(unit)))
-        return self._bounds[unit]
+    def _ends_of(self, metric: str, unit: str) -> Keys:
+        if (metric, unit) not in self._ends:
+            self._ends[metric, unit] = self.buckets.ends(metric, unit)
+        return self._ends[metric, unit]
 
     def absorb_doses(self, rows: pa.RecordBatch | pa.Table) -> None:
         """Add the dose windows among these rows. Asked and achieved of one window come together, in one record."""
@@ -124,6 +132,10 @@ class Live:
     def samples(self, gauges_since_ns: int = 0) -> list[Sample]:
         """Return all series; gauges only if they were seen since then, so that what ended goes stale."""
         return [one for one in self._series.values() if one.kind is not Kind.GAUGE or one.seen_ns >= gauges_since_ns]
+
+    def stale(self, gauges_since_ns: int) -> int:
+        """Return how many series `samples` leaves out."""
+        return sum(one.kind is Kind.GAUGE and one.seen_ns < gauges_since_ns for one in self._series.values())
 
     def doses(self) -> dict[str, list[DoseWindow]]:
         """Return the dose by operation, in the order of arrival."""

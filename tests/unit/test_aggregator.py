@@ -283,8 +283,11 @@ def test_dose_windows_pair_asked_and_achieved(aggregator: Aggregator, clock: Vir
 
 
 def test_stale_gauges_are_not_shown(asked: Aggregator, clock: VirtualClock) -> None:
-    """A gauge that nobody reports any more leaves the live view; totals stay."""
+    """A gauge that nobody reports any more leaves the live view, and how many did is told; totals stay."""
+    assert asked.stale() == 0
+    before = len(asked.latest())
     clock.advance(31)
+    assert 0 < asked.stale() == before - len(asked.latest())
     asked.push("n2", "b", [record("n2", 4)])
     shown = {(sample.key.metric, sample.key.node) for sample in asked.latest()}
     assert ("host.cpu.busy", "n1") not in shown

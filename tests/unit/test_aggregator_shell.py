@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import urllib.request
 
 import pytest
 
 from actors.clock import SystemClock
-from actors.errors import HarnessError
+from actors.errors import HarnessError, InputError
 from cluster.aggregator_shell import AggregatorShell
 from cluster.files import read_json, write_json_atomic
 from cluster.metrics.aggregator import Aggregator
@@ -51,3 +52,49 @@ def test_what_came_before_the_very_end_is_in_the_files_and_what_comes_later_is_r
     assert [stream["expected_end"] for stream in (read_json(directory / "manifest.json") or {})["streams"]] == [2]
     with pytest.raises(HarnessError, match="has ended"):
         shell.push("n1", "a", [record("n1", 3)])
+
+
+def page(shell):
+    with urllib.request.urlopen(f"http://127.0.0.1:{shell._server.port}/metrics", timeout=30) as answer:
+        return answer.read().decode()
+
+
+def manifest_with(**settings):
+    told = {f"prometheus.{name}": {"value": value, "origin": "flag"} for name, value in settings.items()}
+    return {"run": RUN, "settings": told}
+
+
+def test_the_endpoint_is_served_as_the_settings_say_also_by_a_successor(tmp_path, monkeypatch):
+    """Buckets of the settings are shown; an aggregator that takes over shows the same of what it finds in the log."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    first = AggregatorShell(RUN, lambda: None)
+    first.begin(manifest_with(buckets="probe.response=0.25,0.5"), b"{}", "127.0.0.1", 0)
+    first.push("n1", "a", [record("n1", 1)])
+    want = [line for line in page(first).splitlines() if line.startswith("stress_cluster_probe_response_seconds")]
+    assert [line.partition('le="')[2].partition('"')[0] for line in want if "_bucket" in line] == ["0.25", "0.5", "+Inf"]
+    first._server.close()
+    first._core.close()
+    second = AggregatorShell(RUN, lambda: None)
+    try:
+        assert [line for line in page(second).splitlines() if line.startswith("stress_cluster_probe_response_seconds")] == want
+    finally:
+        first.leave()
+        second.leave()
+
+
+def test_a_wrong_endpoint_stops_the_start_and_never_a_run_under_way(tmp_path, monkeypatch):
+    """Files that are not there refuse a run before its load; for a successor they cost the endpoint alone, and windows are taken."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    bad = manifest_with(auth_file=str(tmp_path / "none.toml"))
+    first = AggregatorShell(RUN, lambda: None)
+    with pytest.raises(InputError, match=r"none\.toml cannot be read"):
+        first.begin(bad, b"{}", "127.0.0.1", 0)
+    first._core.close()
+    write_json_atomic(first.directory / "manifest.json", {**bad, "status": "running", "prometheus": {"host": "127.0.0.1", "port": 0}})
+    second = AggregatorShell(RUN, lambda: None)
+    try:
+        assert second._server is None
+        assert second.push("n1", "a", [record("n1", 1)]) == 1
+    finally:
+        first.leave()
+        second.leave()

@@ -1,23 +1,31 @@
+"""From the catalogue and live series to what Prometheus reads."""
+
 from __future__ import annotations
 
-import http.client
+import math
 import re
 import shutil
 import subprocess
 import threading
-import zlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.clock import VirtualClock
-from actors.errors import HarnessError
-from actors.metrics.registry import CATALOGUE, RESERVED_LABELS, Kind
-from cluster.exporters.prometheus import MetricsServer, render
-from cluster.metrics.live import Live, Sample, SeriesKey, bounds
-from cluster.metrics.windows import histograms, unseal
+from actors.clock import SECOND_NS, SystemClock, VirtualClock
+from actors.errors import InputError
+from actors.metrics.histogram import Histogram
+from actors.metrics.registry import CATALOGUE, RESERVED_LABELS, Kind, Metric
+from cluster.exporters.exposition import Form
+from cluster.exporters.prometheus import Options, _Shown, render
+from cluster.metrics import buckets as buckets_module
+from cluster.metrics.buckets import Buckets
+from cluster.metrics.live import Live, Sample, SeriesKey
+from cluster.metrics.windows import Row, histograms, unseal
 from cluster.outbox import parse
-from tests.support.windows import record
+from tests.support.windows import START_S, record
 
 PROMTOOL = shutil.which("promtool")
 
@@ -28,9 +36,9 @@ def whole_catalogue() -> list[Sample]:
         for unit in (metric.unit, *metric.other_units):
             for node in ("n1", 'n"2\\\n'):
                 key = SeriesKey(metric.name, unit, node, "op", "ramp", tuple((label, "x") for label in metric.labels))
-                edges = bounds(unit)
+                edges = Buckets().bounds(metric.name, unit)
                 buckets = tuple(range(len(edges))) if metric.kind is Kind.HISTOGRAM else ()
-                made.append(Sample(key, metric.kind, 1.5, len(edges) + 2, 3.25, buckets))
+                made.append(Sample(key, metric.kind, 1.5, len(edges) + 2, 3.25, buckets, seen_ns=2**62))
     return made
 
 
@@ -48,8 +56,14 @@ class Source:
             raise RuntimeError("no samples")
         return whole_catalogue()
 
+    def stale(self) -> int:
+        return 0
+
     def ready(self) -> bool:
         return self.is_ready
+
+    def refused(self) -> int:
+        return 0
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian package prometheus)")
@@ -60,6 +74,16 @@ def test_promtool_is_content_with_the_whole_catalogue() -> None:
         [PROMTOOL, "check", "metrics"], input=render("run-1", whole_catalogue()), capture_output=True, check=False, timeout=30
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian package prometheus)")
+def test_promtool_has_nothing_against_openmetrics_but_that_it_cannot_read_it() -> None:
+    """promtool lints 0.0.4 only, where a counter's HELP under its name without `_total` is not found. That is all it says."""
+    assert PROMTOOL is not None
+    page = render("run-1", whole_catalogue(), Form.OPENMETRICS)
+    done = subprocess.run([PROMTOOL, "check", "metrics"], input=page, capture_output=True, check=False, timeout=30)
+    counters = sorted(metric.family() for metric in CATALOGUE.values() if metric.kind is Kind.COUNTER)
+    assert sorted((done.stdout + done.stderr).decode().splitlines()) == [f"{name} no help text" for name in counters]
 
 
 def test_every_family_is_there_once_with_help_type_and_labels() -> None:
@@ -88,7 +112,7 @@ def test_histograms_are_cumulative_and_end_with_inf() -> None:
     assert values == sorted(values)
     assert ('le="+Inf"' in lines[len(values) - 1], values[-1]) == (True, 4.0)
     exact = {float(bound): float(line.rpartition(" ")[2]) for line in lines for bound in re.findall(r'le="([0-9.e-]+)"', line)}
-    assert (exact[2.0**-9], exact[2.0**-8], exact[0.5], exact[1.0]) == (1.0, 2.0, 2.0, 3.0)
+    assert (exact[2.0**-9], exact[2.0**-8], exact[0.5], exact[1.0]) == (1.0, 2.0, 3.0, 3.0)
     assert any(line.startswith("stress_cluster_probe_response_seconds_count") and line.endswith(" 4.0") for line in lines)
 
 
@@ -117,55 +141,204 @@ def test_no_samples_is_an_empty_page() -> None:
     assert list(text_string_to_metric_families(render("r", []).decode())) == []
 
 
-def get(server: MetricsServer, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request("GET", path, headers=headers)
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    return answer.status, dict(answer.getheaders()), body
+PAST, LATE = 1_000 * SECOND_NS, 2_000 * SECOND_NS
 
 
-def test_the_server_answers_and_closes() -> None:
-    """/metrics, /healthz and /readyz answer; the rendering is kept for half a second; closing frees port and threads."""
-    source, clock = Source(), VirtualClock()
-    before = threading.active_count()
-    server = MetricsServer(source, clock=clock)
-    try:
-        status, headers, body = get(server, "/metrics")
-        assert (status, body) == (200, render("run-1", whole_catalogue()))
-        assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        _, headers, zipped = get(server, "/metrics?x=1", **{"Accept-Encoding": "gzip, deflate"})
-        assert headers["Content-Encoding"] == "gzip"
-        assert zlib.decompress(zipped, wbits=31) == body
-        assert source.calls == 1
-        clock.advance(0.6)
-        get(server, "/metrics")
-        assert source.calls == 2
-        assert [get(server, path)[0] for path in ("/healthz", "/readyz", "/nothing")] == [200, 200, 404]
-        source.is_ready = False
-        assert (get(server, "/healthz")[0], get(server, "/readyz")[0]) == (200, 503)
-        with pytest.raises(HarnessError, match="cannot serve metrics"):
-            MetricsServer(source, port=server.port)
-    finally:
-        server.close()
-    with pytest.raises(ConnectionRefusedError):
-        get(server, "/healthz")
-    for thread in threading.enumerate():
-        if thread.name.startswith("Thread-"):
-            thread.join(5)
-    assert threading.active_count() <= before
+def live_of(*values: float, buckets: Buckets | None = None) -> Live:
+    live = Live(buckets)
+    made = Histogram.of(values)
+    row = Row("probe.response", Kind.HISTOGRAM, "seconds", "w", "p", (("probe", "x"),), made.count, made.sum, digest=made.encode())
+    metrics, _ = unseal(parse(record("n1", 1, rows=[row])[1]).payload)
+    live.absorb(metrics, histograms(metrics), 1)
+    return live
 
 
-def test_a_failing_source_is_an_error_page() -> None:
-    """When samples cannot be had the scrape fails with 500 and the server lives on."""
-    source = Source()
-    server = MetricsServer(source)
-    try:
-        source.broken = True
-        status, _, body = get(server, "/metrics")
-        assert (status, body) == (500, b"cannot render metrics: no samples\n")
-        source.broken = False
-        assert get(server, "/metrics")[0] == 200
-    finally:
-        server.close()
+def counts_of(text: str) -> dict[str, float]:
+    lines = [line for line in text.splitlines() if "_response_seconds_bucket" in line]
+    return {line.partition('le="')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        pytest.param(0.005, {"0.005": 1.0, "0.01": 1.0, "+Inf": 1.0}, id="5-ms-is-within-5-ms"),
+        pytest.param(0.0049, {"0.005": 1.0, "0.01": 1.0, "+Inf": 1.0}, id="under"),
+        pytest.param(0.0051, {"0.005": 0.0, "0.01": 1.0, "+Inf": 1.0}, id="over"),
+        pytest.param(0.01, {"0.005": 0.0, "0.01": 1.0, "+Inf": 1.0}, id="the-last-bound"),
+        pytest.param(9.0, {"0.005": 0.0, "0.01": 0.0, "+Inf": 1.0}, id="past-all"),
+        pytest.param(-1.0, {"0.005": 1.0, "0.01": 1.0, "+Inf": 1.0}, id="negative"),
+    ],
+)
+def test_buckets_are_those_that_were_asked_for(value: float, want: dict[str, float]) -> None:
+    """Bounds of a metric's own appear, and a value equal to a bound is within it."""
+    buckets = buckets_module.parse("probe.response = 0.005, 0.01")
+    assert counts_of(render("r", live_of(value, buckets=buckets).samples(), buckets=buckets).decode()) == want
+
+
+@given(
+    st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=60),
+    st.lists(st.floats(1e-5, 1e2), min_size=1, max_size=6, unique_by=lambda bound: round(math.log(bound) * 50)),
+    st.sampled_from([0.5, 0.9, 0.99]),
+)
+def test_buckets_count_within_one_bucket_of_the_truth(values: list[float], bounds: list[float], q: float) -> None:
+    """A bucket holds all values up to its bound and none above it by 0.8 %; so a quantile lies in the bucket that holds the true one."""
+    buckets = Buckets({"probe.response": tuple(sorted(bounds))})
+    (sample,) = live_of(*values, buckets=buckets).samples()
+    for bound, count in zip(sorted(bounds), sample.buckets, strict=True):
+        assert sum(value <= bound for value in values) <= count <= sum(value < bound * (1 + 2**-7) for value in values)
+    counts, edges = [*sample.buckets, sample.count], [*sorted(bounds), math.inf]
+    rank = math.ceil(q * len(values))
+    edge = next(edge for edge, count in zip(edges, counts, strict=True) if count >= rank)
+    true = sorted(values)[rank - 1]
+    below = max((one for one in edges if one < edge), default=0.0)
+    assert below < true <= edge * (1 + 2**-7)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param("probe.respons=1", "did you mean 'probe.response'", id="no-such-metric"),
+        pytest.param("probe.requests=1", "is a counter", id="no-histogram"),
+        pytest.param("probe.response=1,x", "no list of numbers", id="no-number"),
+        pytest.param("probe.response=", "no list of numbers", id="nothing"),
+        pytest.param("probe.response=1,1", "do not ascend", id="twice"),
+        pytest.param("probe.response=2,1", "do not ascend", id="falling"),
+        pytest.param("probe.response=1,inf", "not finite", id="infinite"),
+        pytest.param("probe.response=1,nan", "not finite", id="nan"),
+        pytest.param("probe.response=1,1.001", "nearer than", id="too-near"),
+        pytest.param("probe.response=" + ",".join(map(str, range(1, 202))), "201 bounds", id="too-many"),
+        pytest.param("probe.response=1;probe.response=2", "given twice", id="metric-twice"),
+    ],
+)
+def test_bad_buckets_are_refused_with_metric_and_reason(text: str, told: str) -> None:
+    """What cannot be shown is refused before a run, and says what is expected."""
+    with pytest.raises(InputError) as caught:
+        buckets_module.parse(text)
+    assert (caught.value.code, told in str(caught.value)) == ("invalid_setting", True)
+
+
+def test_the_catalogue_may_have_buckets_and_a_setting_beats_them() -> None:
+    """First what was set, then the catalogue's, then those of the unit."""
+    metric = Metric("a.time", Kind.HISTOGRAM, "seconds", "Time.", buckets=(1.0, 2.0))
+    catalogue = {metric.name: metric}
+    assert Buckets({"a.time": (5.0,)}, catalogue).bounds("a.time", "seconds") == (5.0,)
+    assert Buckets({}, catalogue).bounds("a.time", "seconds") == (1.0, 2.0)
+    assert Buckets({}, catalogue).bounds("b.time", "seconds") == buckets_module.BY_UNIT["seconds"]
+    assert all(Buckets().bounds(one.name, one.unit) for one in CATALOGUE.values() if one.kind is Kind.HISTOGRAM)
+
+
+class Many(Source):
+    """Five counters: two that were not seen for long, three of now."""
+
+    def latest(self) -> list[Sample]:
+        keys = [SeriesKey("load.operations", "", f"n{at}", "w", "p", ()) for at in range(5)]
+        return [Sample(key, Kind.COUNTER, 1.0, seen_ns=PAST if at < 2 else LATE) for at, key in enumerate(keys)]
+
+    def refused(self) -> int:
+        return 7
+
+    def stale(self) -> int:
+        return 4
+
+
+def shown(options: Options, clock: VirtualClock) -> dict[tuple[str, str], float]:
+    found = _Shown(Many(), options, clock, lambda: {"200": 3}).body(Form.TEXT).decode()
+    families = text_string_to_metric_families(found)
+    return {(one.name, one.labels["node"] + one.labels.get("reason", "")): one.value for family in families for one in family.samples}
+
+
+def test_the_limit_and_idleness_hide_series_and_say_how_many() -> None:
+    """Shown and hidden are all there are; the oldest stay; what was not seen for the time set is left out until it is seen again."""
+    clock = VirtualClock()
+    clock.advance((LATE - clock.boot_ns()) / SECOND_NS)
+    prefix = "stress_cluster_exposition_series"
+    found = shown(Options(max_series=2, idle_s=300.0), clock)
+    assert sorted(node for name, node in found if name == "stress_cluster_load_operations_total") == ["n2", "n3"]
+    told = {(name.removeprefix(prefix), label): value for (name, label), value in found.items() if name.startswith(prefix)}
+    assert told == {
+        ("", ""): 2.0,
+        ("_limit", ""): 2.0,
+        ("_hidden", "limit"): 1.0,
+        ("_hidden", "idle"): 6.0,  # two by the page, four gauges by the source
+        ("_hidden", "malformed"): 0.0,
+        ("_refused_total", ""): 7.0,
+    }
+    assert found["stress_cluster_exposition_requests_total", ""] == 3.0
+    found = shown(Options(idle_s=1000.0), clock)
+    assert sorted(node for name, node in found if name == "stress_cluster_load_operations_total") == ["n0", "n1", "n2", "n3", "n4"]
+    assert found[f"{prefix}_hidden", "idle"] == 4.0
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian package prometheus)")
+def test_promtool_is_content_with_what_the_endpoint_tells_of_itself() -> None:
+    """The page as it is served, its own families included, passes `promtool check metrics`."""
+    assert PROMTOOL is not None
+    page = _Shown(Many(), Options(), VirtualClock(), lambda: {"200": 3, "closed": 1}).body(Form.TEXT)
+    assert b"stress_cluster_exposition_requests_total" in page
+    done = subprocess.run([PROMTOOL, "check", "metrics"], input=page, capture_output=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    broken = page.replace(b"# HELP stress_cluster_exposition_series_limit", b"# HALP ")  # it does look
+    assert subprocess.run([PROMTOOL, "check", "metrics"], input=broken, capture_output=True, check=False, timeout=30).returncode != 0
+
+
+def test_live_series_know_when_they_began_and_their_highest_value() -> None:
+    """OpenMetrics has the start of the first window as creation time, and the highest value of the newest window as exemplar."""
+    live = Live()
+    for at in (3, 9, 5):
+        metrics, _ = unseal(parse(record("n1", at)[1]).payload)
+        live.absorb(metrics, histograms(metrics), at)
+    families = {family.name: family for family in parse_openmetrics(render("r", live.samples(), Form.OPENMETRICS).decode())}
+    created = {one.name: one.value for family in families.values() for one in family.samples if one.name.endswith("_created")}
+    assert created == {
+        "stress_cluster_probe_requests_created": START_S + 3.0,
+        "stress_cluster_probe_response_seconds_created": START_S + 3.0,
+    }
+    (shown_,) = [one.exemplar for one in families["stress_cluster_probe_response_seconds"].samples if one.exemplar]
+    assert (shown_.value, float(shown_.timestamp), shown_.labels) == (0.005, START_S + 5.0, {"run": "r"})
+
+
+def test_many_scrapes_of_a_changing_run_see_whole_histograms() -> None:
+    """While windows come in, each scrape has +Inf equal to the count, buckets that never fall, and a sum that fits its count."""
+    live, lock = Live(), threading.Lock()
+    window, _ = unseal(parse(record("n1", 250)[1]).payload)
+    decoded = histograms(window)
+
+    class Changing(Source):
+        def latest(self) -> list[Sample]:
+            with lock:
+                return live.samples()
+
+    pages = _Shown(Changing(), Options(idle_s=1e6), SystemClock(), dict, fresh_ns=0)
+    stop, seen, wrong = threading.Event(), set[float](), list[str]()
+
+    def feed() -> None:
+        while not stop.is_set():
+            with lock:
+                live.absorb(window, decoded, SystemClock().boot_ns())
+
+    def scrape(form: Form) -> None:
+        parse_page = parse_openmetrics if form is Form.OPENMETRICS else text_string_to_metric_families
+        for _ in range(20):
+            for family in parse_page(pages.body(form).decode()):
+                if family.name == "stress_cluster_probe_response_seconds":
+                    named: dict[str, list[float]] = {}
+                    for one in family.samples:
+                        named.setdefault(one.name.rpartition("_")[2], []).append(one.value)
+                    count = named["count"][0]
+                    seen.add(count)
+                    if named["bucket"] != sorted(named["bucket"]) or named["bucket"][-1] != count:
+                        wrong.append(f"{form}: {named}")
+                    if not math.isclose(named["sum"][0], 0.25 * count, rel_tol=1e-9):
+                        wrong.append(f"{form}: sum {named['sum']} of {count}")
+
+    feeder = threading.Thread(target=feed)
+    scrapers = [threading.Thread(target=scrape, args=(form,)) for form in Form for _ in range(3)]
+    feeder.start()
+    for thread in scrapers:
+        thread.start()
+    for thread in scrapers:
+        thread.join()
+    stop.set()
+    feeder.join()
+    assert wrong == []
+    assert len(seen) > 1

@@ -173,3 +173,37 @@ def test_given_is_what_a_person_set(tmp_path):
     """Only what a file, variable or flag said travels to where settings are resolved again."""
     found = resolved(tmp_path, flags={"lease_s": 2}, environ={"STRESS_CLUSTER_SAMPLE_HZ": "5"}, scenario={"profile": "aggressive"})
     assert [(one.path, value) for one, value in found.given()] == [("lease_s", 2.0), ("sample_hz", 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told", "hint"),
+    [
+        pytest.param(
+            {"tls_cert": "/c.pem"}, "prometheus.tls_cert is '/c.pem' (flag), and prometheus.tls_key is not set", "both", id="no-key"
+        ),
+        pytest.param(
+            {"tls_key": "/c.key"}, "prometheus.tls_key is '/c.key' (flag), and prometheus.tls_cert is not set", "both", id="no-cert"
+        ),
+        pytest.param(
+            {"tls_cert": "c.pem", "tls_key": "/c.key"},
+            "prometheus.tls_cert is 'c.pem' (flag), which is no absolute path",
+            "node",
+            id="relative",
+        ),
+        pytest.param({"auth_file": "/a", "host": "0.0.0.0"}, "in the open from 0.0.0.0", "127.0.0.1", id="passwords-in-the-open"),
+        pytest.param({"buckets": "probe.response=2,1"}, "do not ascend (flag)", "METRIC=BOUND", id="buckets"),
+        pytest.param({"max_series": 0}, "flag prometheus.max_series is 0", "hidden", id="no-series"),
+        pytest.param({"max_scrapes": 0}, "flag prometheus.max_scrapes is 0", "come again", id="no-scrapes"),
+    ],
+)
+def test_bad_settings_of_the_endpoint_are_refused_with_their_place(tmp_path, flags, told, hint):
+    """What cannot work is refused before a run, with where it was said and what to do."""
+    error = refused(tmp_path, flags={f"prometheus.{name}": value for name, value in flags.items()})
+    assert (error.code, told in error.message, hint in error.hint) == ("invalid_setting", True, True)
+
+
+def test_settings_of_the_endpoint_come_from_variables(tmp_path):
+    """TLS, credentials and buckets have variables like any other setting, and with TLS a password may cross the network."""
+    names = {"TLS_CERT": "/c.pem", "TLS_KEY": "/c.key", "AUTH_FILE": "/a.toml", "HOST": "0.0.0.0", "BUCKETS": "probe.response=0.5,1"}
+    found = resolved(tmp_path, environ={f"STRESS_CLUSTER_PROMETHEUS__{name}": value for name, value in names.items()}).prometheus
+    assert (found.tls_cert, found.tls_key, found.auth_file, found.host, found.buckets) == tuple(names.values())
