@@ -50,12 +50,14 @@ from .segment import (
     ZERO,
     Segment,
 )
+from .slab import Slab
 
 LABEL_SETS_MAX: Final = 32  # of one metric in one process; more share the overflow series
 OVERFLOW_LABEL: Final = "__overflow__"
 WEIGHT_MAX: Final = 1 << 31  # a bucket counts modulo 2^32
 _FEW: Final = 4096  # below, buckets are bumped one by one: no pass over all of them
 _BATCH: Final = 1 << 13  # samples of `record_many` that find room without an allocation
+_BUFFERS: Final = 128  # of them in one process: 8 MiB, of which only what is used takes pages
 _BACKLOG: Final = 1 << 21  # samples of `record_many` that may wait in one handle: 16 MiB
 _LEFT_OUT: Final = {"level": H_LEFT_LEVEL, "filter": H_LEFT_FILTER}
 
@@ -71,7 +73,7 @@ class Handle:
         "_lost",
         "_pending",
         "_row",
-        "_spare",
+        "_slab",
         "_waiting",
         "_weighted",
         "labels",
@@ -80,7 +82,7 @@ class Handle:
         "record",
     )
 
-    def __init__(self, metric: Metric, labels: Labels, row: int) -> None:
+    def __init__(self, metric: Metric, labels: Labels, row: int, slab: Slab) -> None:
         self.metric, self.labels = metric, labels
         self.left_out = ""  # why nothing of it is stored: level or filter
         self._row = row  # negative: the segment is full, samples are only counted
@@ -88,7 +90,8 @@ class Handle:
         self.record: Callable[[float], None] = self._pending.append
         self._weighted: list[tuple[float, int]] = []
         self._lock = threading.Lock()
-        self._buffer = self._spare = _EMPTY
+        self._slab = slab
+        self._buffer: int | None = None  # the block of the slab that fills now
         self._filled = self._waiting = self._lost = 0
         self._blocks: list[histogram.Floats] = []
 
@@ -108,14 +111,14 @@ class Handle:
                 self._lost += count
                 return
             self._waiting += count
-            if not self._buffer.size:
-                self._buffer, self._spare = np.empty(_BATCH), np.empty(_BATCH)
             end = self._filled + count
-            if end <= _BATCH:
-                self._buffer[self._filled : end] = values
-                self._filled = end
-            else:
+            if self._buffer is None:
+                self._buffer = self._slab.take()
+            if self._buffer is None or end > _BATCH:
                 self._blocks.append(np.array(values, np.float64))
+            else:
+                self._slab.block(self._buffer)[self._filled : end] = values
+                self._filled = end
 
     def record_weighted(self, value: float, weight: int) -> None:
         """Record a sample that stands for `weight` samples, from 1 to 2^31. Raises `InputError` for another weight."""
@@ -138,11 +141,16 @@ class Handle:
 
     def _drain_batches(self, segment: Segment, raw: RawSink | None) -> None:
         with self._lock:
-            values, self._buffer, self._spare = self._buffer[: self._filled], self._spare, self._buffer
-            blocks, lost = self._blocks, self._lost
-            self._blocks, self._filled, self._waiting, self._lost = [], 0, 0, 0
+            buffer, filled, blocks, lost = self._buffer, self._filled, self._blocks, self._lost
+            self._buffer, self._blocks, self._filled, self._waiting, self._lost = None, [], 0, 0, 0
         segment.header[H_BACKLOG] += np.uint64(lost)
-        for block in (values, *blocks):
+        if buffer is not None:
+            try:
+                if filled:
+                    self._pass_on(segment, raw, self._slab.block(buffer)[:filled])
+            finally:
+                self._slab.give(buffer)
+        for block in blocks:
             if block.size:
                 self._pass_on(segment, raw, block)
 
@@ -169,6 +177,7 @@ class Recorder:
         self._used = 0
         self._lock = threading.Lock()
         self._chance = Random(seed)
+        self._slab = Slab(_BUFFERS, _BATCH)
         self._raw: RawSink | None = None
         self._window = int(segment.header[H_WINDOW])
         self._texts_seen = 0
@@ -254,7 +263,7 @@ class Recorder:
             if key not in self._handles:
                 key = self._bounded(metric, key)
             if key not in self._handles:
-                made = Handle(metric, key[1], self._claim(kind, *key))
+                made = Handle(metric, key[1], self._claim(kind, *key), self._slab)
                 made.left_out = self.policy.leaves_out(metric, key[1])
                 self._handles[key] = made
             return self._handles[key]
@@ -275,9 +284,6 @@ class Recorder:
             return -1
         self._used += 1
         return self._used - 1
-
-
-_EMPTY: Final[histogram.Floats] = np.empty(0)
 
 
 def _total(values: histogram.Floats, weights: Integers | None) -> np.uint64:

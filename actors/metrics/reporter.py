@@ -163,6 +163,11 @@ class MemoryReporter(_Kinds):
         series, _ = series_of(name, find(name).kind, labels)
         return list(self._kept[series].samples) if series in self._kept else []
 
+    def clear(self) -> None:
+        """Forget the samples; the series stay."""
+        for kept in self._kept.values():
+            kept.samples.clear()
+
     def close(self) -> None:
         """Note the end."""
         self.closed = True

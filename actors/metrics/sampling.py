@@ -74,10 +74,14 @@ class Thinner:
         """Take a sample; return what is kept of its group when that ends with it."""
         self.offered += 1
         self.waiting = size = self.waiting + 1
-        if size == self._take:
+        chosen = size == self._take
+        if chosen:
             self._choice = value
+        if self._rule.ends(size, now_ns):
+            return self.flush()
+        if chosen:
             self._take = int(size / (1.0 - self._random())) + 1
-        return self.flush() if self._rule.ends(size, now_ns) else None
+        return None
 
     def begin_window(self) -> Kept | None:
         """Begin a window; return what is kept of a group that must not reach into it."""

@@ -122,7 +122,7 @@ def test_the_first_of_each_window_and_one_for_the_rest() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_burst_is_thinned_and_forgotten(seed: int) -> None:
-    """At 100 times the rate for 5 s each tenth of a second keeps to the budget, the count is exact, the sum within 2 %; then all is kept."""
+    """At 100 times the rate for 5 s each tenth of a second keeps to the budget, the count is exact, the sum within 2 %; then all stay."""
     thinner, chance, budget = Thinner(Adaptive(1000), Random(seed)), Random(seed), 1000
     kept: list[tuple[int, float, int]] = []
     true_sum = 0.0

@@ -223,7 +223,7 @@ def test_impossible_weights_are_refused(segment: Segment, weight: int) -> None:
         recorder_of(segment).histogram("load.slice").record_weighted(1.0, weight)
 
 
-@pytest.mark.parametrize("sizes", [[1], [8192], [8192, 1], [5000, 5000, 3], [100_000], [0, 0], [4096, 4096, 4096]])
+@pytest.mark.parametrize("sizes", [[1], [8192], [8192, 1], [5000, 5000, 3], [100_000], [0, 0], [4096, 4096, 4096], [9000, 9000, 1, 9000]])
 def test_batches_of_all_sizes_arrive(segment: Segment, sizes: list[int]) -> None:
     """Around the size of the preallocated buffer, below and above it, every sample of a batch arrives, and the caller keeps its array."""
     recorder, chance = recorder_of(segment), np.random.default_rng(1)
@@ -240,6 +240,20 @@ def test_batches_of_all_sizes_arrive(segment: Segment, sizes: list[int]) -> None
     assert (got.count, got.sum) == (want.count, pytest.approx(want.sum))
     if want.count:
         assert [part.tolist() for part in difference(got, None)] == [want.keys.tolist(), want.counts.tolist()]
+
+
+def test_batches_need_no_free_buffer(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer buffers than series the rest is copied into memory of its own; a drain gives every buffer back."""
+    monkeypatch.setattr(handle, "_BUFFERS", 2)
+    recorder = recorder_of(segment)
+    many = [recorder.counter("probe.requests", probe=str(number)) for number in range(5)]
+    for _ in range(3):
+        for series in many:
+            series.record_many(np.ones(10))
+        assert recorder._slab.in_use == 2
+        recorder.tick()
+        assert recorder._slab.in_use == 0
+    assert [segment.read(row).count for row in range(5)] == [30] * 5
 
 
 def test_a_backlog_is_bounded_and_counted(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:

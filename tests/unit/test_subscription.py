@@ -92,7 +92,12 @@ def test_leaving_frees_the_queue() -> None:
         assert await read(one, limit=3) == [0, 1, 2]
         assert (feed.subscribers, one.counts()) == (0, Counts(10, 3, 7, 0))
         two = feed.subscribe()
-        waiting = asyncio.create_task(read(two))
+
+        async def bare() -> None:
+            async for _ in two:
+                pass
+
+        waiting = asyncio.create_task(bare())
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
