@@ -12,9 +12,10 @@ process: it keeps a second producer or consumer out. Counts never wrap (2^64), s
 Order. A record's words are stored before HEAD, and HEAD is loaded before the words are read, so what lies below HEAD is whole. The
 compiled form (`ring_kernels`) says so with release stores and acquire loads. This file relies on x86-64, which keeps the order of
 stores and that of loads (Intel SDM vol. 3A, 8.2.2; AMD APM vol. 2, 7.2) and moves aligned 8-byte words whole; each access here is a C
-call of its own, which no compiler reorders. The one pair that x86 may reorder, a store and a later load of another word, is never relied
-on: a late view of the other side's count only makes a ring look fuller to its producer and emptier to its consumer. On another
-processor both sides are `unsupported`.
+call of its own, which no compiler reorders. The one pair that x86 may reorder is a store and a later load of another word. So records are
+linearizable, and the answers `full` and `empty` are not: each is true of the other side's count as it was seen, which may be older than
+that side's own last step. One side may hear `full` while the other hears `empty` of a ring that was neither for long; nothing is lost
+or doubled by it, a drop is counted and a drain is repeated. On another processor both sides are `unsupported`.
 
 Overflow. `DROP_NEWEST`: what finds no room is refused, told to the caller and counted by the producer. `DROP_OLDEST`: the producer
 overwrites; RESERVED moves before the words do, and the consumer looks at it after its copy, so a record that was overwritten meanwhile is
@@ -144,20 +145,28 @@ class Producer:
         self._column = self._cells[0]
         self._mask = ring.capacity - 1
         self._keeps_oldest = ring.policy == DROP_NEWEST
+        self._limit = 0  # below this HEAD there was room at the last look
         self._words[CLOSED] = 0
 
     def push(self, value: float) -> bool:
         """Push one record of one column; false when it was dropped (and counted)."""
         words = self._words
         head = words[HEAD]
-        if self._keeps_oldest:
-            if head - words[TAIL] > self._mask:
-                words[REFUSED] += 1
-                return False
-        else:
-            self._reserve(head + 1)
+        if head >= self._limit and not self._has_room(head):
+            return False
         self._column[head & self._mask] = value
         words[HEAD] = head + 1
+        return True
+
+    def _has_room(self, head: int) -> bool:
+        """Look at the other side again; make room, or count a drop, where there is none."""
+        if not self._keeps_oldest:
+            self._reserve(head + 1)
+            return True
+        self._limit = self._words[TAIL] + self.ring.capacity  # only grows, so an old look is never too large
+        if head >= self._limit:
+            self._words[REFUSED] += 1
+            return False
         return True
 
     def push_many(self, block: Block) -> int:

@@ -4,6 +4,9 @@ Same layout as `ring`; HEAD is published by a release store and the other side's
 processor that LLVM knows, and LLVM itself may not move a record's words past it. numba is imported by the first call of `compiled()`, never
 by this file. A kernel that calls `push` is compiled with it in one piece, so its kept text needs no numba either.
 
+A single push has no branch: where there is no room it stores the slot's own bits again, which only the producer ever writes. With a branch
+numba keeps a count of references around every call: 19 ns in place of 1 (measured with numba 0.68).
+
 `words` is the header as uint64, `data` the columns x capacity words. One producer, one consumer, as in `ring`.
 """
 
@@ -24,13 +27,15 @@ _HEAD: Final = np.int64(HEAD)
 _TAIL: Final = np.int64(TAIL)
 _NEXT_TAIL: Final = np.int64(NEXT_TAIL)
 _REFUSED: Final = np.int64(REFUSED)
+_ONE: Final = np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)
 class RingKernels:
     """Functions for compiled code; each may be called from Python as well.
 
-    push(words, data, value) -> 1 when taken, 0 when dropped and counted. push3(words, data, value, series, time) likewise.
+    push(words, data, value) -> 1 when taken, 0 when dropped and counted. push3(words, data, integers, value, series, time) likewise, for
+    records of three words; `integers` is data.view(np.int64).
     push_block(words, data, rows) -> how many were taken; the rest is counted. pop_block(words, data, out) -> how many were taken.
     load(words, at) and store(words, at, value): acquire and release.
     """
@@ -61,28 +66,24 @@ def compiled() -> RingKernels:
     @jit
     def push(words, data, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         head = words[_HEAD]
-        mask = np.uint64(data.shape[1] - 1)
-        if head - load(words, _TAIL) > mask:
-            store(words, _REFUSED, words[_REFUSED] + np.uint64(1))
-            return 0
-        data[0, head & mask] = value
-        store(words, _HEAD, head + np.uint64(1))
-        return 1
+        taken = np.uint64(head - load(words, _TAIL) < np.uint64(data.shape[1]))
+        slot = head & np.uint64(data.shape[1] - 1)
+        data[0, slot] = value if taken else data[0, slot]
+        store(words, _HEAD, head + taken)
+        store(words, _REFUSED, words[_REFUSED] + (_ONE - taken))
+        return np.int64(taken)
 
     @jit
-    def push3(words, data, value, series, time):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def push3(words, data, integers, value, series, time):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         head = words[_HEAD]
-        mask = np.uint64(data.shape[1] - 1)
-        if head - load(words, _TAIL) > mask:
-            store(words, _REFUSED, words[_REFUSED] + np.uint64(1))
-            return 0
-        slot = head & mask
-        integers = data.view(np.int64)
-        data[0, slot] = value
-        integers[1, slot] = series
-        integers[2, slot] = time
-        store(words, _HEAD, head + np.uint64(1))
-        return 1
+        taken = np.uint64(head - load(words, _TAIL) < np.uint64(data.shape[1]))
+        slot = head & np.uint64(data.shape[1] - 1)
+        data[0, slot] = value if taken else data[0, slot]
+        integers[1, slot] = series if taken else integers[1, slot]
+        integers[2, slot] = time if taken else integers[2, slot]
+        store(words, _HEAD, head + taken)
+        store(words, _REFUSED, words[_REFUSED] + (_ONE - taken))
+        return np.int64(taken)
 
     @jit
     def push_block(words, data, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202

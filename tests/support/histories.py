@@ -3,6 +3,10 @@
 Each side writes after each operation how many it has finished, and reads before each one how many the other had finished: these precede it
 in real time. No fence and no clock is added, so the check does not hide what it looks for.
 
+What may be asked of a ring whose sides wait for nothing: its records are linearizable, and `full` and `empty` are true of the other side's
+count as it was seen. More would take a fence: a store may pass a later load of another word (the store buffer, Intel SDM vol. 3A, 8.2.3.4),
+so that each side misses the other's last step and both are refused.
+
 Linearizable means: one order of all operations keeps that precedence, and is a history of a bounded queue. As each side's operations are
 in an order of their own, such an order is a path through the grid (pushes done, pops done); the check walks all of them at once.
 """
@@ -119,6 +123,24 @@ def run(operations: int, capacity: int, pause: tuple[int, int]) -> History:
     for side in sides:
         side.join()
     return history
+
+
+def records_of(history: History) -> History:
+    """Return the history without the operations that were answered `full` or `empty`; precedence is by records as well."""
+    taken = np.concatenate([[0], history.pushed.cumsum()])
+    given = np.concatenate([[0], (history.popped >= 0).cumsum()])
+    pushes, pops = history.pushed > 0, history.popped >= 0
+    return History(history.pushed[pushes], history.popped[pops], given[history.push_after[pushes]], taken[history.pop_after[pops]])
+
+
+def false_answers(history: History, capacity: int) -> int:
+    """Return how many were answered `full` or `empty` against what their own side had seen of the other before it asked."""
+    taken = np.concatenate([[0], history.pushed.cumsum()])
+    given = np.concatenate([[0], (history.popped >= 0).cumsum()])
+    full, empty = history.pushed == 0, history.popped < 0
+    room = taken[:-1][full] - given[history.push_after[full]] < capacity
+    waiting = taken[history.pop_after[empty]] > given[:-1][empty]
+    return int(room.sum() + waiting.sum())
 
 
 def impossible(history: History, capacity: int) -> tuple[int, int] | None:
