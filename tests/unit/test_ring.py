@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -291,6 +293,14 @@ def test_what_is_no_ring_is_refused(tmp_path) -> None:
     with pytest.raises(HarnessError, match="cannot open"):
         Ring.open(str(tmp_path / "none"))
     assert descriptors() == before
+
+
+def test_nothing_here_loads_numba() -> None:
+    """Load processes and agents record, sample and push without numba: only who asks for the compiled kernels pays for it."""
+    names = ["handle", "reporter", "stopwatch", "error_ledger", "policy", "raw", "ring", "ring_kernels", "sampling", "slab"]
+    code = "import sys\n" + "\n".join(f"import actors.metrics.{name}" for name in names) + "\nprint('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_without_ordered_stores_it_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
