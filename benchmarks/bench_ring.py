@@ -24,6 +24,7 @@ from actors.metrics.ring import Consumer, Producer, Ring
 
 SAMPLES = 100_000_000
 ROUNDS = 4
+PAUSE_S = 0.0001
 BLOCK = 4096
 CALLS = 100_000
 
@@ -40,7 +41,7 @@ def verified(got: np.ndarray, first: int) -> int:
 
 def through_ring(samples: int, *, compiled: bool) -> float:
     """Return millions of verified samples a second through a ring."""
-    ring = Ring.create(1 << 16)
+    ring = Ring.create(1 << 18)
     kernels, (words, data) = ring_kernels.compiled(), ring_kernels.arrays(ring)
     kernels.push_block(words, data, numbered(0, 0))
     pid = os.fork()
@@ -50,7 +51,7 @@ def through_ring(samples: int, *, compiled: bool) -> float:
         while at < samples:
             block = numbered(at, min(BLOCK, samples - at, side.capacity))
             if side.capacity - side.state().buffered < block.shape[1]:
-                os.sched_yield()
+                time.sleep(PAUSE_S)
             else:
                 at += kernels.push_block(words, data, block) if compiled else producer.offer(block)
         os._exit(0)
@@ -61,7 +62,7 @@ def through_ring(samples: int, *, compiled: bool) -> float:
         if taken:
             count += verified(out[0, :taken], count)
         else:
-            os.sched_yield()
+            time.sleep(PAUSE_S)
     elapsed_s = time.perf_counter() - begun
     assert os.waitpid(pid, 0)[1] == 0
     assert ring.state().dropped == 0

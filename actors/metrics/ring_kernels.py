@@ -79,8 +79,9 @@ def compiled() -> RingKernels:
         taken = np.uint64(head - load(words, _TAIL) < np.uint64(data.shape[1]))
         slot = head & np.uint64(data.shape[1] - 1)
         data[0, slot] = value if taken else data[0, slot]
-        integers[1, slot] = series if taken else integers[1, slot]
-        integers[2, slot] = time if taken else integers[2, slot]
+        keep = np.int64(taken)
+        integers[1, slot] += (np.int64(series) - integers[1, slot]) * keep  # modulo 2^64: all of the new bits, or none
+        integers[2, slot] += (np.int64(time) - integers[2, slot]) * keep
         store(words, _HEAD, head + taken)
         store(words, _REFUSED, words[_REFUSED] + (_ONE - taken))
         return np.int64(taken)

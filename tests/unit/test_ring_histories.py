@@ -140,6 +140,21 @@ def test_a_kernel_pushes_samples_of_three_words() -> None:
     assert (ring.state().dropped, ring.words[HEAD]) == (2, 8)
 
 
+@pytest.mark.parametrize("old", [0, -(2**63), 2**63 - 1, -1])
+@pytest.mark.parametrize("new", [0, -(2**63), 2**63 - 1, 12345])
+def test_all_integers_pass_a_compiled_push(old: int, new: int) -> None:
+    """Whatever a slot held, the new series and time replace all of its bits, and a refused push changes none."""
+    push3 = ring_kernels.compiled().push3
+    ring = Ring.create(1, 3)
+    words, data = ring_kernels.arrays(ring)
+    integers = data.view(np.int64)
+    integers[1:] = old
+    assert push3(words, data, integers, 1.5, np.int64(new), np.int64(old)) == 1
+    assert push3(words, data, integers, float("nan"), np.int64(old), np.int64(7)) == 0
+    block = Consumer(ring).drain()
+    assert (block[0, 0], block.view(np.int64)[1:, 0].tolist()) == (1.5, [new, old])
+
+
 def test_a_ring_that_overwrites_has_no_compiled_form() -> None:
     """The kernels know one overflow policy, and refuse the other instead of breaking it."""
     with pytest.raises(Exception, match="drop the newest only") as caught:
