@@ -344,6 +344,7 @@ class AgentShell:
         except Exception as error:
             code = error.code if isinstance(error, StressError) else "internal"
             self._trouble(effect.what, f"{effect.operation}: {type(error).__name__}: {error}")
+            self._metrics.error(effect.run, error, effect.operation)
             with self._lock:
                 if effect.what == "open_slot":
                     self._agent.on_refused(effect.run, effect.operation, code, str(error))

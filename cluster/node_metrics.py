@@ -22,7 +22,8 @@ from actors.guardian import GuardianClient
 from actors.host import BusyMeter
 from actors.messages import Capacity, Event, HostSnapshot, Operation, SlotTicket
 from actors.metrics import Segment
-from actors.metrics.registry import DOSE_UNITS
+from actors.metrics.policy import RecordingPolicy
+from actors.metrics.registry import DOSE_UNITS, Verbosity
 from actors.proc import cgroup_pids
 from actors.simulator import absolute
 
@@ -199,11 +200,28 @@ class NodeMetrics:
         """Make the memory that an operation's load records into; return its path."""
         segment = Segment.create()
         with self._lock:
+            level = Verbosity.VERBOSE if run in self._detailed else Verbosity.NORMAL
+            segment.publish(RecordingPolicy(level=level).to_json())
             self._segments[run, operation.id] = segment
             stream = self._streams.get(run)
             if stream is not None:
                 stream.attach(segment, operation.id, operation.phase)
         return segment.path
+
+    def set_policy(self, run: str, policy: RecordingPolicy) -> None:
+        """Let the loads of a run record by this policy from their next drain on. Raises `InputError` when it is too long."""
+        text = policy.to_json()
+        with self._lock:
+            for (of, _), segment in self._segments.items():
+                if of == run:
+                    segment.publish(text)
+
+    def error(self, run: str, error: BaseException, worker: str = "", phase: str = "") -> None:
+        """Count an error in a run's stream under its stable code."""
+        with self._lock:
+            stream = self._streams.get(run)
+            if stream is not None and run not in self._sealed:
+                stream.error(error, worker, phase)
 
     def watch(
         self, run: str, operation: Operation, capacity: Capacity, slot: int, generation: int, pids: Sequence[int], group: str = ""

@@ -2,7 +2,8 @@
 
 Resolve a handle once, call `handle.record(value)` as often as wanted from any thread, and call `Recorder.tick()` at least every
 100 ms: what waits in the process when it is killed is lost. A record checks nothing; the drain sorts out what is invalid (NaN,
-and increments of a counter that are negative or infinite) and counts it.
+and increments of a counter that are negative or infinite) and counts it. So a metric that the level or a filter leaves out costs an
+append and no more, a policy that changes is in force for handles that exist, and what was left out is counted exactly.
 """
 
 from __future__ import annotations
@@ -10,17 +11,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from random import Random
 from typing import Final
 
 import numpy as np
 
 from ..clock import SECOND_NS, Clock, SystemClock
-from ..errors import InputError
+from ..errors import InputError, StressError
 from . import histogram
-from .registry import Kind, find
+from .policy import Labels, Mode, RecordingPolicy
+from .raw import RawSink
+from .registry import Kind, Metric, find
+from .ring import Integers, Producer, Ring
 from .segment import (
     COUNT,
+    H_BACKLOG,
     H_CLOSED,
+    H_LEFT_FILTER,
+    H_LEFT_LEVEL,
+    H_RAW,
     H_REFUSED_SAMPLES,
     H_REFUSED_SERIES,
     H_WINDOW,
@@ -29,6 +38,9 @@ from .segment import (
     MAX,
     MIN,
     OVER,
+    RAW_NONE,
+    RAW_ON,
+    RAW_UNAVAILABLE,
     SEQUENCE,
     STAMP,
     SUM,
@@ -38,47 +50,140 @@ from .segment import (
     ZERO,
     Segment,
 )
+from .slab import Slab
 
+LABEL_SETS_MAX: Final = 32  # of one metric in one process; more share the overflow series
+OVERFLOW_LABEL: Final = "__overflow__"
+WEIGHT_MAX: Final = 1 << 31  # a bucket counts modulo 2^32
 _FEW: Final = 4096  # below, buckets are bumped one by one: no pass over all of them
+_BATCH: Final = 1 << 13  # samples of `record_many` that find room without an allocation
+_BUFFERS: Final = 128  # of them in one process: 8 MiB, of which only what is used takes pages
+_BACKLOG: Final = 1 << 21  # samples of `record_many` that may wait in one handle: 16 MiB
+_LEFT_OUT: Final = {"level": H_LEFT_LEVEL, "filter": H_LEFT_FILTER}
 
 
 class Handle:
     """One series of one process. `record(value)`: the increment of a counter, the state of a gauge, a sample of a histogram."""
 
-    __slots__ = ("_pending", "_row", "kind", "record")
+    __slots__ = (
+        "_blocks",
+        "_buffer",
+        "_filled",
+        "_lock",
+        "_lost",
+        "_pending",
+        "_row",
+        "_slab",
+        "_waiting",
+        "_weighted",
+        "labels",
+        "left_out",
+        "metric",
+        "record",
+    )
 
-    def __init__(self, kind: Kind, row: int) -> None:
-        self.kind = kind
+    def __init__(self, metric: Metric, labels: Labels, row: int, slab: Slab) -> None:
+        self.metric, self.labels = metric, labels
+        self.left_out = ""  # why nothing of it is stored: level or filter
         self._row = row  # negative: the segment is full, samples are only counted
         self._pending: list[float] = []
         self.record: Callable[[float], None] = self._pending.append
+        self._weighted: list[tuple[float, int]] = []
+        self._lock = threading.Lock()
+        self._slab = slab
+        self._buffer: int | None = None  # the block of the slab that fills now
+        self._filled = self._waiting = self._lost = 0
+        self._blocks: list[histogram.Floats] = []
+
+    @property
+    def kind(self) -> Kind:
+        """How values of this series combine."""
+        return self.metric.kind
 
     def record_many(self, values: histogram.Floats) -> None:
-        """Record an array of samples."""
-        self._pending.extend(values.tolist())
-
-    def drain(self, segment: Segment) -> None:
-        """Move what waits to shared memory. One thread at a time."""
-        count = len(self._pending)
-        if not count:
+        """Record an array of samples, which is copied. Past 2^21 that wait for a drain they are dropped and counted as backlog."""
+        count = values.size
+        if self.kind is Kind.GAUGE:  # the last one counts, so their order among single records does
+            self._pending.extend(values.tolist())
             return
-        values = np.array(self._pending[:count], np.float64)
-        if self._row < 0:
-            segment.header[H_REFUSED_SAMPLES] += np.uint64(count)
+        with self._lock:
+            if self._waiting + count > _BACKLOG:
+                self._lost += count
+                return
+            self._waiting += count
+            end = self._filled + count
+            if self._buffer is None:
+                self._buffer = self._slab.take()
+            if self._buffer is None or end > _BATCH:
+                self._blocks.append(np.array(values, np.float64))
+            else:
+                self._slab.block(self._buffer)[self._filled : end] = values
+                self._filled = end
+
+    def record_weighted(self, value: float, weight: int) -> None:
+        """Record a sample that stands for `weight` samples, from 1 to 2^31. Raises `InputError` for another weight."""
+        if not 1 <= weight <= WEIGHT_MAX:
+            raise InputError("invalid_value", f"a sample's weight lies in 1..{WEIGHT_MAX}, got {weight}")
+        self._weighted.append((value, weight))
+
+    def drain(self, segment: Segment, raw: RawSink | None = None) -> None:
+        """Move what waits to shared memory. One thread at a time."""
+        if count := len(self._pending):
+            self._pass_on(segment, raw, np.array(self._pending[:count], np.float64))
+            del self._pending[:count]
+        if count := len(self._weighted):
+            pairs = self._weighted[:count]
+            values, weights = np.array([value for value, _ in pairs], np.float64), np.array([weight for _, weight in pairs], np.int64)
+            self._pass_on(segment, raw, values, weights)
+            del self._weighted[:count]
+        if self._waiting or self._lost:
+            self._drain_batches(segment, raw)
+
+    def _drain_batches(self, segment: Segment, raw: RawSink | None) -> None:
+        with self._lock:
+            buffer, filled, blocks, lost = self._buffer, self._filled, self._blocks, self._lost
+            self._buffer, self._blocks, self._filled, self._waiting, self._lost = None, [], 0, 0, 0
+        segment.header[H_BACKLOG] += np.uint64(lost)
+        if buffer is not None:
+            try:
+                if filled:
+                    self._pass_on(segment, raw, self._slab.block(buffer)[:filled])
+            finally:
+                self._slab.give(buffer)
+        for block in blocks:
+            if block.size:
+                self._pass_on(segment, raw, block)
+
+    def _pass_on(self, segment: Segment, raw: RawSink | None, values: histogram.Floats, weights: Integers | None = None) -> None:
+        if self.left_out:
+            segment.header[_LEFT_OUT[self.left_out]] += _total(values, weights)
+        elif self._row < 0:
+            segment.header[H_REFUSED_SAMPLES] += _total(values, weights)
         else:
-            _store(segment, self._row, self.kind, values)
-        del self._pending[:count]
+            _store(segment, self._row, self.kind, values, weights)
+            if raw is not None:
+                raw.take(self._row, self.metric, values, weights)
 
 
 class Recorder:
     """All handles of one process and the segment behind them. Handles are made once per name and labels."""
 
-    def __init__(self, segment: Segment, clock: Clock | None = None) -> None:
+    def __init__(self, segment: Segment, clock: Clock | None = None, *, label_sets_max: int = LABEL_SETS_MAX, seed: int = 0) -> None:
         self._segment = segment
         self._clock: Clock = clock or SystemClock()
-        self._handles: dict[tuple[str, tuple[tuple[str, str], ...]], Handle] = {}
+        self._handles: dict[tuple[str, Labels], Handle] = {}
+        self._label_sets: dict[str, int] = {}
+        self._label_sets_max = label_sets_max
         self._used = 0
         self._lock = threading.Lock()
+        self._chance = Random(seed)
+        self._slab = Slab(_BUFFERS, _BATCH)
+        self._raw: RawSink | None = None
+        self._window = int(segment.header[H_WINDOW])
+        self._texts_seen = 0
+        self.policy = RecordingPolicy()
+        with self._lock:
+            self._look()
 
     def counter(self, name: str, **labels: str) -> Handle:
         """Return the handle of a counter. Raises `InputError` for an unknown name, label, or another kind."""
@@ -92,9 +197,14 @@ class Recorder:
         """Return the handle of a histogram; errors as `counter`."""
         return self._handle(name, Kind.HISTOGRAM, labels)
 
+    def declare(self, *names: str) -> None:
+        """Claim the slots of metrics without labels before anything is recorded. Raises `InputError` for an unknown name."""
+        for name in names:
+            self._handle(name, find(name).kind, {})
+
     @contextmanager
     def timer(self, name: str, **labels: str) -> Iterator[None]:
-        """Record the seconds that the block takes into a histogram, also when it raises."""
+        """Record the seconds that the block takes into a histogram, also when it raises. `Stopwatch` is quicker and counts errors."""
         handle = self.histogram(name, **labels)
         begun_ns = self._clock.boot_ns()
         try:
@@ -103,15 +213,46 @@ class Recorder:
             handle.record((self._clock.boot_ns() - begun_ns) / SECOND_NS)
 
     def tick(self) -> None:
-        """Drain every handle. Call at least every 100 ms, from any thread."""
+        """Drain every handle, under the policy that is in force now. Call at least every 100 ms, from any thread."""
         with self._lock:
+            self._look()
             for handle in self._handles.values():
-                handle.drain(self._segment)
+                handle.drain(self._segment, self._raw)
 
     def close(self) -> None:
         """Make the last drain and say so, so that the reader knows that nothing is missing."""
         self.tick()
+        with self._lock:
+            if self._raw is not None:
+                self._raw.close()
         self._segment.header[H_CLOSED] = 1
+
+    def _look(self) -> None:
+        """Take over a new policy and note a new window. What waits is drained under the new one: it is in force from now on."""
+        window = int(self._segment.header[H_WINDOW])
+        if window != self._window and self._raw is not None:
+            self._raw.begin_window()
+        self._window = window
+        texts = self._segment.texts(self._texts_seen)
+        if texts is None:
+            return
+        self._texts_seen, policy, ring = texts
+        self.policy = RecordingPolicy.from_json(policy) if policy else RecordingPolicy()
+        for handle in self._handles.values():
+            handle.left_out = self.policy.leaves_out(handle.metric, handle.labels)
+        if self._raw is not None:
+            self._raw.close()
+        self._segment.header[H_RAW] = RAW_NONE
+        self._raw = self._open_raw(ring) if self.policy.mode is Mode.DETAILED and ring else None
+
+    def _open_raw(self, path: str) -> RawSink | None:
+        try:
+            sink = RawSink(Producer(Ring.open(path)), self.policy, self._clock, self._chance)
+        except StressError:  # this processor, a ring that is gone or taken: aggregates go on, and the header says so
+            self._segment.header[H_RAW] = RAW_UNAVAILABLE
+            return None
+        self._segment.header[H_RAW] = RAW_ON
+        return sink
 
     def _handle(self, name: str, kind: Kind, labels: dict[str, str]) -> Handle:
         metric = find(name)
@@ -120,10 +261,24 @@ class Recorder:
         key = (name, metric.checked_labels(labels))
         with self._lock:
             if key not in self._handles:
-                self._handles[key] = Handle(kind, self._claim(kind, *key))
+                key = self._bounded(metric, key)
+            if key not in self._handles:
+                made = Handle(metric, key[1], self._claim(kind, *key), self._slab)
+                made.left_out = self.policy.leaves_out(metric, key[1])
+                self._handles[key] = made
             return self._handles[key]
 
-    def _claim(self, kind: Kind, name: str, labels: tuple[tuple[str, str], ...]) -> int:
+    def _bounded(self, metric: Metric, key: tuple[str, Labels]) -> tuple[str, Labels]:
+        """Return the key, or that of the metric's overflow series when it has too many label sets."""
+        if not key[1]:
+            return key
+        sets = self._label_sets.get(metric.name, 0)
+        if sets >= self._label_sets_max:
+            return (metric.name, tuple((label, OVERFLOW_LABEL) for label in sorted(metric.labels)))
+        self._label_sets[metric.name] = sets + 1
+        return key
+
+    def _claim(self, kind: Kind, name: str, labels: Labels) -> int:
         if not self._segment.claim(self._used, kind, name, labels):
             self._segment.header[H_REFUSED_SERIES] += np.uint64(1)
             return -1
@@ -131,19 +286,26 @@ class Recorder:
         return self._used - 1
 
 
-def _store(segment: Segment, row: int, kind: Kind, values: histogram.Floats) -> None:
+def _total(values: histogram.Floats, weights: Integers | None) -> np.uint64:
+    return np.uint64(values.size if weights is None else weights.sum())
+
+
+def _store(segment: Segment, row: int, kind: Kind, values: histogram.Floats, weights: Integers | None = None) -> None:
     words, floats = segment.words[row], segment.floats[row]
     words[SEQUENCE] += np.uint64(1)
-    good = values[(values >= 0.0) & (values < np.inf)] if kind is Kind.COUNTER else values[~np.isnan(values)]
-    words[INVALID] += np.uint64(values.size - good.size)
+    valid = (values >= 0.0) & (values < np.inf) if kind is Kind.COUNTER else ~np.isnan(values)
+    good, counts = values[valid], None if weights is None else weights[valid]
+    total = _total(good, counts)
+    words[INVALID] += _total(values, weights) - total
     if good.size:
         _store_extremes(segment, row, good)
         if kind is Kind.HISTOGRAM:
-            _store_buckets(segment, row, good)
+            _store_buckets(segment, row, good, counts)
         with np.errstate(over="ignore", invalid="ignore"):  # a sum past 1.8e308 is infinite, as IEEE has it
-            floats[SUM] += good[np.isfinite(good)].sum()
+            finite = np.isfinite(good)
+            floats[SUM] += good[finite].sum() if counts is None else (good[finite] * counts[finite]).sum()
         floats[LAST] = good[-1]
-        words[COUNT] += np.uint64(good.size)
+        words[COUNT] += total
     words[SEQUENCE] += np.uint64(1)
 
 
@@ -156,14 +318,13 @@ def _store_extremes(segment: Segment, row: int, values: histogram.Floats) -> Non
     floats[MIN], floats[MAX], words[STAMP] = low, high, window
 
 
-def _store_buckets(segment: Segment, row: int, values: histogram.Floats) -> None:
+def _store_buckets(segment: Segment, row: int, values: histogram.Floats, weights: Integers | None) -> None:
     words = segment.words[row]
     keys = histogram.keys_of(values).astype(np.intp)
     sizes = np.abs(keys)
     inside = (sizes > 0) & (sizes <= histogram.BUCKETS)
-    words[ZERO] += np.uint64(np.count_nonzero(sizes == 0))
-    words[OVER] += np.uint64(np.count_nonzero(keys == histogram.OVERFLOW))
-    words[UNDER] += np.uint64(np.count_nonzero(keys == -histogram.OVERFLOW))
+    for word, where in ((ZERO, sizes == 0), (OVER, keys == histogram.OVERFLOW), (UNDER, keys == -histogram.OVERFLOW)):
+        words[word] += np.uint64(np.count_nonzero(where) if weights is None else weights[where].sum())
     flat = sizes[inside] - 1 + np.where(keys[inside] < 0, histogram.BUCKETS, 0)
     if not flat.size:
         return
@@ -173,8 +334,8 @@ def _store_buckets(segment: Segment, row: int, values: histogram.Floats) -> None
     words[TOUCHED] |= np.uint64(touched & (1 << histogram.OCTAVES) - 1)
     words[TOUCHED_NEGATIVE] |= np.uint64(touched >> histogram.OCTAVES)
     cells = segment.buckets[row].reshape(-1)
-    if flat.size < _FEW:
-        np.add.at(cells, flat, np.uint32(1))
+    if weights is not None or flat.size < _FEW:
+        np.add.at(cells, flat, np.uint32(1) if weights is None else weights[inside].astype(np.uint32))  # modulo 2^32, as the reader has it
         return
     gained = np.bincount(flat)
     found = np.flatnonzero(gained)

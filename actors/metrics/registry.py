@@ -34,11 +34,34 @@ class Level(StrEnum):
     DETAIL = "detail"
 
 
+class Verbosity(StrEnum):
+    """How much a process records; each one contains those before it. Changed while it runs by a `RecordingPolicy`."""
+
+    MINIMAL = "minimal"  # vital metrics, and the few that say what a load did
+    NORMAL = "normal"  # all of level `core`
+    VERBOSE = "verbose"  # all
+
+    @classmethod
+    def parse(cls, text: str) -> Verbosity:
+        """Return the verbosity of a word; a metric level's word means the least that records it. Raises `InputError`."""
+        word = {Level.CORE.value: "normal", Level.DETAIL.value: "verbose"}.get(text, text)
+        if word not in set(cls):
+            raise InputError("invalid_value", f"no metric level {text!r}", f"known: {', '.join(cls)}")
+        return cls(word)
+
+    def records(self, metric: Metric) -> bool:
+        """Tell whether a metric exists at this verbosity; a vital one does at each."""
+        if metric.vital or self is Verbosity.VERBOSE:
+            return True
+        return metric.name in MINIMAL if self is Verbosity.MINIMAL else metric.level is Level.CORE
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One entry of the catalogue. `other_units` are units that a series may have instead of `unit`.
 
     `buckets` are the upper bounds of a histogram's classic buckets, ascending, in `unit`; none are those of the unit.
+    `vital` ones tell of failures and of safety: no level, filter or sampling takes them away.
     """
 
     name: str
@@ -49,6 +72,7 @@ class Metric:
     level: Level = Level.CORE
     other_units: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    vital: bool = False
 
     def family(self, unit: str = "") -> str:
         """Return the name of the Prometheus family for a unit (default: the metric's own)."""
@@ -103,16 +127,19 @@ _TABLE: Final = (
     Metric("probe.response", H, "seconds", "Time from a probe's intended start to its answer.", ("probe",)),
     Metric("probe.service", H, "seconds", "Time from a probe's real start to its answer.", ("probe",)),
     Metric("probe.requests", C, "", "Probe calls that were due, sent or not.", ("probe",)),
-    Metric("probe.failures", C, "", "Probe calls without a right answer, by reason.", ("probe", "reason")),
+    Metric("probe.failures", C, "", "Probe calls without a right answer, by reason.", ("probe", "reason"), vital=True),
     # safety
-    Metric("safety.verdict", G, "", "Worst verdict of the node's policies: 0 ok, 1 hold, 2 shed, 3 abort."),
-    Metric("safety.ceiling", G, "ratio", "Ceiling that the node's policies put on operations, by resource.", ("resource",)),
+    Metric("safety.verdict", G, "", "Worst verdict of the node's policies: 0 ok, 1 hold, 2 shed, 3 abort.", vital=True),
+    Metric("safety.ceiling", G, "ratio", "Ceiling that the node's policies put on operations, by resource.", ("resource",), vital=True),
     # the harness itself
     Metric("agent.lease.remaining", G, "seconds", "Time until the operation's lease ends."),
     Metric("agent.tick.lag", H, "seconds", "How late a tick of the agent began."),
     Metric("agent.outbox", G, "bytes", "Sealed windows on disk that wait for the aggregator.", level=Level.DETAIL),
-    Metric("metrics.dropped", C, "", "Samples that were not recorded, by reason.", ("reason",)),
-    Metric("metrics.unflushed", C, "", "Recorders that died before their last drain: up to 100 ms of samples each are unknown."),
+    Metric("metrics.dropped", C, "", "Samples that were not recorded, by reason.", ("reason",), vital=True),
+    Metric("metrics.filtered", C, "", "Samples that a level or a filter left out on purpose, by reason.", ("reason",), vital=True),
+    Metric("metrics.unflushed", C, "", "Recorders that died before their last drain: up to 100 ms of samples each are lost.", vital=True),
+    Metric("errors.seen", C, "", "Errors of loads and of the harness, by stable code and category.", ("code", "category"), vital=True),
+    Metric("errors.rate", G, "", "Errors a second in the last window; 0 once they stop.", ("code", "category"), vital=True),
     # exporters: what waits, what went, and what was lost on the way
     Metric("export.queue", G, "", "Rows in memory that wait for a destination.", ("exporter",)),
     Metric("export.queue.size", G, "bytes", "Size of the rows in memory that wait for a destination.", ("exporter",)),
@@ -122,13 +149,15 @@ _TABLE: Final = (
     Metric("export.delivered.size", C, "bytes", "Size in memory of the rows that a destination has taken.", ("exporter",)),
     Metric("export.batches", C, "", "Batches that were offered to a destination, retries included.", ("exporter",)),
     Metric("export.successes", C, "", "Batches that a destination has taken.", ("exporter",)),
-    Metric("export.failures", C, "", "Batches that a destination did not take, by reason.", ("exporter", "reason")),
-    Metric("export.dropped", C, "", "Rows that will not reach a destination, by reason.", ("exporter", "reason")),
+    Metric("export.failures", C, "", "Batches that a destination did not take, by reason.", ("exporter", "reason"), vital=True),
+    Metric("export.dropped", C, "", "Rows that will not reach a destination, by reason.", ("exporter", "reason"), vital=True),
     Metric("export.unrouted", C, "", "Rows that no rule sends anywhere."),
     Metric("export.write", H, "seconds", "Time that a destination takes for a batch, taken or not.", ("exporter",)),
     Metric("start.skew", G, "seconds", "Latest less earliest first slice of load after the start barrier."),
-    Metric("halt.latency", G, "seconds", "From the decision to halt to the last load gone."),
+    Metric("halt.latency", G, "seconds", "From the decision to halt to the last load gone.", vital=True),
 )
+
+MINIMAL: Final = frozenset({"dose.requested", "dose.achieved", "load.operations", "probe.requests"})  # beside what is vital
 
 CATALOGUE: Final[dict[str, Metric]] = {metric.name: metric for metric in _TABLE}
 

@@ -1,6 +1,7 @@
 """Shared memory between one process that records and one that reads: a directory of series and their cumulative cells.
 
-    header page    magic, version, capacity, window, closed, refused series, refused samples
+    header page    magic, version, capacity, window, closed, refused series, counts of samples that were not stored, by reason;
+                   two texts that the reader writes and the recorder reads at each drain: the recording policy and the path of a ring
     directory      capacity x 256 bytes: ready, kind, length, key (JSON of name and labels)
     cells          capacity x 128 bytes: 16 words, see the names below
     buckets        capacity x 64 KiB: uint32 counts by sign, octave, sub-bucket
@@ -23,7 +24,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import HarnessError
+from ..errors import HarnessError, InputError
 from .histogram import BUCKETS, OCTAVES, OVERFLOW, SUB, Counts, Keys
 from .registry import Kind
 
@@ -39,9 +40,13 @@ _KEY: Final = _ENTRY - 8
 _ROW_WORDS: Final = 16
 _BUCKET_BYTES: Final = 2 * BUCKETS * 4
 _LOOKS: Final = 50
+_POLICY_AT: Final = 1024  # of the header page
+_RING_AT: Final = 3840
 
 # words of the header
 H_MAGIC, H_VERSION, H_CAPACITY, H_WINDOW, H_CLOSED, H_REFUSED_SERIES, H_REFUSED_SAMPLES = range(7)
+H_LEFT_LEVEL, H_LEFT_FILTER, H_BACKLOG, H_TEXT_SEQUENCE, H_POLICY_BYTES, H_RING_BYTES, H_RAW = range(7, 14)
+RAW_NONE, RAW_ON, RAW_UNAVAILABLE = range(3)  # of H_RAW: whether single samples leave through a ring
 # words of a series
 SEQUENCE, STAMP, COUNT, SUM, MIN, MAX, LAST, ZERO, OVER, UNDER, INVALID, TOUCHED, TOUCHED_NEGATIVE = range(13)
 
@@ -128,6 +133,19 @@ class Segment:
             os.close(self._fd)
             self._fd = -1
 
+    def texts(self, known: int) -> tuple[int, str, str] | None:
+        """Return (sequence, recording policy, path of a ring) when they are newer than `known` and not being written now."""
+        before = int(self.header[H_TEXT_SEQUENCE])
+        if before == known or before % 2:
+            return None
+        policy, ring = self._text(_POLICY_AT, H_POLICY_BYTES), self._text(_RING_AT, H_RING_BYTES)
+        if before != int(self.header[H_TEXT_SEQUENCE]):
+            return None
+        return before, policy.decode(), ring.decode()
+
+    def _text(self, at: int, size_word: int) -> bytes:
+        return self._map[at : at + int(self.header[size_word])]
+
     # the writer's side
 
     def claim(self, row: int, kind: Kind, name: str, labels: tuple[tuple[str, str], ...]) -> bool:
@@ -154,6 +172,23 @@ class Segment:
             size = int(entry[2:4].view(np.uint16)[0])
             name, *labels = json.loads(entry[8 : 8 + size].tobytes())
             yield row, KINDS[int(entry[1])], name, tuple((label, value) for label, value in labels)
+
+    def publish(self, policy: str, ring: str = "") -> None:
+        """Give the recorder a policy and the path of a ring for raw samples; in force from its next drain. One thread at a time.
+
+        Raises `InputError` when they are too long for the header.
+        """
+        texts = ((_POLICY_AT, H_POLICY_BYTES, policy.encode(), _RING_AT), (_RING_AT, H_RING_BYTES, ring.encode(), _PAGE))
+        for at, _, text, end in texts:
+            if len(text) > end - at:
+                raise InputError(
+                    "invalid_value", f"a recording policy of {len(text)} bytes; at most {end - at}", "use fewer or shorter rules"
+                )
+        self.header[H_TEXT_SEQUENCE] += np.uint64(1)  # odd: being written
+        for at, size_word, text, _ in texts:
+            self._map[at : at + len(text)] = text
+            self.header[size_word] = len(text)
+        self.header[H_TEXT_SEQUENCE] += np.uint64(1)
 
     def next_window(self) -> int:
         """Begin a new window for extremes; return the one that ends. Drains that begin later belong to the new one."""

@@ -16,13 +16,16 @@ from typing import Any, Final
 import numpy as np
 
 from actors.clock import MILLISECOND_NS, SECOND_NS, Clock
+from actors.errors import CODES
 from actors.messages import Event
 from actors.metrics import histogram
+from actors.metrics.error_ledger import ErrorLedger, Example
 from actors.metrics.registry import Kind, find
-from actors.metrics.segment import H_REFUSED_SAMPLES, Cells, Segment, difference
+from actors.metrics.segment import H_BACKLOG, H_LEFT_FILTER, H_LEFT_LEVEL, H_REFUSED_SAMPLES, Cells, Segment, difference
 
 from ..outbox import Kind as RecordKind
 from ..outbox import Outbox, OutboxFullError
+from .error_rates import rate_rows
 from .windows import Row, events_batch, metrics_batch, seal
 
 WINDOW_NS: Final = SECOND_NS
@@ -31,6 +34,13 @@ _SLACK_NS: Final = 300 * MILLISECOND_NS  # a full second this close after a wind
 _MAX_SERIES: Final = 10_000
 _MAX_EVENTS: Final = 10_000
 _MAX_VALUES: Final = 1_000_000
+
+_LEFT: Final = (  # what a recorder counts of samples that it did not store: metric, reason, word of the segment's header
+    ("metrics.dropped", "series_limit", H_REFUSED_SAMPLES),
+    ("metrics.dropped", "backlog", H_BACKLOG),
+    ("metrics.filtered", "level", H_LEFT_LEVEL),
+    ("metrics.filtered", "filter", H_LEFT_FILTER),
+)
 
 _Key = tuple[str, str, str, str, tuple[tuple[str, str], ...]]  # metric, unit, worker, phase, labels
 
@@ -44,10 +54,10 @@ class _Attached:
     phase: str
     series: list[tuple[int, Kind, str, tuple[tuple[str, str], ...]]] = field(default_factory=list)
     base: dict[int, Cells] = field(default_factory=dict)
-    refused: int = 0
+    left: tuple[int, ...] = (0,) * len(_LEFT)
 
-    def gather(self) -> tuple[list[Row], dict[int, Cells], int]:
-        """Return rows of what is new, the base that makes it old, and how many samples were refused in all."""
+    def gather(self) -> tuple[list[Row], dict[int, Cells], tuple[int, ...]]:
+        """Return rows of what is new, the base that makes it old, and how many samples were not stored in all, by `_LEFT`."""
         self.series.extend(self.segment.series(len(self.series)))
         stamp = self.segment.next_window()
         now = {row: self.segment.read(row) for row, _, _, _ in self.series}
@@ -59,15 +69,15 @@ class _Attached:
                 rows.append(made)
             invalid = now[row].invalid - (base.invalid if base else 0)
             if invalid:
-                rows.append(self._dropped("invalid", invalid))
-        refused = int(self.segment.header[H_REFUSED_SAMPLES])
-        if refused > self.refused:
-            rows.append(self._dropped("series_limit", refused - self.refused))
-        return rows, now, refused
+                rows.append(self._not_stored("metrics.dropped", "invalid", invalid))
+        left = tuple(int(self.segment.header[word]) for _, _, word in _LEFT)
+        for (metric, reason, _), before, after in zip(_LEFT, self.left, left, strict=True):
+            if after > before:
+                rows.append(self._not_stored(metric, reason, after - before))
+        return rows, now, left
 
-    def _dropped(self, reason: str, count: int) -> Row:
-        labels = (("reason", reason),)
-        return Row("metrics.dropped", Kind.COUNTER, "", self.worker, self.phase, labels, count=1, sum=float(count))
+    def _not_stored(self, metric: str, reason: str, count: int) -> Row:
+        return Row(metric, Kind.COUNTER, "", self.worker, self.phase, (("reason", reason),), count=1, sum=float(count))
 
 
 def _fill(row: Row, now: Cells, base: Cells | None, stamp: int) -> bool:
@@ -115,6 +125,8 @@ class MetricStream:
         self._departed: list[Row] = []
         self._events: list[dict[str, Any]] = []
         self._events_seen = 0
+        self._errors = ErrorLedger(clock)
+        self._failing: set[tuple[str, str, tuple[tuple[str, str], ...]]] = set()  # whose last rate of errors was not 0
         self._opened_ns = clock.boot_ns()
 
     # collecting
@@ -174,6 +186,16 @@ class MetricStream:
                 }
             )
 
+    def error(self, error: BaseException, worker: str = "", phase: str = "") -> str:
+        """Count an error under its stable code and keep it as an example; return the code."""
+        code = self._errors.note(error)
+        self.observe("errors.seen", 1.0, worker, phase, {"code": code, "category": CODES[code][0]})
+        return code
+
+    def recent_errors(self) -> dict[str, tuple[Example, ...]]:
+        """Return the last few errors of each code, the most frequent code first."""
+        return self._errors.recent()
+
     def attach(self, segment: Segment, worker: str, phase: str) -> None:
         """Read this segment at every window's close from now on."""
         with self._lock:
@@ -207,14 +229,16 @@ class MetricStream:
             elapsed_ns = max(now_ns - self._opened_ns, 1)
             gathered = [(one, *one.gather()) for one in self._attached]
             rows = self._united([*self._own_rows(), *self._departed, *(row for _, found, _, _ in gathered for row in found)])
-            payload = self._seal(rows, _snapped(now_wall_ns - elapsed_ns, elapsed_ns), elapsed_ns / SECOND_NS)
+            rates = rate_rows(rows, self._failing, elapsed_ns / SECOND_NS)
+            payload = self._seal([*rows, *rates], _snapped(now_wall_ns - elapsed_ns, elapsed_ns), elapsed_ns / SECOND_NS)
             try:
                 sequence = self._outbox.append(RecordKind.WINDOW, payload)
             except OutboxFullError:
                 return 0
-            for one, _, base, refused in gathered:
-                one.base, one.refused = base, refused
+            for one, _, base, left in gathered:
+                one.base, one.left = base, left
             self._totals.update((_key(row), row.last or 0.0) for row in rows if row.kind is Kind.COUNTER)
+            self._failing = {(row.worker, row.phase, row.labels) for row in rates if row.last}
             self._own, self._values, self._departed, self._events = {}, {}, [], []
             self._opened_ns = now_ns
             return sequence

@@ -165,6 +165,21 @@ def test_what_cannot_be_done_keeps_nothing_else_from_being_done(node, monkeypatc
     assert shell._guardian.close_asked.wait(WAIT_S)
 
 
+def test_what_failed_is_counted_under_its_code(node):
+    """An effect that an error ended is in the run's metrics: by stable code, under the operation that it was for."""
+    shell = node.start(stale_s=30.0)
+    shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.RUNNING)
+    told = []
+    shell._metrics.error = lambda run, error, worker="", phase="": told.append((run, error, worker))
+    refused = agent_shell.StressError("timeout", "no answer")
+
+    def body(effect):
+        raise refused
+
+    shell._guarded(body, SimpleNamespace(what="close_slot", run="r", operation="op"))
+    assert told == [("r", refused, "op")]
+
+
 def test_a_close_that_says_not_gone_is_asked_again_until_it_is(node, monkeypatch):
     """The simulator and its measurement stay until then, and the run's stage is not clean."""
     monkeypatch.setattr("cluster.agent.STUCK_ASK_NS", 1)

@@ -11,6 +11,9 @@ import pytest
 from actors.clock import SECOND_NS, SystemClock
 from actors.errors import HarnessError
 from actors.messages import Capacity, Event, Operation
+from actors.metrics import Recorder, Segment
+from actors.metrics.policy import RecordingPolicy
+from actors.metrics.registry import Verbosity
 from actors.shape import Constant
 from cluster import node_metrics
 from cluster.node_metrics import SEAL_TRIES, NodeMetrics
@@ -155,3 +158,33 @@ def test_a_load_that_begins_in_the_window_in_which_it_is_first_watched_counts_fr
     metrics.watch("r", OPERATION, CAPACITY, 3, 4, [os.getpid()])
     metrics.started("r", OPERATION.id, SystemClock().boot_ns())
     assert ("r", OPERATION.id) in metrics.measure()
+
+
+def recorder_of(metrics, run="r"):
+    return Recorder(Segment.open(metrics.open_segment(run, OPERATION)))
+
+
+def test_loads_record_at_the_level_of_their_run(tmp_path):
+    """A load of a detailed run records all, one of another run the core; the policy of a run changes while its load records."""
+    metrics = made(tmp_path)
+    metrics.begin("detailed", detailed=True)
+    normal, verbose = recorder_of(metrics), recorder_of(metrics, "detailed")
+    assert (normal.policy.level, verbose.policy.level) == (Verbosity.NORMAL, Verbosity.VERBOSE)
+    metrics.set_policy("r", RecordingPolicy(level=Verbosity.MINIMAL))
+    for recorder in (normal, verbose):
+        recorder.histogram("load.slice").record(1.0)
+        recorder.tick()
+    assert (normal.policy.level, verbose.policy.level) == (Verbosity.MINIMAL, Verbosity.VERBOSE)
+    counts = [metrics._segments[run, OPERATION.id].read(0).count for run in ("r", "detailed")]
+    assert counts == [0, 1]
+
+
+def test_errors_are_counted_where_their_run_is_open(tmp_path):
+    """An error of a run is in its stream by code; one of a run that is unknown or sealed is nobody's, and no trouble."""
+    metrics = made(tmp_path)
+    metrics.error("r", HarnessError("journal", "x"), "op")
+    metrics.error("unknown", HarnessError("os", "x"))
+    assert list(metrics._streams["r"].recent_errors()) == ["journal"]
+    metrics.seal("r")
+    metrics.error("r", HarnessError("os", "x"))
+    assert list(metrics._streams["r"].recent_errors()) == ["journal"]

@@ -13,6 +13,9 @@ from actors.errors import InputError
 from actors.messages import Event
 from actors.metrics import Histogram, Recorder, Segment
 from actors.metrics.histogram import decode
+from actors.metrics.policy import Filter, RecordingPolicy
+from actors.metrics.registry import Verbosity
+from actors.metrics.segment import H_BACKLOG
 from cluster.metrics.stream import MetricStream
 from cluster.metrics.windows import unseal
 from cluster.outbox import Kind, Outbox, OutboxFullError, parse
@@ -307,3 +310,23 @@ def test_units_of_the_dose(stream: MetricStream, clock: VirtualClock) -> None:
     assert (rows["dose.requested", "cpu"]["unit"], rows["dose.requested", "memory"]["unit"]) == ("ratio", "bytes")
     with pytest.raises(InputError, match="no unit 'parsecs'"):
         stream.observe("dose.requested", 1, unit="parsecs")
+
+
+def test_what_a_recorder_left_out_is_in_the_window(stream: MetricStream, clock: VirtualClock) -> None:
+    """Samples that a filter or a level left out are told apart from those that were lost, each by its reason, exactly and once."""
+    segment = Segment.create()
+    stream.attach(segment, "op", "p")
+    rules = (Filter(include=False, name="load.operations"),)
+    segment.publish(RecordingPolicy(level=Verbosity.MINIMAL, filters=rules).to_json())
+    recorder = Recorder(Segment.open(segment.path), clock)
+    recorder.counter("load.operations").record_many(np.ones(5))
+    recorder.histogram("load.slice").record_many(np.ones(3))
+    segment.header[H_BACKLOG] += np.uint64(2)
+    recorder.tick()
+    clock.advance(1.0)
+    assert stream.close_window(clock.wall_ns())
+    rows = windows(stream)[-1][0].to_pylist()
+    found = {(row["metric"], dict(row["labels"])["reason"], row["worker"]): row["sum"] for row in rows}
+    want = {("metrics.filtered", "filter", "op"): 5.0, ("metrics.filtered", "level", "op"): 3.0, ("metrics.dropped", "backlog", "op"): 2.0}
+    assert found == want
+    assert close(stream, clock) == {}

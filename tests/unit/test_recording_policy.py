@@ -1,0 +1,461 @@
+"""What is recorded: levels that nest, filters and modes that change under way, batches, weights, and exact counts of the rest."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.clock import VirtualClock
+from actors.errors import InputError
+from actors.metrics import CATALOGUE, Histogram, Kind, Recorder, Segment, handle
+from actors.metrics.policy import RULES_MAX, Filter, Mode, RecordingPolicy, Sampling
+from actors.metrics.raw import columns
+from actors.metrics.registry import MINIMAL, Level, Verbosity
+from actors.metrics.ring import Consumer, Producer, Ring
+from actors.metrics.sampling import Adaptive, Always, FirstN, Probability, RateLimit
+from actors.metrics.segment import (
+    H_BACKLOG,
+    H_LEFT_FILTER,
+    H_LEFT_LEVEL,
+    H_RAW,
+    H_TEXT_SEQUENCE,
+    RAW_NONE,
+    RAW_ON,
+    RAW_UNAVAILABLE,
+    difference,
+)
+
+NOT_LOADS = Filter(include=False, name="load.*")
+globs = st.sampled_from(["*", "load.*", "host.*", "*.response", "load.slice", "probe.[rs]*"])
+sampling = st.one_of(st.just(Always()), st.builds(Probability, st.floats(0.01, 1)), st.builds(FirstN, st.integers(0, 9)))
+policies = st.builds(
+    RecordingPolicy,
+    st.sampled_from(Verbosity),
+    st.sampled_from(Mode),
+    st.lists(st.builds(Filter, st.booleans(), globs, st.none() | st.sampled_from(Kind)), max_size=5).map(tuple),
+    st.lists(st.builds(Sampling, globs, sampling), max_size=5).map(tuple),
+)
+
+
+@pytest.fixture
+def segment() -> Segment:
+    return Segment.create()
+
+
+def recorder_of(segment: Segment) -> Recorder:
+    return Recorder(Segment.open(segment.path), VirtualClock())
+
+
+def test_levels_nest() -> None:
+    """Minimal is within normal, normal within verbose, which is all; each is a real step, and what is vital is in each."""
+    names = {level: {name for name, metric in CATALOGUE.items() if level.records(metric)} for level in Verbosity}
+    assert names[Verbosity.MINIMAL] < names[Verbosity.NORMAL] < names[Verbosity.VERBOSE] == set(CATALOGUE)
+    vital = {name for name, metric in CATALOGUE.items() if metric.vital}
+    assert vital == {
+        "probe.failures",
+        "safety.verdict",
+        "safety.ceiling",
+        "metrics.dropped",
+        "metrics.filtered",
+        "metrics.unflushed",
+        "errors.seen",
+        "errors.rate",
+        "export.failures",
+        "export.dropped",
+        "halt.latency",
+    }
+    assert vital | MINIMAL == names[Verbosity.MINIMAL]
+    assert set(CATALOGUE) >= MINIMAL
+    per_simulator = [name for name in names[Verbosity.MINIMAL] if name.startswith(("dose.", "load.", "agent."))]
+    assert len(per_simulator) <= 10
+
+
+def test_words_for_levels() -> None:
+    """A run's words `core` and `detail` mean normal and verbose; an unknown word is an error that names the known ones."""
+    assert [Verbosity.parse(word) for word in ("minimal", "normal", "verbose", "core", "detail")] == [
+        Verbosity.MINIMAL,
+        Verbosity.NORMAL,
+        Verbosity.VERBOSE,
+        Verbosity.NORMAL,
+        Verbosity.VERBOSE,
+    ]
+    assert {level.value for level in Level} <= {"core", "detail"}
+    with pytest.raises(InputError, match="known: minimal, normal, verbose"):
+        Verbosity.parse("loud")
+
+
+@given(policies)
+def test_a_policy_survives_its_text(policy: RecordingPolicy) -> None:
+    """What is written to a segment's header is read as the same policy."""
+    assert RecordingPolicy.from_json(policy.to_json()) == policy
+
+
+@given(policies)
+def test_no_policy_leaves_out_what_is_vital(policy: RecordingPolicy) -> None:
+    """Failures and safety are recorded, and whole, under every policy."""
+    for metric in CATALOGUE.values():
+        if metric.vital:
+            assert policy.leaves_out(metric, ()) == ""
+            assert policy.sampling_of(metric) == Always()
+
+
+@pytest.mark.parametrize(
+    ("filters", "name", "labels", "want"),
+    [
+        ((), "load.slice", (), ""),
+        ((NOT_LOADS,), "load.slice", (), "filter"),
+        ((NOT_LOADS,), "host.cpu.busy", (), ""),
+        ((Filter(include=True, name="load.slice"), NOT_LOADS), "load.slice", (), ""),
+        ((NOT_LOADS, Filter(include=True, name="load.slice")), "load.slice", (), "filter"),
+        ((Filter(include=False, kind=Kind.GAUGE),), "host.cpu.busy", (), "filter"),
+        ((Filter(include=False, kind=Kind.GAUGE),), "load.operations", (), ""),
+        ((Filter(include=False, labels=(("probe", "ech*"),)),), "probe.response", (("probe", "echo"),), "filter"),
+        ((Filter(include=False, labels=(("probe", "ech*"),)),), "probe.response", (("probe", "other"),), ""),
+        ((Filter(include=False, labels=(("probe", "*"),)),), "load.slice", (), ""),
+        ((Filter(include=False),), "probe.failures", (("probe", "echo"),), ""),
+    ],
+)
+def test_the_first_filter_that_matches_decides(filters: tuple[Filter, ...], name: str, labels: tuple, want: str) -> None:
+    """By name, kind and label; without a match a series is recorded."""
+    assert RecordingPolicy(filters=filters).leaves_out(CATALOGUE[name], labels) == want
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Filter(include=False, name="probe.failures"),
+        lambda: Filter(include=False, name="load.slise"),
+        lambda: Sampling("safety.verdict", Probability(0.5)),
+        lambda: RecordingPolicy(filters=(NOT_LOADS,) * (RULES_MAX + 1)),
+        lambda: RecordingPolicy.from_json("{"),
+        lambda: RecordingPolicy.from_json('{"level":"loud","mode":"summary","filters":[],"sampling":[]}'),
+        lambda: RecordingPolicy.from_json('{"level":"normal","mode":"summary","filters":[],"sampling":[["*","often",1]]}'),
+        lambda: Segment.create().publish("x" * 4000),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Callable[[], object]) -> None:
+    """Naming a vital metric in a filter or sampling, an unknown name, too many rules, damaged text: errors of the caller's."""
+    with pytest.raises(InputError):
+        make()
+
+
+def test_a_filter_changes_while_a_process_records(segment: Segment) -> None:
+    """A rule is in force from the next drain on, for a bound `record` that was kept; what it leaves out is counted, to the sample."""
+    recorder = recorder_of(segment)
+    record, series = recorder.histogram("load.slice").record, recorder.histogram("load.slice")
+    record(1.0)
+    recorder.tick()
+    segment.publish(RecordingPolicy(filters=(NOT_LOADS,)).to_json())
+    record(2.0)
+    series.record_many(np.ones(10))
+    series.record_weighted(3.0, 5)
+    recorder.counter("load.operations").record(7.0)
+    recorder.counter("probe.failures", probe="x", reason="y").record(1.0)
+    recorder.tick()
+    assert (segment.read(0).count, segment.read(1).count, segment.read(2).count) == (1, 0, 1)
+    assert int(segment.header[H_LEFT_FILTER]) == 1 + 10 + 5 + 1
+    segment.publish(RecordingPolicy().to_json())
+    record(4.0)
+    recorder.tick()
+    assert (segment.read(0).count, segment.read(0).sum, int(segment.header[H_LEFT_FILTER])) == (2, 5.0, 17)
+
+
+def test_a_level_changes_while_a_process_records(segment: Segment) -> None:
+    """At `minimal` a histogram of slices is left out and counted, the work units and failures go on; `normal` brings it back."""
+    segment.publish(RecordingPolicy(level=Verbosity.MINIMAL).to_json())
+    recorder = recorder_of(segment)
+    slices, operations = recorder.histogram("load.slice"), recorder.counter("load.operations")
+    disk = recorder.gauge("host.disk.size")
+    for level, want in ((Verbosity.MINIMAL, (0, 1, 0)), (Verbosity.NORMAL, (1, 2, 0)), (Verbosity.VERBOSE, (2, 3, 1))):
+        segment.publish(RecordingPolicy(level=level).to_json())
+        slices.record(1.0)
+        operations.record(1.0)
+        disk.record(1.0)
+        recorder.tick()
+        assert tuple(segment.read(row).count for row in range(3)) == want
+    assert int(segment.header[H_LEFT_LEVEL]) == 1 + 2
+
+
+def test_a_policy_that_is_being_written_is_not_read(segment: Segment) -> None:
+    """A text between its two sequence numbers is left alone, and read once it is whole."""
+    recorder = recorder_of(segment)
+    segment.publish(RecordingPolicy(filters=(NOT_LOADS,)).to_json())
+    segment.header[H_TEXT_SEQUENCE] += np.uint64(1)
+    recorder.tick()
+    assert recorder.policy == RecordingPolicy()
+    segment.header[H_TEXT_SEQUENCE] += np.uint64(1)
+    recorder.tick()
+    assert recorder.policy.filters == (NOT_LOADS,)
+
+
+# batches and weights
+
+
+@given(st.lists(st.tuples(st.floats(allow_nan=True, width=32), st.integers(1, 50)), max_size=60))
+def test_a_weight_is_so_many_samples(pairs: list[tuple[float, int]]) -> None:
+    """A weighted sample leaves the cells that so many equal samples leave: count, invalid, extremes, buckets; the sum to rounding."""
+    one, other = Segment.create(1), Segment.create(1)
+    weighted, repeated = recorder_of(one), recorder_of(other)
+    for value, weight in pairs:
+        weighted.histogram("load.slice").record_weighted(value, weight)
+        for _ in range(weight):
+            repeated.histogram("load.slice").record(value)
+    weighted.tick()
+    repeated.tick()
+    if not pairs:
+        return
+    left, right = one.read(0), other.read(0)
+    assert (left.count, left.invalid, left.min, left.max, left.special) == (right.count, right.invalid, right.min, right.max, right.special)
+    assert [part.tolist() for part in difference(left, None)] == [part.tolist() for part in difference(right, None)]
+    scale = sum(abs(value) * weight for value, weight in pairs if np.isfinite(value))
+    assert abs(left.sum - right.sum) <= 1e-12 * scale
+
+
+@pytest.mark.parametrize("weight", [0, -1, (1 << 31) + 1])
+def test_impossible_weights_are_refused(segment: Segment, weight: int) -> None:
+    """A sample stands for at least itself, and for no more than a bucket can count."""
+    with pytest.raises(InputError):
+        recorder_of(segment).histogram("load.slice").record_weighted(1.0, weight)
+
+
+@pytest.mark.parametrize("sizes", [[1], [8192], [8192, 1], [5000, 5000, 3], [100_000], [0, 0], [4096, 4096, 4096], [9000, 9000, 1, 9000]])
+def test_batches_of_all_sizes_arrive(segment: Segment, sizes: list[int]) -> None:
+    """Around the size of the preallocated buffer, below and above it, every sample of a batch arrives, and the caller keeps its array."""
+    recorder, chance = recorder_of(segment), np.random.default_rng(1)
+    series, sent = recorder.histogram("load.slice"), []
+    for _ in range(3):
+        for size in sizes:
+            values = chance.lognormal(size=size)
+            sent.append(values.copy())
+            series.record_many(values)
+            values[:] = -1.0
+        recorder.tick()
+    want = Histogram.of(np.concatenate(sent))
+    got = segment.read(0)
+    assert (got.count, got.sum) == (want.count, pytest.approx(want.sum))
+    if want.count:
+        assert [part.tolist() for part in difference(got, None)] == [want.keys.tolist(), want.counts.tolist()]
+
+
+def test_batches_need_no_free_buffer(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer buffers than series the rest is copied into memory of its own; a drain gives every buffer back."""
+    monkeypatch.setattr(handle, "_BUFFERS", 2)
+    recorder = recorder_of(segment)
+    many = [recorder.counter("probe.requests", probe=str(number)) for number in range(5)]
+    for _ in range(3):
+        for series in many:
+            series.record_many(np.ones(10))
+        assert recorder._slab.in_use == 2
+        recorder.tick()
+        assert recorder._slab.in_use == 0
+    assert [segment.read(row).count for row in range(5)] == [30] * 5
+
+
+def test_a_backlog_is_bounded_and_counted(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches past the bound are dropped and counted as backlog; after a drain there is room again."""
+    monkeypatch.setattr(handle, "_BACKLOG", 100)
+    recorder = recorder_of(segment)
+    series = recorder.counter("load.operations")
+    for _ in range(3):
+        series.record_many(np.ones(40))
+    recorder.tick()
+    assert (segment.read(0).count, int(segment.header[H_BACKLOG])) == (80, 40)
+    series.record_many(np.ones(100))
+    recorder.tick()
+    assert (segment.read(0).count, int(segment.header[H_BACKLOG])) == (180, 40)
+
+
+def test_a_gauge_keeps_the_order_of_singles_and_batches(segment: Segment) -> None:
+    """The last value of a gauge is the one that was recorded last, by whichever call."""
+    recorder = recorder_of(segment)
+    gauge = recorder.gauge("host.cpu.busy")
+    gauge.record_many(np.array([0.1, 0.2]))
+    gauge.record(0.3)
+    recorder.tick()
+    assert segment.read(0).last == 0.3
+
+
+def test_label_sets_are_bounded(segment: Segment) -> None:
+    """Label sets past the bound share one overflow series, so that totals stay right; those before it go on as they are."""
+    recorder = Recorder(Segment.open(segment.path), VirtualClock(), label_sets_max=3)
+    for number in range(10):
+        recorder.counter("probe.failures", probe=f"p{number}", reason="r").record(1.0)
+    recorder.counter("probe.failures", probe="p1", reason="r").record(1.0)
+    recorder.counter("load.operations").record(1.0)
+    recorder.tick()
+    found = {dict(labels).get("probe", name): segment.read(row).sum for row, _, name, labels in segment.series()}
+    assert found == {"p0": 1.0, "p1": 2.0, "p2": 1.0, handle.OVERFLOW_LABEL: 7.0, "load.operations": 1.0}
+
+
+# preallocation
+
+
+def growth(path: Callable[[], object], times: int) -> tuple[int, int]:
+    """Return bytes and blocks that are still allocated after so many calls, numpy's memory included."""
+    for _ in range(3):
+        path()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(2):
+            path()
+        before = tracemalloc.take_snapshot()
+        for _ in range(times):
+            path()
+        gc.collect()
+        after = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+    ours = [tracemalloc.Filter(inclusive=True, filename_pattern="*/actors/metrics/*")]
+    found = after.filter_traces(ours).compare_to(before.filter_traces(ours), "filename")
+    return sum(one.size_diff for one in found), sum(one.count_diff for one in found)
+
+
+def test_a_million_samples_over_a_hundred_windows_allocate_nothing_that_stays(segment: Segment) -> None:
+    """Declared metrics have their slots: 10^6 samples by batch and by call, drained over 100 windows, leave less than 1 KB and no block."""
+    recorder = recorder_of(segment)
+    recorder.declare("load.slice", "load.operations")
+    slices, operations = recorder.histogram("load.slice"), recorder.counter("load.operations")
+    values = np.random.default_rng(1).lognormal(size=4_900)
+
+    def window() -> None:
+        for _ in range(100):
+            operations.record(1.0)
+        operations.record_many(values)
+        slices.record_many(values)
+        slices.record(1.0)
+        recorder.tick()
+        segment.next_window()
+
+    size, blocks = growth(window, 100)
+    assert size < 1024
+    assert blocks <= 0
+    assert segment.read(0).count >= 490_000
+
+
+def test_a_ring_allocates_nothing_that_stays() -> None:
+    """10^6 records pushed in batches and drained into the same array leave no block behind."""
+    ring = Ring.create(1 << 14)
+    producer, consumer, rows, out = Producer(ring), Consumer(ring), np.ones((1, 10_000)), np.empty((1, 10_000))
+
+    def pass_on() -> None:
+        assert producer.offer(rows) == consumer.drain_into(out) == 10_000
+
+    assert growth(pass_on, 100)[1] <= 0
+
+
+# modes
+
+
+def detailed(segment: Segment, *rules: Sampling) -> tuple[Ring, Consumer]:
+    ring = Ring.create(1 << 14, 3)
+    segment.publish(RecordingPolicy(mode=Mode.DETAILED, sampling=rules).to_json(), ring.path)
+    return ring, Consumer(ring)
+
+
+def test_summary_equals_what_the_details_add_up_to(segment: Segment) -> None:
+    """In detailed mode each sample leaves, with series and time; count, sum, min and max of the summary are those of the details."""
+    ring, consumer = detailed(segment)
+    recorder, chance = recorder_of(segment), np.random.default_rng(7)
+    slices, operations = recorder.histogram("load.slice"), recorder.counter("load.operations")
+    for _ in range(10):
+        slices.record_many(chance.lognormal(size=900))
+        for _ in range(100):
+            slices.record(float(chance.lognormal()))
+        operations.record(2.0)
+        recorder.tick()
+    values, rows, weights, times = columns(consumer.drain())
+    assert (int(segment.header[H_RAW]), ring.state().dropped, set(weights.tolist())) == (RAW_ON, 0, {1})
+    assert set(times.tolist()) == {VirtualClock().boot_ns()}
+    for row, count in ((0, 10_000), (1, 10)):
+        mine, cells = values[rows == row], segment.read(row)
+        assert (mine.size, cells.count) == (count, count)
+        assert (cells.min, cells.max, cells.sum) == (mine.min(), mine.max(), pytest.approx(mine.sum()))
+    points_of_a_summary = len(list(segment.series()))
+    assert points_of_a_summary <= 0.01 * values.size
+
+
+def test_the_mode_changes_during_a_run(segment: Segment) -> None:
+    """Summary, detailed on one ring, summary, detailed on the same ring again: only the samples of detailed times leave."""
+    recorder = recorder_of(segment)
+    slices = recorder.histogram("load.slice")
+    ring = Ring.create(64, 3)
+    consumer = Consumer(ring)
+    on, off = RecordingPolicy(mode=Mode.DETAILED).to_json(), RecordingPolicy().to_json()
+    for number, (policy, path) in enumerate([(off, ""), (on, ring.path), (off, ""), (on, ring.path), (on, "")]):
+        segment.publish(policy, path)
+        slices.record(float(number))
+        recorder.tick()
+        assert int(segment.header[H_RAW]) == (RAW_ON if path else RAW_NONE)
+        assert consumer.has_producer() == bool(path)
+    recorder.close()
+    assert columns(consumer.drain())[0].tolist() == [1.0, 3.0]
+    assert segment.read(0).count == 5
+
+
+def test_without_a_ring_the_summary_goes_on_and_says_so(segment: Segment) -> None:
+    """A ring that is gone or taken leaves the aggregates as they are, and the header tells that single samples are unavailable."""
+    ring = Ring.create(64, 3)
+    Producer(ring)
+    for path in ("/proc/1/fd/none", ring.path):
+        segment.publish(RecordingPolicy(mode=Mode.DETAILED).to_json(), path)
+        recorder = recorder_of(segment)
+        recorder.histogram("load.slice").record(1.0)
+        recorder.tick()
+        assert int(segment.header[H_RAW]) == RAW_UNAVAILABLE
+    assert segment.read(0).count >= 1
+
+
+@pytest.mark.parametrize("policy", [Probability(0.05), RateLimit(100), FirstN(10), Adaptive(1000)], ids=repr)
+def test_details_are_thinned_and_their_weights_tell_of_all(segment: Segment, policy: object) -> None:
+    """Sampled details: fewer leave, their weights add up to the exact count of the summary, the ring drops none; failures leave whole."""
+    ring, consumer = detailed(segment, Sampling("*", policy))
+    clock = VirtualClock()
+    recorder = Recorder(Segment.open(segment.path), clock, seed=5)
+    slices, failures = recorder.histogram("load.slice"), recorder.counter("probe.failures", probe="x", reason="y")
+    blocks = []
+    for tick in range(100):
+        slices.record_many(np.full(1000, tick, np.float64))
+        failures.record_many(np.ones(3))
+        recorder.tick()
+        clock.advance(0.1)
+        if tick % 10 == 9:
+            segment.next_window()
+        blocks.append(consumer.drain())
+    recorder.close()
+    values, rows, weights, _ = columns(np.concatenate([*blocks, consumer.drain()], axis=1))
+    assert consumer.closed
+    assert ring.state().dropped == 0
+    assert weights[rows == 0].sum() == segment.read(0).count == 100_000
+    assert (rows == 0).sum() <= 10_000 + 1  # and the last group of the run
+    assert (rows == 1).sum() == 300
+    assert set(weights[rows == 1].tolist()) == {1}
+    assert (values[rows == 0] * weights[rows == 0]).sum() == pytest.approx(segment.read(0).sum, rel=0.05)
+
+
+def test_a_burst_is_thinned_before_the_ring(segment: Segment) -> None:
+    """100,000 samples/s on a ring that holds 2,000: with an adaptive budget it drops none, without one it drops and counts."""
+    for rules, drops in (((Sampling("load.slice", Adaptive(5000)),), False), ((), True)):
+        ring = Ring.create(2048, 3)
+        consumer, clock = Consumer(ring), VirtualClock()
+        segment.publish(RecordingPolicy(mode=Mode.DETAILED, sampling=rules).to_json(), ring.path)
+        recorder = Recorder(Segment.open(segment.path), clock)
+        chance, sent, weights = Random(1), 0, 0
+        for _ in range(20):
+            count = chance.randint(5_000, 10_000)
+            sent += count
+            recorder.histogram("load.slice").record_many(np.ones(count))
+            recorder.tick()
+            weights += int(columns(consumer.drain())[2].sum())
+            clock.advance(0.1)
+        recorder.close()
+        weights += int(columns(consumer.drain())[2].sum())
+        assert (ring.state().dropped > 0) == drops
+        assert weights + ring.state().dropped == sent
