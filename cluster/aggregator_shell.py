@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +46,8 @@ class AggregatorShell:
         self.directory = open_state_dir(default_state_dir(os.environ, os.geteuid())) / "runs" / run
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prometheus = read_json(self.directory / "manifest.json") or {}
-        self._core = Aggregator(run, self.directory, self._clock, buckets=Options.of_manifest(self._prometheus).buckets)
+        options = _options_of(run, self._prometheus)
+        self._core = Aggregator(run, self.directory, self._clock, buckets=options.buckets)
         self._server: MetricsServer | None = None
         self._outcome: dict[str, Any] | None = None
         self._touched_ns = self._clock.boot_ns()
@@ -57,7 +59,7 @@ class AggregatorShell:
             self._replaced_ns = self._clock.wall_ns()
         self._is_concluded = status not in {None, "running"}
         try:
-            self._serve(self._prometheus.get("prometheus"), Options.of_manifest(self._prometheus))
+            self._serve(self._prometheus.get("prometheus"), options)
         except StressError as error:  # a port that is taken meanwhile costs the endpoint, not the run
             _LOG.warning("run %s: no metrics endpoint: %s", run, error)
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
@@ -76,7 +78,7 @@ class AggregatorShell:
         """Write the manifest of a running run and its plan; serve Prometheus when a port is given."""
         write_whole(self.directory / "plan.json", lambda file: _write(file, plan))
         options = Options.of_manifest(manifest)
-        self._core.use_buckets(options.buckets)
+        options = replace(options, buckets=self._core.use_buckets(options.buckets))
         self._serve({"host": host, "port": port} if port is not None else None, options)
         endpoint = {"host": host, "port": self._server.port} if self._server else None
         document = {**manifest, "status": "running", "exit_code": None, "prometheus": endpoint, "start": self._now()}
@@ -205,10 +207,12 @@ class AggregatorShell:
                 manifest = read_json(self.directory / "manifest.json")
                 if manifest is not None and manifest.get("status") == "running":
                     write_json_atomic(self.directory / "manifest.json", {**manifest, "heartbeat": self._now()})
-        if self._server is not None:
-            self._server.close()
-        self._close()
-        self._on_end()
+        try:
+            if self._server is not None:
+                self._server.close()
+        finally:  # the directory is given up whatever becomes of the endpoint
+            self._close()
+            self._on_end()
 
     def _close(self) -> None:
         """Give up the directory; what came late, up to the last moment, is in the files of a run that has its end."""
@@ -223,6 +227,15 @@ class AggregatorShell:
 
     def _now(self) -> str:
         return dt.datetime.fromtimestamp(self._clock.wall_ns() / SECOND_NS, dt.UTC).isoformat()
+
+
+def _options_of(run: str, manifest: Mapping[str, Any]) -> Options:
+    """Return how a run's endpoint is served; settings that are none cost it its wishes, never the run."""
+    try:
+        return Options.of_manifest(manifest)
+    except StressError as error:
+        _LOG.warning("run %s: the endpoint is served as by default: %s", run, error)
+        return Options()
 
 
 def _write(file: Any, data: bytes) -> None:

@@ -61,7 +61,7 @@ class PrometheusSettings:
     buckets: str = ""
     max_series: int = 100_000
     max_scrapes: int = 8
-    idle_s: float = 300.0
+    idle_s: float = 86_400.0
     timeout_s: float = 10.0
 
 

@@ -100,7 +100,7 @@ class Credentials:
         self._nobody = Hash.of(secrets.token_hex(16))
         self._key = secrets.token_bytes(32)
         self._known: dict[bytes, Principal] = {}
-        self._lock = threading.Lock()
+        self._lock, self._hashing = threading.Lock(), threading.Lock()
 
     def principal(self, authorization: str | None) -> Principal | None:
         """Return whom an Authorization header stands for, or None."""
@@ -112,15 +112,19 @@ class Credentials:
         if known is not None:
             return known
         scheme, _, given = authorization.partition(" ")
-        found = (
-            self._basic(given.strip()) if scheme.lower() == "basic" else self._bearer(given.strip()) if scheme.lower() == "bearer" else None
-        )
+        with self._hashing:  # one at a time: whoever guesses must not cost the node a core for each scrape
+            found = self._found(scheme.lower(), given.strip())
         if found is not None:
             with self._lock:
                 if len(self._known) >= _REMEMBERED_MAX:
                     self._known.clear()
                 self._known[mark] = found
         return found
+
+    def _found(self, scheme: str, given: str) -> Principal | None:
+        if scheme == "basic":
+            return self._basic(given)
+        return self._bearer(given) if scheme == "bearer" else None
 
     def _basic(self, given: str) -> Principal | None:
         try:

@@ -107,16 +107,19 @@ class HttpServer:
             return list(self._open)
 
     def _accept(self) -> None:
+        failing = False
         while True:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
                 if self._is_closing:
                     return
-                _LOG.warning("cannot take a connection: %s", error)  # no descriptors left, say: the next may do
-                self._count("closed")
+                if not failing:
+                    _LOG.warning("cannot take connections: %s", error)  # no descriptors left, say; they wait until there are some
+                failing = True
                 self._clock.sleep(0.05)
                 continue
+            failing = False
             with self._lock:
                 if self._is_closing or len(self._open) >= _CONNECTIONS_PER_REQUEST * self._bounds.requests_max:
                     self._counted["closed"] += 1
@@ -125,7 +128,13 @@ class HttpServer:
                 taken = _Connection(connection)
                 thread = threading.Thread(target=self._serve, args=(taken,), name="prometheus-request", daemon=True)
                 self._open[thread] = taken
-                thread.start()
+                try:
+                    thread.start()
+                except (RuntimeError, MemoryError) as error:  # no thread to be had: the next one may do
+                    _LOG.warning("cannot answer a connection: %s", error)
+                    del self._open[thread]
+                    self._counted["closed"] += 1
+                    connection.close()
 
     def _serve(self, connection: _Connection) -> None:
         try:
@@ -244,7 +253,7 @@ class HttpServer:
 def _cut(sockets: list[socket.socket]) -> None:
     for one in sockets:
         with suppress(OSError):  # it is gone already
-            one.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(one, socket.SHUT_RDWR)  # of the plain socket: what TLS holds belongs to the thread that serves it
 
 
 def _refusal(refused: Refused) -> Response:
@@ -254,7 +263,8 @@ def _refusal(refused: Refused) -> Response:
 
 def _listener(host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # a name of both kinds means IPv4, as ever
         return socket.create_server(address[:2], family=family, backlog=64)
     except (OSError, UnicodeError) as error:
         raise HarnessError("os", f"cannot serve metrics on {host}:{port}: {error}", "choose another --prometheus-port") from error

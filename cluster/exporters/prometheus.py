@@ -103,7 +103,7 @@ class Options:
     buckets: Buckets = field(default_factory=Buckets)
     max_series: int = 100_000
     max_scrapes: int = 8
-    idle_s: float = 300.0
+    idle_s: float = 86_400.0
     timeout_s: float = 10.0
     checks: tuple[Callable[[], Finding], ...] = ()
 
@@ -134,6 +134,7 @@ class _Shown:
         self._kept: dict[Form, tuple[int, Rendered]] = {}
         self._zipped: dict[Form, bytes] = {}
         self._malformed = 0
+        self._trouble = ""
         self._fresh_ns = fresh_ns
 
     def body(self, form: Form, *, zipped: bool = False) -> bytes:
@@ -146,11 +147,20 @@ class _Shown:
                 self._zipped[form] = zlib.compress(body, 1, wbits=31)
             return self._zipped[form]
 
+    def last(self) -> Finding:
+        """Return how the last rendering went. Waits for nothing: a run that is busy is alive."""
+        return Finding("page", not self._trouble, self._trouble)
+
     def _fresh(self, form: Form) -> Rendered:
         now_ns = self._clock.boot_ns()
         kept = self._kept.get(form)
         if kept is None or now_ns - kept[0] >= self._fresh_ns:
-            rendered = self._pages[form].render(self._samples(now_ns))
+            try:
+                rendered = self._pages[form].render(self._samples(now_ns))
+            except Exception as error:
+                self._trouble = f"cannot render metrics: {error}"
+                raise
+            self._trouble = ""
             self._malformed = rendered.malformed if form is Form.OPENMETRICS else self._malformed
             kept = self._kept[form] = (now_ns, rendered)
             self._zipped.pop(form, None)
@@ -159,7 +169,7 @@ class _Shown:
     def _samples(self, now_ns: int) -> list[Sample]:
         latest = self._source.latest()
         since_ns = now_ns - int(self._options.idle_s * SECOND_NS)
-        alive = [one for one in latest if one.seen_ns >= since_ns]
+        alive = [one for one in latest if one.seen_ns >= since_ns or _is_vital(one)]
         shown = alive[: self._options.max_series]
         hidden = {"limit": len(alive) - len(shown), "idle": len(latest) - len(alive) + self._source.stale(), "malformed": self._malformed}
         return [*shown, *self._own(len(shown), hidden)]
@@ -170,6 +180,12 @@ class _Shown:
         yield from (_own_sample("exposition.series.hidden", count, ("reason", reason)) for reason, count in hidden.items())
         yield _own_sample("exposition.series.refused", self._source.refused())
         yield from (_own_sample("exposition.requests", count, ("code", code)) for code, count in sorted(self._counted().items()))
+
+
+def _is_vital(sample: Sample) -> bool:
+    """Tell whether a series stays although it is idle: a rare failure that came back as a new series would be no increase."""
+    known = CATALOGUE.get(sample.key.metric)
+    return known is not None and known.vital
 
 
 def _own_sample(name: str, value: float, *labels: tuple[str, str]) -> Sample:
@@ -214,7 +230,7 @@ class MetricsServer:
         if request.path == "/metrics":
             self._check_role(request, "metrics")
             return self._metrics(request)
-        findings = self._findings() if request.path == "/readyz" else self._findings()[:1]
+        findings = self._findings() if request.path == "/readyz" else [self._shown.last()]
         return _told(findings, reasons=self._may_see_reasons(request))
 
     def _check_role(self, request: Request, role: str) -> None:

@@ -22,15 +22,16 @@ class Watched(Generic[T]):
         self._paths, self._load, self._more = tuple(paths), load, more
         self._lock = threading.Lock()
         self._value = load()
-        self._seen = self._signature()
+        self._seen: _Signature = ()  # the first look reads once more: a file may have changed since
         self.problem = ""
 
     def current(self) -> T:
         """Return the value; the files are looked at, and read if they changed."""
         with self._lock:
-            if self._signature() != self._seen:
+            before = self._signature()
+            if before != self._seen:
                 self._reload()
-                self._seen = self._signature()
+                self._seen = before  # what changed during the reading is read by the next look
             return self._value
 
     def _reload(self) -> None:

@@ -235,11 +235,12 @@ class Aggregator:
         with self._lock:
             return self._live.refused
 
-    def use_buckets(self, buckets: Buckets) -> None:
-        """Show histograms with these buckets. Once there are windows it is too late, and nothing changes."""
+    def use_buckets(self, buckets: Buckets) -> Buckets:
+        """Show histograms with these buckets, and return those in force: once there are windows it is too late for others."""
         with self._lock:
             if not self._live.samples():
                 self._live.buckets = buckets
+            return self._live.buckets
 
     def dose_windows(self) -> dict[str, list[DoseWindow]]:
         """Return asked and achieved strength by operation, one (time_s, requested, achieved, unit) a window."""

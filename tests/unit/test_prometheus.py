@@ -269,6 +269,19 @@ def test_the_limit_and_idleness_hide_series_and_say_how_many() -> None:
     assert found[f"{prefix}_hidden", "idle"] == 4.0
 
 
+def test_a_rare_failure_stays_however_long_it_is_quiet() -> None:
+    """A counter of failures that left and came back would show no increase: nobody would be told of the next one."""
+    key = SeriesKey("probe.failures", "", "n1", "w", "p", ())
+
+    class Rare(Many):
+        def latest(self) -> list[Sample]:
+            return [Sample(key, Kind.COUNTER, 1.0, seen_ns=PAST)]
+
+    clock = VirtualClock()
+    clock.advance((LATE - clock.boot_ns()) / SECOND_NS)
+    assert b"stress_cluster_probe_failures_total{" in _Shown(Rare(), Options(idle_s=1.0), clock, dict).body(Form.TEXT)
+
+
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian package prometheus)")
 def test_promtool_is_content_with_what_the_endpoint_tells_of_itself() -> None:
     """The page as it is served, its own families included, passes `promtool check metrics`."""

@@ -29,6 +29,7 @@ from cluster.exporters.http_message import Response
 from cluster.exporters.http_server import Bounds, HttpServer
 from cluster.exporters.prometheus import Finding, MetricsServer, Options
 from cluster.metrics.live import Sample, SeriesKey
+from tests.support.waiting import until
 
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed, which makes the certificates of these tests")
@@ -133,7 +134,7 @@ def test_the_server_answers_caches_and_closes(source):
         server.close()
     with pytest.raises(ConnectionRefusedError):
         ask(server, "/healthz")
-    assert threading.active_count() <= before
+    until(lambda: threading.active_count() <= before, 30, "its threads have ended")  # the last one closes its socket after the answer
 
 
 def test_a_host_that_is_none_is_told(source):
@@ -323,7 +324,7 @@ def test_a_client_that_does_not_read_is_cut_off():
 
     def answer(request):
         begun.set()
-        return Response(http.HTTPStatus.OK, b"x" * ((64 << 20) if request.path == "/big" else 1))
+        return Response(http.HTTPStatus.OK, b"x" * (64 << 20))
 
     server = HttpServer("127.0.0.1", 0, answer, Bounds(requests_max=1, timeout_s=2.0))
     server.start()
@@ -334,7 +335,7 @@ def test_a_client_that_does_not_read_is_cut_off():
             for thread in server._serving():
                 thread.join(30)
             assert server.counted() == {"200": 1, "closed": 1}
-            assert ask(server, "/small")[0] == 200
+            assert server._slots.acquire(blocking=False), "its slot is free again"
     finally:
         server.close()
 
@@ -366,7 +367,7 @@ def test_closing_lets_a_scrape_finish(source):
     scraper.start()
     assert source.entered.acquire(timeout=30)
     port = server.port
-    closer = threading.Thread(target=server.close)
+    closer = threading.Thread(target=lambda: server._server.close(grace_s=60))
     closer.start()
     assert idle.recv(1) == b""
     idle.close()
@@ -600,19 +601,62 @@ def test_health_flips_with_its_causes_and_names_them(serve, source):
 
 
 def test_a_page_that_cannot_be_made_is_ill_health(source):
-    """/healthz is what can be served: when samples cannot be had it says so within half a second, and a check that fails is a finding."""
+    """/healthz says how the last page went and waits for none; /readyz makes one, and a check that fails is a finding."""
     clock = VirtualClock()
     server = MetricsServer(source, clock=clock, options=Options(checks=(lambda: 1 / 0,)))
     try:
         assert ask(server, "/healthz")[0] == 200
         source.broken = True
         clock.advance(0.6)
+        assert ask(server)[0] == 500
         status, _, body = ask(server, "/healthz")
         assert (status, json.loads(body)["checks"][0]["reason"]) == (503, "cannot render metrics: no samples")
         source.broken = False
-        assert ask(server, "/healthz")[0] == 200
         status, _, body = ask(server, "/readyz")
+        assert ask(server, "/healthz")[0] == 200
         assert (status, json.loads(body)["checks"][2]["reason"]) == (503, "the check itself failed: division by zero")
+    finally:
+        server.close()
+
+
+def test_a_busy_run_is_alive(serve, source):
+    """While samples cannot be had for a lock, /healthz answers at once."""
+    source.gate = threading.Event()
+    server = serve()
+    scraper = threading.Thread(target=ask, args=(server,))
+    scraper.start()
+    assert source.entered.acquire(timeout=30)
+    assert ask(server, "/healthz")[0] == 200
+    source.gate.set()
+    scraper.join()
+
+
+def test_a_thread_that_cannot_be_had_costs_one_connection(serve, monkeypatch):
+    """Where threads are exhausted a client is sent away; the next one is answered, and the server can be closed."""
+    server = serve()
+    start, refused = threading.Thread.start, []
+
+    def refuse_once(thread):
+        if thread.name == "prometheus-request" and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_once)
+    with pytest.raises((http.client.HTTPException, OSError)):
+        ask(server, "/healthz")
+    assert len(refused) == 1
+    assert ask(server, "/healthz")[0] == 200
+
+
+def test_a_name_of_both_kinds_means_ipv4(source, monkeypatch):
+    """Whatever the resolver names first: who scrapes 127.0.0.1 finds it."""
+    both = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)), (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+    server = MetricsServer(source, host="localhost")
+    monkeypatch.undo()
+    try:
+        assert ask(server, "/healthz")[0] == 200
     finally:
         server.close()
 

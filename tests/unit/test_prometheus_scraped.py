@@ -115,7 +115,11 @@ def prometheus(folder):
     yield start
     for one in started:
         one.terminate()
-        one.wait(30)
+        try:
+            one.wait(30)
+        except subprocess.TimeoutExpired:
+            one.kill()
+            one.wait(30)
 
 
 def is_ready(address: str) -> bool:
