@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..clock import Clock
+from ..errors import HarnessError
 from .histogram import Floats
 from .policy import RecordingPolicy
 from .registry import Metric
-from .ring import SAMPLE_COLUMNS, SERIES, TIME, VALUE, Block, Integers, Producer
+from .ring import SAMPLE_COLUMNS, SERIES, TIME, VALUE, Block, Integers, Producer, Ring
 from .sampling import Always, Thinner
 
 ROW_BITS: Final = 24  # of the series' word; the weight has the 39 above them
@@ -26,7 +27,7 @@ class RawSink:
     """The raw samples of one process. It owns its producer. One thread at a time."""
 
     def __init__(self, producer: Producer, policy: RecordingPolicy, clock: Clock, chance: Random) -> None:
-        assert producer.ring.columns == SAMPLE_COLUMNS, "raw samples have three words"
+        check_columns(producer.ring)
         self._producer, self._policy, self._clock, self._chance = producer, policy, clock, chance
         self._thinners: dict[int, Thinner | None] = {}
 
@@ -78,6 +79,12 @@ class RawSink:
         integers[SERIES] = row | weights << ROW_BITS
         integers[TIME] = now_ns
         self._producer.push_many(rows)
+
+
+def check_columns(ring: Ring) -> None:
+    """Raise `HarnessError` for a ring whose records are no raw samples."""
+    if ring.columns != SAMPLE_COLUMNS:
+        raise HarnessError("internal", f"{ring.path}: records of {ring.columns} words; a raw sample has {SAMPLE_COLUMNS}")
 
 
 def columns(block: Block) -> tuple[Floats, Integers, Integers, npt.NDArray[np.int64]]:
