@@ -218,6 +218,8 @@ class Recorder:
         """Drain every handle, under the policy that is in force now. Call at least every 100 ms, from any thread."""
         with self._lock:
             self._look()
+            if self._raw is not None:
+                self._raw.begin_drain()
             for handle in self._handles.values():
                 handle.drain(self._segment, self._raw)
 

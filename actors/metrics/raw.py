@@ -18,7 +18,7 @@ from .histogram import Floats
 from .policy import RecordingPolicy
 from .registry import Metric
 from .ring import SAMPLE_COLUMNS, SERIES, TIME, VALUE, Block, Integers, Producer, Ring
-from .sampling import Always, Thinner
+from .sampling import Always, Thinner, spread
 
 ROW_BITS: Final = 24  # of the series' word; the weight has the 39 above them
 
@@ -30,13 +30,21 @@ class RawSink:
         check_columns(producer.ring)
         self._producer, self._policy, self._clock, self._chance = producer, policy, clock, chance
         self._thinners: dict[int, Thinner | None] = {}
+        self._before_ns = self._now_ns = clock.boot_ns()
+        self._taken_ns: dict[int, int] = {}
+
+    def begin_drain(self) -> None:
+        """Note that what is taken from now on came since the drain before."""
+        self._before_ns, self._now_ns = self._now_ns, self._clock.boot_ns()
 
     def take(self, row: int, metric: Metric, values: Floats, weights: Integers | None) -> None:
-        """Push the samples of one series. Weighted ones were thinned before and pass as they are."""
-        now_ns = self._clock.boot_ns()
+        """Push the samples of one series; for its policy they came evenly since the drain before. Weighted ones pass: they are thinned."""
+        now_ns = self._now_ns
         thinner = self._thinner(row, metric)
         if thinner is not None and weights is None:
-            kept = [one for value in values.tolist() if (one := thinner.offer(value, now_ns))]
+            stamps = spread(max(self._before_ns, self._taken_ns.get(row, 0)), now_ns, values.size)
+            self._taken_ns[row] = now_ns
+            kept = [one for value, at_ns in zip(values.tolist(), stamps, strict=True) if (one := thinner.offer(value, at_ns))]
             self._push_kept(row, kept, now_ns)
         elif values.size:
             self._push(row, values, np.ones(1, np.int64) if weights is None else weights, now_ns)

@@ -190,7 +190,7 @@ class Producer:
         if self._keeps_oldest:
             count = min(count, capacity - (head - words[TAIL]))
         else:
-            self._reserve(head + count)
+            self._reserve(head + min(count, capacity))  # that is every slot; more would outlive a death and make a successor's records torn
         if count:
             kept = min(count, capacity)  # of a block longer than the ring the end survives
             _copy_in(self.ring.data, (head + count - kept) & self._mask, rows[:, count - kept : count])

@@ -525,9 +525,19 @@ def test_invalid_samples_do_not_leave(segment: Segment) -> None:
     assert ring.state().dropped == 0
 
 
-@pytest.mark.parametrize("policy", [Probability(0.05), RateLimit(100), FirstN(10), Adaptive(1000)], ids=repr)
-def test_details_are_thinned_and_their_weights_tell_of_all(segment: Segment, policy: object) -> None:
-    """Sampled details: fewer leave, their weights add up to the exact count of the summary, the ring drops none; failures leave whole."""
+@pytest.mark.parametrize(
+    ("policy", "least", "most"),
+    [
+        (Probability(0.05), 5000, 5000),
+        (RateLimit(100), 900, 1001),
+        (RateLimit(1000), 9000, 10_001),
+        (FirstN(10), 110, 110),
+        (Adaptive(1000), 9000, 10_001),
+        (Adaptive(19), 171, 191),
+    ],
+)
+def test_details_are_thinned_and_their_weights_tell_of_all(segment: Segment, policy: object, least: int, most: int) -> None:
+    """10 s at 10,000/s: as many leave as allowed, their weights add up to the summary's count, the ring drops none; failures are whole."""
     ring, consumer = detailed(segment, Sampling("*", policy))
     clock = VirtualClock()
     recorder = Recorder(Segment.open(segment.path), clock, seed=5)
@@ -546,10 +556,44 @@ def test_details_are_thinned_and_their_weights_tell_of_all(segment: Segment, pol
     assert consumer.closed
     assert ring.state().dropped == 0
     assert weights[rows == 0].sum() == segment.read(0).count == 100_000
-    assert (rows == 0).sum() <= 10_000 + 1  # and the last group of the run
+    assert least <= (rows == 0).sum() <= most  # with the last group of the run
     assert (rows == 1).sum() == 300
     assert set(weights[rows == 1].tolist()) == {1}
     assert (values[rows == 0] * weights[rows == 0]).sum() == pytest.approx(segment.read(0).sum, rel=0.05)
+
+
+def test_a_limit_holds_after_silence(segment: Segment) -> None:
+    """Batches after minutes without samples came since the last drain, not over the minutes: the limit is by the second."""
+    _, consumer = detailed(segment, Sampling("*", RateLimit(100)))
+    clock = VirtualClock()
+    recorder = Recorder(Segment.open(segment.path), clock)
+    slices = recorder.histogram("load.slice")
+    weights = 0
+    for tick in range(3600):
+        if tick % 3599 == 0:
+            for _ in range(3):
+                slices.record_many(np.ones(9000))
+            slices.record(1.0)
+        recorder.tick()
+        clock.advance(0.1)
+        found = columns(consumer.drain())[2]
+        weights += int(found.sum())
+        assert found.size <= 11
+    recorder.close()
+    assert weights + columns(consumer.drain())[2].sum() == segment.read(0).count == 54_002
+
+
+def test_a_closed_recorder_pushes_nothing_more(segment: Segment) -> None:
+    """A tick after the end stores what is left and raises nothing; the ring that was said to have ended gets no sample."""
+    _, consumer = detailed(segment)
+    recorder = recorder_of(segment)
+    recorder.histogram("load.slice").record(1.0)
+    recorder.close()
+    recorder.histogram("load.slice").record(2.0)
+    recorder.tick()
+    recorder.close()
+    assert consumer.closed
+    assert (columns(consumer.drain())[0].tolist(), segment.read(0).count) == ([1.0], 2)
 
 
 def test_a_burst_is_thinned_before_the_ring(segment: Segment) -> None:
