@@ -1,7 +1,8 @@
 """Single samples on their way out of a process: thinned by their series' policy, then pushed to a ring as records of three words.
 
 A record is the value (float64), the series (its row in the segment) with the sample's weight above it (int64), and the boot time of the
-drain (int64, ns): a stamp a batch, because reading a clock costs more than recording. What the ring has no room for is counted there.
+drain (int64, ns): a stamp a batch, because reading a clock costs more than recording. Rules that go by time are told that the samples of
+a batch came evenly since the drain before. What the ring has no room for is counted there.
 """
 
 from __future__ import annotations

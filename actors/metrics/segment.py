@@ -1,7 +1,8 @@
 """Shared memory between one process that records and one that reads: a directory of series and their cumulative cells.
 
     header page    magic, version, capacity, window, closed, refused series, counts of samples that were not stored, by reason;
-                   two texts that the reader writes and the recorder reads at each drain: the recording policy and the path of a ring
+                   two texts that the reader writes and the recorder reads at each drain: the recording policy and the path of a ring,
+                   with a checksum, and how often the recorder found them damaged or no policy (H_BAD_TEXTS)
     directory      capacity x 256 bytes: ready, kind, length, key (JSON of name and labels)
     cells          capacity x 128 bytes: 16 words, see the names below
     buckets        capacity x 64 KiB: uint32 counts by sign, octave, sub-bucket
@@ -34,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 Buckets = npt.NDArray[np.uint32]
 
 MAGIC: Final = 0x31474553_54534353
-VERSION: Final = 1
+VERSION: Final = 2
 _PAGE: Final = 4096
 _ENTRY: Final = 256
 _KEY: Final = _ENTRY - 8

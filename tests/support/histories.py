@@ -44,8 +44,8 @@ class History:
 
 
 @functools.cache
-def compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """Return (produce, consume, first_impossible)."""
+def sides() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return (produce, consume)."""
     import numba
 
     yield_ = ctypes.CDLL(None).sched_yield
@@ -98,6 +98,14 @@ def compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., An
             for _ in range(pause * (index % 5)):
                 load(done, 0)
 
+    return produce, consume
+
+
+@functools.cache
+def first_impossible_step() -> Callable[..., Any]:
+    """Return the check."""
+    import numba
+
     @numba.njit
     def first_impossible(pushed, popped, push_after, pop_after, capacity):
         """Return (-1, -1), or the grid point up to which an order exists."""
@@ -134,7 +142,7 @@ def compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., An
             low, high = next_low, next_high
         return (-1, -1) if row[pops] else (pushes, high)
 
-    return produce, consume, first_impossible
+    return first_impossible
 
 
 def run_until(records: int, operations: int, capacity: int, pause: tuple[int, int], runs_max: int) -> list[History]:
@@ -153,20 +161,20 @@ def passed(history: History) -> int:
 
 def run(operations: int, capacity: int, pause: tuple[int, int]) -> History:
     """Let two threads do so many operations each on a new ring; `pause` slows them down unevenly, so that it is full or empty at times."""
-    produce, consume, _ = compiled()
+    produce, consume = sides()
     ring = Ring.create(capacity)
     words, data = ring_kernels.arrays(ring)
     done = np.zeros(32, np.uint64)
     columns = [np.zeros(operations, np.int64) for _ in range(4)]
     history = History(*columns)
-    sides = [
+    threads = [
         threading.Thread(target=produce, args=(words, data, done, history.pushed, history.push_after, pause[0])),
         threading.Thread(target=consume, args=(words, data, done, history.popped, history.pop_after, pause[1])),
     ]
-    for side in sides:
-        side.start()
-    for side in sides:
-        side.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return history
 
 
@@ -190,5 +198,5 @@ def false_answers(history: History, capacity: int) -> int:
 
 def impossible(history: History, capacity: int) -> tuple[int, int] | None:
     """Return None for a linearizable history, else how many pushes and pops of it can be ordered."""
-    found = compiled()[2](history.pushed, history.popped, history.push_after, history.pop_after, capacity)
+    found = first_impossible_step()(history.pushed, history.popped, history.push_after, history.pop_after, capacity)
     return None if found[0] < 0 else (int(found[0]), int(found[1]))
