@@ -343,8 +343,6 @@ class AgentShell:
             body(effect)
         except Exception as error:
             code = error.code if isinstance(error, StressError) else "internal"
-            self._trouble(effect.what, f"{effect.operation}: {type(error).__name__}: {error}")
-            self._metrics.error(effect.run, error, effect.operation)
             with self._lock:
                 if effect.what == "open_slot":
                     self._agent.on_refused(effect.run, effect.operation, code, str(error))
@@ -352,7 +350,13 @@ class AgentShell:
                     self._agent.on_load_ended(effect.run, effect.operation, planned=False, reason=str(error))
                 elif effect.what == "seal":
                     self._agent.on_seal_failed(effect.run)
-        self._perform()
+            try:
+                self._perform()
+            finally:  # told once load is ended: metrics may wait for a disk
+                self._trouble(effect.what, f"{effect.operation}: {type(error).__name__}: {error}")
+                self._metrics.error(effect.run, error, effect.operation)
+        else:
+            self._perform()
 
     def _open_slot(self, effect: Do) -> None:
         operation: Operation = effect.data["operation"]

@@ -24,6 +24,7 @@ from actors.messages import Capacity, Event, HostSnapshot, Operation, SlotTicket
 from actors.metrics import Segment
 from actors.metrics.policy import RecordingPolicy
 from actors.metrics.registry import DOSE_UNITS, Verbosity
+from actors.metrics.segment import check_policy_text
 from actors.proc import cgroup_pids
 from actors.simulator import absolute
 
@@ -79,6 +80,7 @@ class NodeMetrics:
         self._orphans: dict[str, list[Outbox]] = {}
         self._delivered: set[str] = set()
         self._detailed: set[str] = set()
+        self._policies: dict[str, RecordingPolicy] = {}  # of the loads of each run
         self._sealed: set[str] = set()
         self._seal_tries: dict[str, int] = {}
         self._watched: dict[_Key, Watched] = {}
@@ -97,6 +99,7 @@ class NodeMetrics:
         box = Outbox(path, node=self._node, incarnation=self._incarnation, run=run, max_bytes=self._outbox_max_bytes)
         with self._lock:
             self._detailed |= {run} if detailed else set()
+            self._policies[run] = RecordingPolicy(level=Verbosity.VERBOSE if detailed else Verbosity.NORMAL)
             self._streams[run] = MetricStream(self._node, self._incarnation, run, box, self._clock)
 
     def seal(self, run: str) -> None:
@@ -154,6 +157,7 @@ class NodeMetrics:
             self._orphans.pop(run, None)
             self._delivered.discard(run)
             self._detailed.discard(run)
+            self._policies.pop(run, None)
             self._sealed.discard(run)
             self._seal_tries.pop(run, None)
 
@@ -200,8 +204,7 @@ class NodeMetrics:
         """Make the memory that an operation's load records into; return its path."""
         segment = Segment.create()
         with self._lock:
-            level = Verbosity.VERBOSE if run in self._detailed else Verbosity.NORMAL
-            segment.publish(RecordingPolicy(level=level).to_json())
+            segment.publish(self._policies.get(run, RecordingPolicy()).to_json())
             self._segments[run, operation.id] = segment
             stream = self._streams.get(run)
             if stream is not None:
@@ -209,9 +212,15 @@ class NodeMetrics:
         return segment.path
 
     def set_policy(self, run: str, policy: RecordingPolicy) -> None:
-        """Let the loads of a run record by this policy from their next drain on. Raises `InputError` when it is too long."""
+        """Let the loads of a run record by this policy, those that are there from their next drain on. Each keeps its ring.
+
+        Raises `InputError` when it is too long.
+        """
         text = policy.to_json()
+        check_policy_text(text)
         with self._lock:
+            if run in self._streams:
+                self._policies[run] = policy
             for (of, _), segment in self._segments.items():
                 if of == run:
                     segment.publish(text)

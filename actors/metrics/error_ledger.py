@@ -21,6 +21,7 @@ ErrorSink = Callable[[BaseException], object]
 
 EXAMPLES: Final = 3  # kept of each code
 TEXT_MAX: Final = 200
+CAUSES_MAX: Final = 16  # errors of a chain that are looked at for an errno
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,14 @@ def code_of(error: BaseException) -> str:
 
 
 def errno_of(error: BaseException) -> int | None:
-    """Return the errno of an error, or of the one that it was raised from."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        if error.__cause__ is None:
+    """Return the errno of an error, or of the one that it was raised from, at most `CAUSES_MAX` steps back."""
+    found: BaseException | None = error
+    for _ in range(CAUSES_MAX):  # causes may form a circle
+        if found is None:
             return None
-        error = error.__cause__
+        if isinstance(found, OSError) and found.errno is not None:
+            return found.errno
+        found = found.__cause__
     return None
 
 

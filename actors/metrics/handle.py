@@ -20,12 +20,13 @@ from ..clock import SECOND_NS, Clock, SystemClock
 from ..errors import InputError, StressError
 from . import histogram
 from .policy import Labels, Mode, RecordingPolicy
-from .raw import RawSink
+from .raw import RawSink, check_columns
 from .registry import Kind, Metric, find
 from .ring import Integers, Producer, Ring
 from .segment import (
     COUNT,
     H_BACKLOG,
+    H_BAD_TEXTS,
     H_CLOSED,
     H_LEFT_FILTER,
     H_LEFT_LEVEL,
@@ -59,6 +60,7 @@ _FEW: Final = 4096  # below, buckets are bumped one by one: no pass over all of 
 _BATCH: Final = 1 << 13  # samples of `record_many` that find room without an allocation
 _BUFFERS: Final = 128  # of them in one process: 8 MiB, of which only what is used takes pages
 _BACKLOG: Final = 1 << 21  # samples of `record_many` that may wait in one handle: 16 MiB
+_Weighted = tuple[histogram.Floats, Integers | None]
 _LEFT_OUT: Final = {"level": H_LEFT_LEVEL, "filter": H_LEFT_FILTER}
 
 
@@ -160,9 +162,9 @@ class Handle:
         elif self._row < 0:
             segment.header[H_REFUSED_SAMPLES] += _total(values, weights)
         else:
-            _store(segment, self._row, self.kind, values, weights)
+            good, counts = _store(segment, self._row, self.kind, values, weights)
             if raw is not None:
-                raw.take(self._row, self.metric, values, weights)
+                raw.take(self._row, self.metric, good, counts)
 
 
 class Recorder:
@@ -216,6 +218,8 @@ class Recorder:
         """Drain every handle, under the policy that is in force now. Call at least every 100 ms, from any thread."""
         with self._lock:
             self._look()
+            if self._raw is not None:
+                self._raw.begin_drain()
             for handle in self._handles.values():
                 handle.drain(self._segment, self._raw)
 
@@ -225,6 +229,7 @@ class Recorder:
         with self._lock:
             if self._raw is not None:
                 self._raw.close()
+            self._raw = None
         self._segment.header[H_CLOSED] = 1
 
     def _look(self) -> None:
@@ -237,18 +242,28 @@ class Recorder:
         if texts is None:
             return
         self._texts_seen, policy, ring = texts
-        self.policy = RecordingPolicy.from_json(policy) if policy else RecordingPolicy()
+        try:
+            self.policy = RecordingPolicy.from_json(policy) if policy else RecordingPolicy()
+        except InputError:  # a reader of another version, or a damaged page: no reason to end the load, so the old policy stays
+            self._segment.header[H_BAD_TEXTS] += np.uint64(1)
         for handle in self._handles.values():
             handle.left_out = self.policy.leaves_out(handle.metric, handle.labels)
         if self._raw is not None:
             self._raw.close()
+            self._raw = None
         self._segment.header[H_RAW] = RAW_NONE
         self._raw = self._open_raw(ring) if self.policy.mode is Mode.DETAILED and ring else None
 
     def _open_raw(self, path: str) -> RawSink | None:
+        """Return the way out for raw samples; None, and the header says so, where this processor or this ring has none."""
+        ring = None
         try:
-            sink = RawSink(Producer(Ring.open(path)), self.policy, self._clock, self._chance)
-        except StressError:  # this processor, a ring that is gone or taken: aggregates go on, and the header says so
+            ring = Ring.open(path)
+            check_columns(ring)
+            sink = RawSink(Producer(ring), self.policy, self._clock, self._chance)
+        except (StressError, OSError):  # aggregates go on
+            if ring is not None:
+                ring.close()
             self._segment.header[H_RAW] = RAW_UNAVAILABLE
             return None
         self._segment.header[H_RAW] = RAW_ON
@@ -290,7 +305,8 @@ def _total(values: histogram.Floats, weights: Integers | None) -> np.uint64:
     return np.uint64(values.size if weights is None else weights.sum())
 
 
-def _store(segment: Segment, row: int, kind: Kind, values: histogram.Floats, weights: Integers | None = None) -> None:
+def _store(segment: Segment, row: int, kind: Kind, values: histogram.Floats, weights: Integers | None) -> _Weighted:
+    """Add samples to a series and count the invalid ones; return the others."""
     words, floats = segment.words[row], segment.floats[row]
     words[SEQUENCE] += np.uint64(1)
     valid = (values >= 0.0) & (values < np.inf) if kind is Kind.COUNTER else ~np.isnan(values)
@@ -307,6 +323,7 @@ def _store(segment: Segment, row: int, kind: Kind, values: histogram.Floats, wei
         floats[LAST] = good[-1]
         words[COUNT] += total
     words[SEQUENCE] += np.uint64(1)
+    return good, counts
 
 
 def _store_extremes(segment: Segment, row: int, values: histogram.Floats) -> None:

@@ -105,13 +105,19 @@ class RecordingPolicy:
         try:
             document: Mapping[str, Any] = json.loads(text)
             filters = tuple(
-                Filter(include, name, Kind(kind) if kind else None, tuple((label, glob) for label, glob in labels))
+                Filter(bool(include), _text(name), Kind(kind) if kind else None, tuple((_text(one), _text(glob)) for one, glob in labels))
                 for include, name, kind, labels in document["filters"]
             )
-            sampling = tuple(Sampling(name, _read(word, argument)) for name, word, argument in document["sampling"])
+            sampling = tuple(Sampling(_text(name), _read(word, argument)) for name, word, argument in document["sampling"])
             return cls(Verbosity(document["level"]), Mode(document["mode"]), filters, sampling)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InputError("invalid_document", f"not a recording policy: {type(error).__name__}: {error}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is expected, got {value!r}")
+    return value
 
 
 def _written(policy: Policy) -> tuple[str, float]:

@@ -1,7 +1,8 @@
 """Single samples on their way out of a process: thinned by their series' policy, then pushed to a ring as records of three words.
 
 A record is the value (float64), the series (its row in the segment) with the sample's weight above it (int64), and the boot time of the
-drain (int64, ns): a stamp a batch, because reading a clock costs more than recording. What the ring has no room for is counted there.
+drain (int64, ns): a stamp a batch, because reading a clock costs more than recording. Rules that go by time are told that the samples of
+a batch came evenly since the drain before. What the ring has no room for is counted there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..clock import Clock
+from ..errors import HarnessError
 from .histogram import Floats
 from .policy import RecordingPolicy
 from .registry import Metric
-from .ring import SAMPLE_COLUMNS, SERIES, TIME, VALUE, Block, Integers, Producer
-from .sampling import Always, Thinner
+from .ring import SAMPLE_COLUMNS, SERIES, TIME, VALUE, Block, Integers, Producer, Ring
+from .sampling import Always, Thinner, spread
 
 ROW_BITS: Final = 24  # of the series' word; the weight has the 39 above them
 
@@ -26,16 +28,24 @@ class RawSink:
     """The raw samples of one process. It owns its producer. One thread at a time."""
 
     def __init__(self, producer: Producer, policy: RecordingPolicy, clock: Clock, chance: Random) -> None:
-        assert producer.ring.columns == SAMPLE_COLUMNS, "raw samples have three words"
+        check_columns(producer.ring)
         self._producer, self._policy, self._clock, self._chance = producer, policy, clock, chance
         self._thinners: dict[int, Thinner | None] = {}
+        self._before_ns = self._now_ns = clock.boot_ns()
+        self._taken_ns: dict[int, int] = {}
+
+    def begin_drain(self) -> None:
+        """Note that what is taken from now on came since the drain before."""
+        self._before_ns, self._now_ns = self._now_ns, self._clock.boot_ns()
 
     def take(self, row: int, metric: Metric, values: Floats, weights: Integers | None) -> None:
-        """Push the samples of one series. Weighted ones were thinned before and pass as they are."""
-        now_ns = self._clock.boot_ns()
+        """Push the samples of one series; for its policy they came evenly since the drain before. Weighted ones pass: they are thinned."""
+        now_ns = self._now_ns
         thinner = self._thinner(row, metric)
         if thinner is not None and weights is None:
-            kept = [one for value in values.tolist() if (one := thinner.offer(value, now_ns))]
+            stamps = spread(max(self._before_ns, self._taken_ns.get(row, 0)), now_ns, values.size)
+            self._taken_ns[row] = now_ns
+            kept = [one for value, at_ns in zip(values.tolist(), stamps, strict=True) if (one := thinner.offer(value, at_ns))]
             self._push_kept(row, kept, now_ns)
         elif values.size:
             self._push(row, values, np.ones(1, np.int64) if weights is None else weights, now_ns)
@@ -78,6 +88,12 @@ class RawSink:
         integers[SERIES] = row | weights << ROW_BITS
         integers[TIME] = now_ns
         self._producer.push_many(rows)
+
+
+def check_columns(ring: Ring) -> None:
+    """Raise `HarnessError` for a ring whose records are no raw samples."""
+    if ring.columns != SAMPLE_COLUMNS:
+        raise HarnessError("internal", f"{ring.path}: records of {ring.columns} words; a raw sample has {SAMPLE_COLUMNS}")
 
 
 def columns(block: Block) -> tuple[Floats, Integers, Integers, npt.NDArray[np.int64]]:

@@ -23,8 +23,9 @@ from ..errors import InputError
 from .histogram import Floats
 from .policy import Labels
 from .registry import Kind, Metric, find
-from .sampling import Kept, Policy, Thinner
+from .sampling import Kept, Policy, Thinner, spread
 
+SPREAD_NS: Final = SECOND_NS  # a batch came within this time at most; of a longer silence nobody knows when it ended
 _NOTHING: Final[deque[float]] = deque(maxlen=0)
 
 
@@ -218,6 +219,7 @@ class BatchingReporter(_Kinds):
         self._lock = threading.RLock()
         self._waiting: deque[tuple[Series, float, int]] = deque()
         self._oldest_ns = 0
+        self._under_way = 0  # samples of the batch that the sink has now
         self.offered = self.delivered = self.dropped = self.failures = self.calls = 0
 
     @property
@@ -252,18 +254,29 @@ class BatchingReporter(_Kinds):
         """Deliver everything; what is refused now is dropped, and counted."""
         with self._lock:
             self._send(1)
-            self.dropped += len(self._waiting)
-            self._waiting.clear()
+            while len(self._waiting) > self._under_way:  # all, but where a sink closes the reporter that calls it
+                self._waiting.pop()
+                self.dropped += 1
 
     def _send(self, least: int) -> None:
-        """Deliver batches while at least so many samples wait and they are taken."""
-        while len(self._waiting) >= least:
+        """Deliver batches while at least so many of the samples that wait now are left and they are taken.
+
+        A sink may record into this reporter: what it does waits for the next call, so that it is neither sent twice nor without end.
+        """
+        if self._under_way:
+            return
+        for _ in range(-(-len(self._waiting) // self._size)):
+            if len(self._waiting) < least:
+                return
             entries = [self._waiting[index] for index in range(min(self._size, len(self._waiting)))]
             self.calls += 1
+            self._under_way = len(entries)
             try:
                 taken = self._deliver(Batch(tuple(entries)))
             except Exception:  # a sink is foreign code: its error costs a try, never a sample
                 taken = False
+            finally:
+                self._under_way = 0
             if not taken:
                 self.failures += 1
                 return
@@ -278,17 +291,22 @@ class _Thinned:
     def __init__(self, inner: Recordable, policy: Policy, clock: Clock, chance: Random) -> None:
         self._inner, self._clock = inner, clock
         self._lock = threading.Lock()
+        self._last_ns = clock.boot_ns()
         self.thinner = Thinner(policy, chance)
 
     def record(self, value: float) -> None:
         with self._lock:
-            self._pass_on(self.thinner.offer(value, self._clock.boot_ns()))
+            self._last_ns = now_ns = self._clock.boot_ns()
+            self._pass_on(self.thinner.offer(value, now_ns))
 
     def record_many(self, values: Floats) -> None:
+        """Thin a batch as if its samples had come evenly since the call before, at most over `SPREAD_NS`."""
         with self._lock:
             now_ns = self._clock.boot_ns()
-            for value in values.tolist():
-                self._pass_on(self.thinner.offer(value, now_ns))
+            stamps = spread(max(self._last_ns, now_ns - SPREAD_NS), now_ns, values.size)
+            self._last_ns = now_ns
+            for value, at_ns in zip(values.tolist(), stamps, strict=True):
+                self._pass_on(self.thinner.offer(value, at_ns))
 
     def record_weighted(self, value: float, weight: int) -> None:
         self._inner.record_weighted(value, weight)  # thinned before: it passes, and is not counted here
@@ -321,18 +339,19 @@ class SamplingReporter(_Kinds):
         inner: Recordable = getattr(self._inner, kind.value)(name, **labels)
         if metric.vital or kind is Kind.GAUGE:
             return inner
-        if series not in self._thinned:
-            self._thinned[series] = _Thinned(inner, self._policy_of(metric), self._clock, self._chance)
-        return self._thinned[series]
+        found = self._thinned.get(series)
+        if found is None:  # another thread may ask for it now: all get the one that was first
+            found = self._thinned.setdefault(series, _Thinned(inner, self._policy_of(metric), self._clock, self._chance))
+        return found
 
     def counts(self) -> tuple[int, int, int, int]:
         """Return (offered, kept, dropped, waiting) over all thinned series."""
-        found = [one.thinner for one in self._thinned.values()]
+        found = [one.thinner for one in list(self._thinned.values())]
         return sum(t.offered for t in found), sum(t.kept for t in found), sum(t.dropped for t in found), sum(t.waiting for t in found)
 
     def begin_window(self) -> None:
         """Begin a window for the policies that count by window."""
-        for one in self._thinned.values():
+        for one in list(self._thinned.values()):
             one.begin_window()
 
     def tick(self) -> None:
@@ -341,6 +360,6 @@ class SamplingReporter(_Kinds):
 
     def close(self) -> None:
         """End every group, then close the reporter behind."""
-        for one in self._thinned.values():
+        for one in list(self._thinned.values()):
             one.flush()
         self._inner.close()

@@ -107,11 +107,15 @@ class Ring:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise HarnessError("os", f"cannot open the ring {path}: {error}") from error
-        wrong = _wrong(fd)
-        if wrong:
+        try:
+            wrong = _wrong(fd)
+            if not wrong:
+                return cls(fd, os.fstat(fd).st_size)
+        except (OSError, ValueError) as error:  # ValueError: cut short between the look and the mapping
             os.close(fd)
-            raise HarnessError("internal", f"{path} {wrong}")
-        return cls(fd, os.fstat(fd).st_size)
+            raise HarnessError("os", f"cannot map the ring {path}: {error}") from error
+        os.close(fd)
+        raise HarnessError("internal", f"{path} {wrong}")
 
     @property
     def path(self) -> str:
@@ -186,7 +190,7 @@ class Producer:
         if self._keeps_oldest:
             count = min(count, capacity - (head - words[TAIL]))
         else:
-            self._reserve(head + count)
+            self._reserve(head + min(count, capacity))  # that is every slot; more would outlive a death and make a successor's records torn
         if count:
             kept = min(count, capacity)  # of a block longer than the ring the end survives
             _copy_in(self.ring.data, (head + count - kept) & self._mask, rows[:, count - kept : count])

@@ -13,7 +13,7 @@ only in where a group ends:
 
 Choosing evenly from a group of unknown size: the k-th sample replaces the choice with probability 1/k; the next one that does is drawn at
 once as floor(k / U) + 1, so a group of n costs about ln(n) draws (reservoir sampling with skips, Vitter 1985). Pure; time and chance are
-arguments. Not thread-safe: `SampledHandle` in `reporter` locks.
+arguments. Not thread-safe: `SamplingReporter` locks, and a `Recorder` drains one thread at a time.
 """
 
 from __future__ import annotations
@@ -92,6 +92,15 @@ class Thinner:
         size, self.waiting, self._take = self.waiting, 0, 1
         self.kept += size > 0
         return (self._choice, size) if size else None
+
+
+def spread(before_ns: int, now_ns: int, count: int) -> list[int]:
+    """Return when the samples of a batch count as having come: evenly after `before_ns`, the last one at `now_ns`.
+
+    Under one stamp for all, a rule that goes by time would keep one sample of a batch, whatever its limit.
+    """
+    gap_ns = max(0, now_ns - before_ns)
+    return [now_ns - gap_ns + gap_ns * number // count for number in range(1, count + 1)]
 
 
 class _Each:
@@ -220,7 +229,9 @@ class _Stepped:
     """Groups sized by the arrivals of the last two steps, and never more of them in a step than its budget."""
 
     def __init__(self, per_second: float) -> None:
-        self._budget = per_second / STEPS
+        self._per_second = per_second
+        self._allowed = self._allowance(0)
+        self._step = 0
         self._step_ns = SECOND_NS // STEPS
         self._end_ns: int | None = None
         self._arrived = self._before = self._kept = 0
@@ -229,10 +240,14 @@ class _Stepped:
     def ends(self, size: int, now_ns: int) -> bool:
         self._turn(now_ns)
         self._arrived += 1
-        if size < self._size or self._kept + 1 > self._budget:
+        if size < self._size or self._kept >= self._allowed:
             return False
         self._kept += 1
         return True
+
+    def _allowance(self, step: int) -> int:
+        """Return how many a step may keep: the fraction of the budget that it cannot use goes to the ones after it."""
+        return int((step + 1) * self._per_second // STEPS) - int(step * self._per_second // STEPS)
 
     def _turn(self, now_ns: int) -> None:
         if self._end_ns is None:
@@ -242,7 +257,9 @@ class _Stepped:
         steps = (now_ns - self._end_ns) // self._step_ns + 1
         self._end_ns += steps * self._step_ns
         recent = (self._arrived, self._before) if steps == 1 else (0, 0)  # more than a step without samples: no burst
-        self._size = max(1, math.ceil(max(recent) / self._budget))
+        self._size = max(1, math.ceil(max(recent) / math.ceil(self._per_second / STEPS)))
+        self._step += steps
+        self._allowed = self._allowance(self._step)
         self._before = recent[0]
         self._arrived = self._kept = 0
 
@@ -255,7 +272,8 @@ class Adaptive:
     """Keep everything while at most this many a second arrive; thin a burst down to it. At least 10 a second.
 
     The group's size follows the arrivals of the last two tenths of a second, and a tenth of a second never keeps more than a tenth of the
-    budget, so the first moments of a burst are held down as well.
+    budget, so the first moments of a burst are held down as well. A budget that is no multiple of ten is kept over the second: 19 are one
+    in one tenth and two in each of the others, so of 19 that arrive unevenly a few may be gathered into groups.
     """
 
     per_second: float

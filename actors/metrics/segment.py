@@ -1,7 +1,8 @@
 """Shared memory between one process that records and one that reads: a directory of series and their cumulative cells.
 
     header page    magic, version, capacity, window, closed, refused series, counts of samples that were not stored, by reason;
-                   two texts that the reader writes and the recorder reads at each drain: the recording policy and the path of a ring
+                   two texts that the reader writes and the recorder reads at each drain: the recording policy and the path of a ring,
+                   with a checksum, and how often the recorder found them damaged or no policy (H_BAD_TEXTS)
     directory      capacity x 256 bytes: ready, kind, length, key (JSON of name and labels)
     cells          capacity x 128 bytes: 16 words, see the names below
     buckets        capacity x 64 KiB: uint32 counts by sign, octave, sub-bucket
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -33,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 Buckets = npt.NDArray[np.uint32]
 
 MAGIC: Final = 0x31474553_54534353
-VERSION: Final = 1
+VERSION: Final = 2
 _PAGE: Final = 4096
 _ENTRY: Final = 256
 _KEY: Final = _ENTRY - 8
@@ -45,7 +47,7 @@ _RING_AT: Final = 3840
 
 # words of the header
 H_MAGIC, H_VERSION, H_CAPACITY, H_WINDOW, H_CLOSED, H_REFUSED_SERIES, H_REFUSED_SAMPLES = range(7)
-H_LEFT_LEVEL, H_LEFT_FILTER, H_BACKLOG, H_TEXT_SEQUENCE, H_POLICY_BYTES, H_RING_BYTES, H_RAW = range(7, 14)
+H_LEFT_LEVEL, H_LEFT_FILTER, H_BACKLOG, H_TEXT_SEQUENCE, H_POLICY_BYTES, H_RING_BYTES, H_RAW, H_BAD_TEXTS, H_TEXT_CHECK = range(7, 16)
 RAW_NONE, RAW_ON, RAW_UNAVAILABLE = range(3)  # of H_RAW: whether single samples leave through a ring
 # words of a series
 SEQUENCE, STAMP, COUNT, SUM, MIN, MAX, LAST, ZERO, OVER, UNDER, INVALID, TOUCHED, TOUCHED_NEGATIVE = range(13)
@@ -134,17 +136,24 @@ class Segment:
             self._fd = -1
 
     def texts(self, known: int) -> tuple[int, str, str] | None:
-        """Return (sequence, recording policy, path of a ring) when they are newer than `known` and not being written now."""
+        """Return (sequence, recording policy, path of a ring) when they are newer than `known` and not being written now.
+
+        The sequence alone would do where loads keep their order; the checksum tells torn texts on any processor. What does not match it is
+        counted and looked at again by the next drain.
+        """
         before = int(self.header[H_TEXT_SEQUENCE])
         if before == known or before % 2:
             return None
         policy, ring = self._text(_POLICY_AT, H_POLICY_BYTES), self._text(_RING_AT, H_RING_BYTES)
         if before != int(self.header[H_TEXT_SEQUENCE]):
             return None
+        if _check(before, policy, ring) != int(self.header[H_TEXT_CHECK]):
+            self.header[H_BAD_TEXTS] += np.uint64(1)
+            return None
         return before, policy.decode(), ring.decode()
 
     def _text(self, at: int, size_word: int) -> bytes:
-        return self._map[at : at + int(self.header[size_word])]
+        return self._map[at : min(at + int(self.header[size_word]), _PAGE)]
 
     # the writer's side
 
@@ -173,21 +182,19 @@ class Segment:
             name, *labels = json.loads(entry[8 : 8 + size].tobytes())
             yield row, KINDS[int(entry[1])], name, tuple((label, value) for label, value in labels)
 
-    def publish(self, policy: str, ring: str = "") -> None:
+    def publish(self, policy: str, ring: str | None = None) -> None:
         """Give the recorder a policy and the path of a ring for raw samples; in force from its next drain. One thread at a time.
 
-        Raises `InputError` when they are too long for the header.
+        A ring of None leaves the one that was published before, "" takes it away. Raises `InputError` when a text is too long.
         """
-        texts = ((_POLICY_AT, H_POLICY_BYTES, policy.encode(), _RING_AT), (_RING_AT, H_RING_BYTES, ring.encode(), _PAGE))
-        for at, _, text, end in texts:
-            if len(text) > end - at:
-                raise InputError(
-                    "invalid_value", f"a recording policy of {len(text)} bytes; at most {end - at}", "use fewer or shorter rules"
-                )
+        check_policy_text(policy)
+        rules, path = policy.encode(), self._text(_RING_AT, H_RING_BYTES) if ring is None else ring.encode()
+        _check_room(path, _PAGE - _RING_AT, "the path of a ring", "use the ring's own path, under /proc")
         self.header[H_TEXT_SEQUENCE] += np.uint64(1)  # odd: being written
-        for at, size_word, text, _ in texts:
+        for at, size_word, text in ((_POLICY_AT, H_POLICY_BYTES, rules), (_RING_AT, H_RING_BYTES, path)):
             self._map[at : at + len(text)] = text
             self.header[size_word] = len(text)
+        self.header[H_TEXT_CHECK] = _check(int(self.header[H_TEXT_SEQUENCE]) + 1, rules, path)
         self.header[H_TEXT_SEQUENCE] += np.uint64(1)
 
     def next_window(self) -> int:
@@ -221,6 +228,21 @@ class Segment:
             octaves=octaves,
             buckets=self.buckets[row, octaves],
         )
+
+
+def check_policy_text(text: str) -> None:
+    """Raise `InputError` for the text of a recording policy that no segment has room for."""
+    _check_room(text.encode(), _RING_AT - _POLICY_AT, "a recording policy", "use fewer or shorter rules")
+
+
+def _check_room(text: bytes, room: int, what: str, remedy: str) -> None:
+    if len(text) > room:
+        raise InputError("invalid_value", f"{what} of {len(text)} bytes; at most {room}", remedy)
+
+
+def _check(sequence: int, policy: bytes, ring: bytes) -> int:
+    """Return the checksum of the header's texts, which are at home under one sequence number only."""
+    return zlib.crc32(b"%d,%d," % (sequence, len(policy)) + policy + ring)
 
 
 def _buckets_at(capacity: int) -> int:

@@ -8,6 +8,7 @@ subscriber that stalls costs the others nothing but the memory of its own queue.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ T = TypeVar("T")
 BOUND: Final = 10_000
 BOUND_MAX: Final = 10_000_000
 SUBSCRIBERS_MAX: Final = 64
+UNDER_WAY_MAX: Final = 100_000  # samples of other threads
 
 
 class Overflow(StrEnum):
@@ -66,6 +68,11 @@ class Subscription(Generic[T]):
             self._queue.popleft()
         self._queue.append(sample)
         self._awake.set()
+
+    def miss(self, count: int) -> None:
+        """Count samples that were lost on their way to the feed; for the feed."""
+        self._offered += count
+        self._dropped += count
 
     def end(self) -> None:
         """Let the iteration end once the queue is empty; for the feed."""
@@ -112,6 +119,8 @@ class Feed(Generic[T]):
     def __init__(self) -> None:
         self._subscriptions: list[Subscription[T]] = []
         self._closed = False
+        self._lock = threading.Lock()
+        self._under_way = self._lost = 0  # samples that other threads sent and the loop has not seen; those it will not see
 
     @property
     def subscribers(self) -> int:
@@ -138,10 +147,34 @@ class Feed(Generic[T]):
         for sample in samples:
             for subscription in self._subscriptions:
                 subscription.take(sample)
+        with self._lock:
+            lost, self._lost = self._lost, 0
+        for subscription in self._subscriptions if lost else ():
+            subscription.miss(lost)
 
     def publish_from_thread(self, loop: asyncio.AbstractEventLoop, samples: Iterable[T]) -> None:
-        """Offer samples from a thread other than the loop's; they arrive in order. Raises `RuntimeError` when the loop is closed."""
-        loop.call_soon_threadsafe(self.publish, list(samples))
+        """Offer samples from a thread other than the loop's; they arrive in order. Raises `RuntimeError` when the loop is closed.
+
+        At most `UNDER_WAY_MAX` wait for a loop that is slow; the newest past them are lost, and each subscriber counts them as dropped.
+        """
+        batch = list(samples)
+        with self._lock:
+            kept = batch[: UNDER_WAY_MAX - self._under_way]
+            self._under_way += len(kept)
+            self._lost += len(batch) - len(kept)  # now: what is under way will be published after this, and charges it
+        try:
+            if kept or loop.is_closed():
+                loop.call_soon_threadsafe(self._arrive, kept)
+        except RuntimeError:
+            with self._lock:
+                self._under_way -= len(kept)
+                self._lost -= len(batch) - len(kept)
+            raise
+
+    def _arrive(self, samples: list[T]) -> None:
+        with self._lock:
+            self._under_way -= len(samples)
+        self.publish(samples)
 
     def leave(self, subscription: Subscription[T]) -> None:
         """Offer nothing more to a subscription."""

@@ -85,6 +85,7 @@ for life in range(int(sys.argv[3])):
             producer.push_many(records(at, 50))
             at += 50
     while ring.words[HEAD] - before < chance.randint(1, 2000):
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the producer died"
         if chance.random() < 0.5:
             seen.append(consumer.drain().copy())
     os.kill(pid, signal.SIGKILL)
@@ -105,6 +106,45 @@ print(json.dumps({
     "taken": int(number.size),
     "state": [state.offered, state.taken, state.dropped, state.buffered],
 }))
+"""
+)
+
+
+LONG_BLOCK = (
+    RECORD
+    + """
+import os, signal, sys
+import numpy as np
+from actors.metrics import ring as ring_module
+from actors.metrics.ring import DROP_OLDEST, Consumer, Producer, Ring
+
+ring = Ring.create(64, 3, DROP_OLDEST)
+consumer, copy_in = Consumer(ring), ring_module._copy_in
+
+def same(block, want):
+    return np.array_equal(block.view(np.uint64), want.view(np.uint64))  # as bits: some are NaN
+
+def die_half_way(data, at, rows):
+    copy_in(data, at, rows[:, : rows.shape[1] // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+pid = os.fork()
+if not pid:
+    producer = Producer(Ring.open(ring.path))
+    producer.push_many(records(0, 50))
+    ring_module._copy_in = die_half_way
+    producer.push_many(records(50, int(sys.argv[1])))
+_, status = os.waitpid(pid, 0)
+assert os.WIFSIGNALED(status), status
+whole = min(50, max(0, 64 - int(sys.argv[1])))
+assert same(consumer.drain(), records(50 - whole, whole)), "what the block did not reach"
+heir = Producer(ring)
+for first in range(1000, 1400, 40):
+    heir.push_many(records(first, 40))
+    block = consumer.drain()
+    assert same(block, records(first, 40)), (first, block.shape)
+state = ring.state()
+assert state.offered == 450 == state.taken + state.dropped, state
 """
 )
 
@@ -150,6 +190,7 @@ def test_a_million_records_between_two_processes(policy: int) -> None:
     with process(PRODUCER, ring.path, RECORDS, policy) as child:
         while True:
             ended = consumer.closed and ring.words[HEAD] > 0
+            assert ended or child.poll() in (None, 0), "the producer died"
             block = consumer.drain()
             last, taken = checked(block, last), taken + block.shape[1]
             if ended and not block.size:
@@ -191,6 +232,7 @@ def test_a_stopped_producer_does_not_stop_the_consumer(policy: int) -> None:
         for _ in range(60):
             begun = ring.words[HEAD]
             while ring.words[HEAD] == begun:
+                assert child.poll() is None, "the producer died"
                 last = checked(consumer.drain(), last)
             stop(child.pid)
             last = checked(consumer.drain(), last)
@@ -211,3 +253,12 @@ def test_producers_killed_in_mid_write(policy: int) -> None:
     offered, taken, dropped, buffered = found["state"]
     assert (found["lives"], found["origins"], found["torn"], found["disorder"]) == (150, 150, 0, 0)
     assert (found["taken"], buffered, offered) == (taken, 0, taken + dropped)
+
+
+@pytest.mark.parametrize("block", [10, 40, 64, 1000])
+def test_a_producer_that_dies_inside_a_block_costs_its_successor_nothing(block: int) -> None:
+    """Also in a block longer than the ring: what it overwrote is dropped and counted, and every record of the next producer is whole."""
+    command = [sys.executable, "-c", LONG_BLOCK, str(block)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from actors.clock import SECOND_NS
 from actors.errors import InputError
-from actors.metrics.sampling import Adaptive, Always, FirstN, Policy, Probability, RateLimit, Thinner
+from actors.metrics.sampling import Adaptive, Always, FirstN, Policy, Probability, RateLimit, Thinner, spread
 
 policies = st.one_of(
     st.just(Always()),
@@ -149,6 +149,30 @@ def test_a_burst_is_thinned_and_forgotten(seed: int) -> None:
     assert sum(weight for _, _, weight in kept) == count
     assert sum(value * weight for _, value, weight in kept) == pytest.approx(true_sum, rel=0.02)
     assert [weight for at_ns, _, weight in kept if 8 * SECOND_NS <= at_ns < 12 * SECOND_NS] == [1] * 2000
+
+
+@pytest.mark.parametrize("budget", [10, 10.5, 19, 99, 101])
+def test_a_fraction_of_a_budget_is_not_lost(budget: float) -> None:
+    """1,000 samples/s for 20 s: at least 95 % of the budget is used over each whole second after the first, and never more than it."""
+    thinner = Thinner(Adaptive(budget), Random(1))
+    kept_ns = [at_ns for at_ns in range(0, 20 * SECOND_NS, 1_000_000) if thinner.offer(1.0, at_ns)]
+    by_second = Counter(at_ns // SECOND_NS for at_ns in kept_ns)
+    assert all(0.95 * budget - 1 <= by_second[second] <= math.ceil(budget) for second in range(1, 20))
+    assert 0.95 * budget * 19 <= len(kept_ns) <= 20 * budget
+    assert max(Counter(at_ns // (SECOND_NS // 10) for at_ns in kept_ns).values()) <= math.ceil(budget / 10)
+
+
+@given(st.integers(0, 2**62), st.integers(-(10**9), 2**61), st.integers(1, 500))
+def test_a_batch_is_spread_evenly(before_ns: int, gap_ns: int, count: int) -> None:
+    """Stamps of a batch rise from after the last one to now, in steps that differ by 1 ns at most; a clock that stands gives now."""
+    stamps = spread(before_ns, before_ns + gap_ns, count)
+    steps = [later - earlier for earlier, later in zip([before_ns, *stamps], stamps, strict=False)]
+    assert (len(stamps), stamps[-1]) == (count, before_ns + gap_ns)
+    if gap_ns >= 0:
+        assert min(steps) >= 0
+        assert max(steps) - min(steps) <= 1
+    else:
+        assert set(stamps) == {before_ns + gap_ns}
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,30 @@ def test_what_failed_is_counted_under_its_code(node):
     assert told == [("r", refused, "op")]
 
 
+def test_metrics_that_hang_keep_no_load_alive(node):
+    """A load that could not be prepared is ended and its slot closed while what records the error waits for a disk."""
+    shell = node.start(stale_s=30.0)
+    shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.RUNNING)
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def error(*_):
+        hangs.set()
+        assert go_on.wait(WAIT_S)
+
+    def body(effect):
+        raise agent_shell.StressError("timeout", "no answer")
+
+    shell._metrics.error = error
+    telling = threading.Thread(target=shell._guarded, args=(body, SimpleNamespace(what="prepare", run="r", operation=OPERATION.id)))
+    telling.start()
+    try:
+        assert hangs.wait(WAIT_S)
+        assert shell._guardian.close_asked.wait(WAIT_S / 2)
+    finally:
+        go_on.set()
+        telling.join()
+
+
 def test_a_close_that_says_not_gone_is_asked_again_until_it_is(node, monkeypatch):
     """The simulator and its measurement stay until then, and the run's stage is not clean."""
     monkeypatch.setattr("cluster.agent.STUCK_ASK_NS", 1)

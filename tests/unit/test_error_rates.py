@@ -49,6 +49,15 @@ def test_every_error_has_a_code(error: BaseException, code: str, number: int | N
     assert (code_of(error), errno_of(error)) == (code, number)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_causes_in_a_circle_end(length: int) -> None:
+    """Errors that were raised from each other in a circle have no errno, and the search for it returns."""
+    circle = [ValueError(str(number)) for number in range(length)]
+    for error, cause in zip(circle, [*circle[1:], circle[0]], strict=True):
+        error.__cause__ = cause
+    assert errno_of(circle[0]) is None
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_every_code_has_a_category_and_is_counted(code: str) -> None:
     """The table is closed: each code can be raised and counted under its own name, in one of the eight categories."""

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 from actors.clock import SECOND_NS, SystemClock
-from actors.errors import HarnessError
+from actors.errors import HarnessError, InputError
 from actors.messages import Capacity, Event, Operation
 from actors.metrics import Recorder, Segment
-from actors.metrics.policy import RecordingPolicy
+from actors.metrics.policy import Filter, Mode, RecordingPolicy
+from actors.metrics.raw import columns
 from actors.metrics.registry import Verbosity
+from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
 from cluster import node_metrics
 from cluster.node_metrics import SEAL_TRIES, NodeMetrics
@@ -160,8 +162,8 @@ def test_a_load_that_begins_in_the_window_in_which_it_is_first_watched_counts_fr
     assert ("r", OPERATION.id) in metrics.measure()
 
 
-def recorder_of(metrics, run="r"):
-    return Recorder(Segment.open(metrics.open_segment(run, OPERATION)))
+def recorder_of(metrics, run="r", operation=OPERATION):
+    return Recorder(Segment.open(metrics.open_segment(run, operation)))
 
 
 def test_loads_record_at_the_level_of_their_run(tmp_path):
@@ -177,6 +179,36 @@ def test_loads_record_at_the_level_of_their_run(tmp_path):
     assert (normal.policy.level, verbose.policy.level) == (Verbosity.MINIMAL, Verbosity.VERBOSE)
     counts = [metrics._segments[run, OPERATION.id].read(0).count for run in ("r", "detailed")]
     assert counts == [0, 1]
+    later = replace(OPERATION, id="1.CpuLoad@n")
+    assert recorder_of(metrics, operation=later).policy.level is Verbosity.MINIMAL
+    assert recorder_of(metrics, "detailed", later).policy.level is Verbosity.VERBOSE
+
+
+def test_a_policy_goes_with_its_run(tmp_path):
+    """A run of the same name begins anew, and a policy that no segment has room for changes nothing."""
+    metrics = made(tmp_path)
+    rules = (Filter(include=True, name="x" * 200 + "*"),) * 20
+    with pytest.raises(InputError, match="a recording policy of"):
+        metrics.set_policy("r", RecordingPolicy(filters=rules))
+    assert recorder_of(metrics).policy == RecordingPolicy()
+    metrics.set_policy("r", RecordingPolicy(level=Verbosity.MINIMAL))
+    metrics.set_policy("unknown", RecordingPolicy(level=Verbosity.MINIMAL))
+    metrics.forget("r")
+    assert not metrics._policies
+    assert recorder_of(metrics).policy == RecordingPolicy()
+
+
+def test_a_change_of_policy_keeps_the_ring(tmp_path):
+    """Detailed mode goes on when the policy changes, on the ring that the load pushes to."""
+    metrics = made(tmp_path)
+    recorder, ring = recorder_of(metrics), Ring.create(64, 3)
+    consumer, detailed = Consumer(ring), RecordingPolicy(mode=Mode.DETAILED)
+    metrics._segments["r", OPERATION.id].publish(detailed.to_json(), ring.path)
+    for value, policy in enumerate([detailed, replace(detailed, level=Verbosity.VERBOSE), RecordingPolicy(), detailed]):
+        metrics.set_policy("r", policy)
+        recorder.histogram("load.slice").record(float(value))
+        recorder.tick()
+    assert columns(consumer.drain())[0].tolist() == [0.0, 1.0, 3.0]
 
 
 def test_errors_are_counted_where_their_run_is_open(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 
 from actors.clock import VirtualClock
 from actors.errors import InputError
-from actors.metrics import Recorder, Segment
-from actors.metrics.reporter import Batch, BatchingReporter, MemoryReporter, NullReporter, Reporter, SamplingReporter
-from actors.metrics.sampling import Adaptive, Policy, Probability
+from actors.metrics import Kind, Recorder, Segment
+from actors.metrics.reporter import Batch, BatchingReporter, MemoryReporter, NullReporter, Recordable, Reporter, SamplingReporter
+from actors.metrics.sampling import Adaptive, FirstN, Policy, Probability, RateLimit
 
 ROOT = Path(__file__).parents[2]
 
@@ -205,7 +206,107 @@ def test_a_batch_larger_than_its_limit_is_refused() -> None:
             BatchingReporter(lambda _: True, VirtualClock(), size=size, limit=10)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("per_batch", [1, 2, 9])
+def test_a_sink_may_record_into_its_own_reporter(size: int, per_batch: int) -> None:
+    """What a sink records while it takes a batch is delivered later or counted as dropped, once, and the calls end."""
+    got: list[float] = []
+    made = iter(range(1000, 100_000))
+
+    def deliver(batch: Batch) -> bool:
+        got.extend(value for _, value, _ in batch.entries)
+        for _ in range(per_batch):
+            reporter.counter("load.operations").record(float(next(made)))
+        reporter.tick()
+        return True
+
+    reporter = BatchingReporter(deliver, VirtualClock(), size=size, age_s=0.0, limit=100)
+    for number in range(50):
+        reporter.counter("load.operations").record(float(number))
+        assert reporter.offered == reporter.delivered + reporter.dropped + reporter.waiting
+    reporter.close()
+    assert len(got) == len(set(got)) == reporter.delivered
+    assert (reporter.offered, reporter.waiting) == (reporter.delivered + reporter.dropped, 0)
+    assert reporter.offered == 50 + per_batch * reporter.calls
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_sink_may_close_its_own_reporter(takes: bool) -> None:
+    """The batch that the sink has now is its own to take or refuse; what waits behind it is dropped, and all is counted."""
+
+    def deliver(batch: Batch) -> bool:
+        reporter.close()
+        return takes
+
+    reporter = BatchingReporter(deliver, VirtualClock(), size=2, limit=10, age_s=100)
+    reporter.counter("load.operations").record_many(np.ones(7))
+    reporter.close()
+    assert (reporter.offered, reporter.waiting) == (7, 0)
+    assert reporter.delivered + reporter.dropped == 7
+    assert (reporter.delivered > 0) == takes
+
+
 # thinning
+
+
+def test_batches_are_thinned_by_time() -> None:
+    """Ten batches of 1,000 a second under limits of 100 and 1,000/s: as many are kept as allowed; after an hour of silence no more."""
+    for limit in (100, 1000):
+        memory, clock = MemoryReporter(), VirtualClock()
+        reporter = SamplingReporter(memory, lambda _, most=limit: RateLimit(most), clock, Random(1))
+        series = reporter.histogram("load.slice")
+        for _ in range(100):
+            clock.advance(0.1)
+            series.record_many(np.ones(1000))
+        assert 0.9 * 10 * limit <= len(memory.samples("load.slice")) <= 10 * limit
+        memory.clear()
+        clock.advance(3600.0)
+        series.record_many(np.ones(10_000))
+        assert 0.9 * limit <= len(memory.samples("load.slice")) <= limit + 1
+        reporter.close()
+        assert reporter.counts()[0] == 110_000
+
+
+def test_a_series_that_two_threads_ask_for_at_once_is_one() -> None:
+    """Both get the same series, so that no sample is missing from the counts."""
+    together = threading.Barrier(2, timeout=10.0)
+
+    def policy_of(_: object) -> Policy:
+        together.wait()
+        return Probability(0.5)
+
+    reporter = SamplingReporter(MemoryReporter(), policy_of, VirtualClock(), Random(1))
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(reporter.histogram("load.slice"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] is found[1]
+    for series in found:
+        series.record_many(np.ones(10))
+    assert reporter.counts()[0] == 20
+
+
+def test_a_series_may_appear_while_others_are_ended() -> None:
+    """What records into the reporter behind may ask for one more series of this one."""
+
+    class Asking(MemoryReporter):
+        def _series(self, name: str, kind: Kind, labels: dict[str, str]) -> Recordable:
+            inner = super()._series(name, kind, labels)
+
+            def record_weighted(value: float, weight: int) -> None:
+                reporter.counter("load.operations")
+
+            inner.record_weighted = record_weighted
+            return inner
+
+    reporter = SamplingReporter(Asking(), lambda _: FirstN(0), VirtualClock(), Random(1))
+    reporter.histogram("load.slice").record(1.0)
+    reporter.begin_window()
+    reporter.histogram("load.slice").record(1.0)
+    reporter.close()
+    assert reporter.counts() == (2, 2, 0, 0)
 
 
 @pytest.mark.parametrize("policy", [Probability(0.01), Adaptive(1000)], ids=repr)

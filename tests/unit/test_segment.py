@@ -150,10 +150,10 @@ def test_what_is_recorded_during_a_drain_waits_for_the_next(segment: Segment, re
     handle = recorder.counter("load.operations")
     real = handle_module._store
 
-    def store(*args: object) -> None:
+    def store(*args: object) -> object:
         if int(segment.read(0).count) == 0:
             handle.record(10)
-        real(*args)
+        return real(*args)
 
     monkeypatch.setattr(handle_module, "_store", store)
     handle.record(1)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import InputError, RefusedError
+from cluster.metrics import subscription
 from cluster.metrics.subscription import SUBSCRIBERS_MAX, Counts, Feed, Overflow
 
 
@@ -136,6 +137,55 @@ def test_a_waiting_reader_wakes() -> None:
         assert await reading == [1, 2, 3]
 
     asyncio.run(main())
+
+
+def test_a_loop_that_is_slow_loses_by_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the loop stands still a thread's samples wait up to a bound; the rest is each subscriber's to count, and then there is room."""
+    monkeypatch.setattr(subscription, "UNDER_WAY_MAX", 25)
+
+    async def main() -> None:
+        feed: Feed[int] = Feed()
+        loop = asyncio.get_running_loop()
+        one, two = feed.subscribe(), feed.subscribe(bound=5)
+        scheduled = []
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda call, *args: scheduled.append((call, args)))
+
+        def send() -> None:
+            for first in range(0, 100, 10):
+                feed.publish_from_thread(loop, range(first, first + 10))
+
+        for sent, waiting in ((100, 25), (200, 50)):
+            thread = threading.Thread(target=send)
+            thread.start()
+            thread.join()
+            assert len(scheduled) == 3
+            while scheduled:
+                call, args = scheduled.pop(0)
+                call(*args)
+            assert one.counts() == Counts(sent, 0, sent - waiting, waiting)
+            assert two.counts() == Counts(sent, 0, sent - 5, 5)
+        feed.publish_from_thread(loop, range(1000))
+        for call, args in scheduled:
+            call(*args)
+        feed.close()
+        assert await read(one) == [*range(25), *range(25), *range(25)]
+        assert one.counts() == Counts(1200, 75, 1125, 0)
+
+    asyncio.run(main())
+
+
+def test_a_closed_loop_is_said_however_full() -> None:
+    """A thread whose loop is gone is told, each time, and nothing stays under way or lost."""
+    feed: Feed[int] = Feed()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for samples in ([1], [], range(subscription.UNDER_WAY_MAX + 1)):
+        with pytest.raises(RuntimeError):
+            feed.publish_from_thread(loop, samples)
+    one = feed.subscribe()
+    feed.publish([])
+    assert one.counts() == Counts(0, 0, 0, 0)
+    assert feed._under_way == 0
 
 
 def test_bounds_are_kept() -> None:
