@@ -25,8 +25,9 @@ _SUFFIX: Final = ".part"
 class AppendFile:
     """A file that grows by whole pieces.
 
-    `whole_bytes` tells of an existing file how much of it is whole records; it may raise, and then nothing was cut. After an `OSError` the file is as long as before; if even that fails it is cut when it is opened again, before the next write. A
-    file that was deleted or moved away is begun anew. `Sync.ALWAYS` syncs each write, `INTERVAL` at most every `interval_s`.
+    `whole_bytes` tells of an existing file how much of it is whole records; it may raise, and then nothing was cut. After an `OSError`
+    the file is as long as before; if even that fails it is cut when it is opened again, before the next write. A file that was deleted
+    or moved away is begun anew. `Sync.ALWAYS` syncs each write, `INTERVAL` at most every `interval_s`.
     """
 
     def __init__(

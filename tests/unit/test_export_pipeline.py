@@ -48,7 +48,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 async def until(holds: Callable[[], bool]) -> None:
     """Let the other tasks run until this holds."""
     while not holds():  # noqa: ASYNC110  # what is waited for is a state, not an event; `run` bounds it
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
 
 
 def balanced(report: ExporterReport) -> ExporterReport:
@@ -65,7 +65,7 @@ def test_rows_arrive_in_order_and_once() -> None:
             pipeline.add(f"s{at}", sink, FAST)
         for first in range(0, 500, 7):
             await pipeline.export(numbered(first, 7))
-        report = await pipeline.shutdown()
+        report = await pipeline.shutdown(60)
         for at, sink in enumerate(sinks):
             assert sink.numbers == list(range(504))
             assert balanced(report.exporters[f"s{at}"]).lane.delivered == 504
@@ -104,7 +104,7 @@ def test_a_rejected_batch_is_dropped_and_the_next_goes_on() -> None:
         pipeline.add("a", sink, FAST, BreakerPolicy(threshold=1))
         for first in range(0, 30, 10):
             await pipeline.export(numbered(first, 10))
-        lane = balanced((await pipeline.shutdown()).exporters["a"]).lane
+        lane = balanced((await pipeline.shutdown(60)).exporters["a"]).lane
         assert sink.numbers == [*range(10), *range(20, 30)]
         assert (lane.dropped, lane.breaker_opened) == ({"rejected": 10}, 0)
 
@@ -122,7 +122,7 @@ def test_rows_that_a_sink_loses_when_it_closes_are_not_called_delivered() -> Non
         pipeline = ExportPipeline()
         pipeline.add("a", Losing(), FAST)
         await pipeline.export(numbered(0, 30))
-        lane = balanced((await pipeline.shutdown()).exporters["a"]).lane
+        lane = balanced((await pipeline.shutdown(60)).exporters["a"]).lane
         assert (lane.delivered, lane.dropped, lane.last_error) == (10, {"unfinished": 20}, "disk full")
 
     run(test)
@@ -146,7 +146,7 @@ def test_a_hung_sink_sheds_by_its_policy_and_the_other_loses_nothing(overflow: O
         assert state.produced == 1000
         assert sum(state.dropped.values()) == 900 if overflow is not Overflow.SAMPLE else state.dropped["sampled"] > 0
         slow.gate.set()
-        lane = balanced((await pipeline.shutdown()).exporters["slow"]).lane
+        lane = balanced((await pipeline.shutdown(60)).exporters["slow"]).lane
         assert fast.numbers == list(range(1000))
         assert len(slow.numbers) == lane.delivered == 1000 - sum(lane.dropped.values())
         kept = {
@@ -179,9 +179,9 @@ def test_a_full_lane_makes_producers_wait_in_turn() -> None:
         while sum(done) < 800:
             await asyncio.sleep(0)
             assert pipeline.report().exporters["a"].lane.queued <= 40
-        assert max(done) <= 2 * min(done)
+            assert max(done) - min(done) <= 2 * 5, "nobody is let in twice before another once"
         await asyncio.gather(*tasks)
-        lane = balanced((await pipeline.shutdown()).exporters["a"]).lane
+        lane = balanced((await pipeline.shutdown(60)).exporters["a"]).lane
         assert (lane.produced, lane.delivered) == (1600, 1600)
 
     run(test)
@@ -204,7 +204,7 @@ def test_a_producer_waits_no_longer_than_its_deadline() -> None:
         state = balanced(pipeline.report().exporters["a"])
         assert (state.lane.dropped, state.waiting) == ({"deadline": 25, "cancelled": 7}, 0)
         sink.gate.set()
-        assert (await pipeline.shutdown()).exporters["a"].lane.delivered == 20
+        assert (await pipeline.shutdown(60)).exporters["a"].lane.delivered == 20
 
     run(test)
 
@@ -256,11 +256,11 @@ def test_destinations_come_go_and_change_while_rows_flow() -> None:
         with pytest.raises(InputError, match="at least 1"):
             pipeline.configure("first", Limits(queue_rows=0))
         await pipeline.export(numbered(50, 50))
-        assert (await pipeline.remove("first")).lane.delivered == 100
+        assert (await pipeline.remove("first", 60)).lane.delivered == 100
         await pipeline.export(numbered(100, 50))
         with pytest.raises(InputError, match="no exporter 'first'"):
             pipeline.configure("first")
-        await pipeline.shutdown()
+        await pipeline.shutdown(60)
         assert (first.numbers, second.numbers) == (list(range(100)), list(range(50, 150)))
         assert max(batch.num_rows for batch in first.taken[-10:]) <= 3
         assert [event.what.split(":")[0] for event in pipeline.audit] == [
@@ -291,7 +291,7 @@ def test_a_rule_swap_loses_and_repeats_nothing() -> None:
         await pipeline.set_rules(parse({"routes": [{"when": {"metric": "host.*"}, "to": ["b"]}]}))
         await pipeline.export(numbered(10, 10))
         await pipeline.export(numbered(104, 6, metric="probe.requests"))
-        report = await pipeline.shutdown()
+        report = await pipeline.shutdown(60)
         assert (report.received, report.unrouted) == (30, 6)
         assert sinks["a"].numbers == [*range(10), 103]
         assert sinks["b"].numbers == list(range(10, 20))
@@ -629,9 +629,13 @@ def test_queues_shrink_while_memory_is_short() -> None:
         assert (state.queued, state.dropped) == (160, {"newest": 10})
         sink.gate.set()
         await pipeline.drain()
+        sink.gate.clear()
+        sink.entered.clear()
         await pipeline.export(numbered(170, 10))
         await pipeline.export(numbered(180, 10))
-        assert pipeline.report().exporters["a"].lane.dropped["newest"] >= 10
+        state = balanced(pipeline.report().exporters["a"]).lane
+        assert (state.queued, state.dropped) == (10, {"newest": 20}), "the bound of 160 is one of 10"
+        sink.gate.set()
         shares = []
         for _ in range(40):
             clock.advance(1.0)
