@@ -7,9 +7,10 @@
 A record is in the page cache when `append` returns: it outlives the process. With `Sync.ALWAYS` it outlives the machine too. With
 `Sync.INTERVAL` a write syncs all before it when the last sync is that long ago, and nothing does in between: what was written since then,
 also before a long quiet time, may be lost to a power cut until the next such write, `sync` or `close`. All syncs are made by the caller of
-`append` and `ack`, which waits for the device: a lane's is the event loop. On opening, a torn tail
-is cut; a record whose payload is not what was written keeps its place and is reported as broken when its turn comes; after a broken head
-the search goes on to the next whole one. Segments whose rows are all done are deleted. Standard library only.
+`append` and `ack`, which waits for the device: a lane's is the event loop.
+
+On opening, a torn tail is cut; a record whose payload is not what was written keeps its place and is reported as broken when its turn
+comes; after a broken head the search goes on to the next whole one. Segments whose rows are all done are deleted. Standard library only.
 """
 
 from __future__ import annotations
