@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from actors.clock import SystemClock
 from actors.errors import HarnessError, InputError
 
+from ..settings import Settings
 from . import options
 from .output import emit, say
-from .report import whole_run
+from .report import find_run, whole_run
 
 _BATCH_ROWS = 8192
 
@@ -48,6 +50,7 @@ def export(
 
     The file appears whole or not at all; one that is there is replaced only with --force. JSON and CSV leave out the digests
     (binary, mergeable) and write NaN and infinities as NaN, Infinity and -Infinity; parquet and arrow keep everything.
+    A run that still runs is exported as it stands; that, and what of its log cannot be read, is said on standard error.
 
     Examples:
       stress-cluster export latest --to csv
@@ -56,16 +59,16 @@ def export(
     """
     from actors.metrics.registry import CATALOGUE  # noqa: PLC0415
 
-    from ..analysis.load import load  # noqa: PLC0415  # reads Arrow files
     from ..exporters.base import UnfinishedError  # noqa: PLC0415
     from ..exporters.files import check_destination  # noqa: PLC0415
     from ..exporters.forms import FORMS, write_file  # noqa: PLC0415
 
     form = FORMS[to]
-    folder, _ = whole_run(run, options.resolve(config), address)
+    settings = options.resolve(config)
+    folder, data, status = _read(run, settings, address)
     path = out or Path(f"{folder.resolve().name}{form.suffix}")
     check_destination(path, may_replace=force)
-    table = load(folder).metrics
+    table = data.metrics
     nodes = table.column("node").unique().to_pylist()
     table = _chosen(table, "metric", metric or [], CATALOGUE)
     table = _chosen(table, "node", node or [], nodes)
@@ -77,9 +80,53 @@ def export(
         raise HarnessError("os", f"cannot write {path}: {error}{stands}", "make room, or give another --out") from error
     if not table.num_rows:
         say(f"no row of {folder.name} was chosen: the file has none")
-    told = {"run": folder.name, "to": form.name, "path": str(path), "rows": table.num_rows, "bytes": size}
+    told = {"run": folder.name, "to": form.name, "status": status, "path": str(path), "rows": table.num_rows, "bytes": size}
     emit(told, as_json, [f"{path}: {table.num_rows} rows, {size} bytes"])
     return 0
+
+
+def _read(run: str, settings: Settings, address: str | None) -> tuple[Path, Any, str]:
+    """Return where a run is, what it holds, and its status; say what the file will lack. Raises `HarnessError` for damaged files."""
+    import pyarrow as pa  # noqa: PLC0415  # reads Arrow files
+
+    from ..analysis.load import load  # noqa: PLC0415
+    from ..metrics.store import unread_bytes  # noqa: PLC0415
+    from ..stored import judge_status  # noqa: PLC0415
+
+    try:
+        folder, _ = whole_run(run, settings, address)
+        unread = unread_bytes(folder)  # before reading: the log of a run that ended is turned into Parquet then
+        data = load(folder)
+    except (pa.ArrowInvalid, ValueError, OSError) as error:
+        raise _damaged(find_run(run, [Path(settings.out), Path(settings.state_dir) / "runs"]), error) from error
+    status, _, died = judge_status(data.manifest or {}, data.summary or {}, SystemClock().wall_ns())
+    if status == "running":
+        say(f"{folder.name} still runs: the file holds what has arrived by now")
+    if died:
+        say(died)
+    for path, size in unread.items():
+        say(f"the last {size} bytes of {path} are no whole record: they are not in the file")
+    return folder, data, status
+
+
+def _damaged(folder: Path, error: Exception) -> HarnessError:
+    """Return an error that names each file of a run that cannot be read."""
+    import pyarrow as pa  # noqa: PLC0415  # reads Arrow files
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    from ..files import read_json  # noqa: PLC0415
+
+    found = []
+    for path in [*sorted(folder.glob("*.json")), *sorted(folder.glob("metrics/*.parquet")), *sorted(folder.glob("*.parquet"))]:
+        try:
+            if path.suffix == ".json":
+                read_json(path)
+            else:
+                pq.read_table(path)
+        except (pa.ArrowInvalid, ValueError, OSError) as reason:
+            found.append(f"{path}: {reason}")
+    hint = "copy the file again from where the run was made, or move it away to export the rest"
+    return HarnessError("os", f"{folder.name} cannot be read: {'; '.join(found) or error}", hint)
 
 
 def _chosen(table: Any, column: str, globs: list[str], known: Iterable[str]) -> Any:

@@ -8,6 +8,7 @@ NaN and infinities are the words NaN, Infinity and -Infinity. A torn last record
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,18 +107,17 @@ class CsvFile:
 
     def __init__(self, path: Path, form: CsvForm | None = None, *, sync: Sync = Sync.INTERVAL, clock: Clock | None = None) -> None:
         self._form = form or CsvForm()
-        self.file = AppendFile(path, whole_records, sync=sync, clock=clock)
+        self.file = AppendFile(path, self._whole_bytes, sync=sync, clock=clock)
         self._header: list[str] = []
+        self._found: list[str] = []  # the header of the file that was opened last
         self._health = Health(ok=True)
 
     def open(self) -> None:
-        """Open the file; an existing one is appended to under its own header, a new one gets one."""
+        """Open the file; an existing one is appended to under its own header, a new one gets one. A foreign one is left as it is."""
         if not self.file.open():
             return
-        self._header = []
-        if self.file.size:
-            self._header = self._read_header()
-        else:
+        self._header = self._found
+        if not self._header:
             header = self._form.header(self._form.labels)
             self.file.write(self._form.text_of([header]))
             self._header = header
@@ -156,18 +156,43 @@ class CsvFile:
             self.file.replace(pending.temporary)
         finally:
             pending.abandon()
-        self._header = [*self._header, *added]
+        self._header = self._found
 
-    def _read_header(self) -> list[str]:
-        with self.file.path.open(encoding="utf-8", newline="") as file:
-            found = next(csv.reader(file, delimiter=self._form.separator), [])
+    def _whole_bytes(self, file: BinaryIO) -> int:
+        """Return where the last whole record ends. Raises `InputError` for a file that is not of this form, before anything is cut."""
+        end = whole_records(file)
+        self._found = self._read_header(file) if end else []
+        if not end:
+            self._check_torn(file)
+        return end
+
+    def _read_header(self, file: BinaryIO) -> list[str]:
+        file.seek(0)
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        try:
+            found = next(csv.reader(text, delimiter=self._form.separator), [])
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError("invalid_value", f"{self.file.path} is no CSV: {error}", "use another file") from error
+        finally:
+            text.detach()
         wanted = self._form.header([])
         labels = [name for name in found if name.startswith(PREFIX)]
         if [name for name in found if name not in labels] != wanted:
-            raise InputError(
-                "invalid_value", f"{self.file.path} has the columns {', '.join(found)}", f"expected {', '.join(wanted)}; use another file"
-            )
+            raise self._foreign(found)
         return found
+
+    def _check_torn(self, file: BinaryIO) -> None:
+        """Refuse a file without a whole record that is not the beginning of a header of this form."""
+        plain = [name for name in self._form.header([]) if name != OTHER]
+        start = self._form.text_of([plain])[: -len(self._form.line_end)]
+        file.seek(0)
+        found = file.read(len(start))
+        if not start.startswith(found):
+            raise self._foreign([found.decode(errors="replace")])
+
+    def _foreign(self, found: Sequence[str]) -> InputError:
+        wanted = ", ".join(self._form.header([]))
+        return InputError("invalid_value", f"{self.file.path} has the columns {', '.join(found)}", f"expected {wanted}; use another file")
 
     def flush(self) -> None:
         """Sync the file."""

@@ -23,10 +23,11 @@ _SUFFIX: Final = ".part"
 
 
 class AppendFile:
-    """A file that grows by whole pieces. `whole_bytes` tells of an existing file how much of it is whole records.
+    """A file that grows by whole pieces.
 
-    After an `OSError` the file is as long as before; if even that fails it is cut when it is opened again, before the next write. A
-    file that was deleted or moved away is begun anew. `Sync.ALWAYS` syncs each write, `INTERVAL` at most every `interval_s`.
+    `whole_bytes` tells of an existing file how much of it is whole records; it may raise, and then nothing was cut. After an `OSError`
+    the file is as long as before; if even that fails it is cut when it is opened again, before the next write. A file that was deleted
+    or moved away is begun anew. `Sync.ALWAYS` syncs each write, `INTERVAL` at most every `interval_s`.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class AppendFile:
         except BlockingIOError as error:
             os.close(fd)
             raise HarnessError("busy", f"{self.path} is being written by somebody else", "give each exporter a file of its own") from error
-        except OSError:
+        except BaseException:  # also when `whole_bytes` refuses the file: a descriptor left open would pass for an opened file
             os.close(fd)
             raise
         self._fd, self._end = fd, end

@@ -5,8 +5,9 @@ that went with `succeeded`, `failed` or `rejected`. After every call
 
     produced + recovered = delivered + dropped (by reason) + queued + spilled
 
-holds exactly, in rows, and is asserted. A batch in flight counts as queued until its outcome is known. Delivery is in order and at
-least once: a batch that failed stays at the head and is sent again, whatever the breaker does meanwhile.
+holds exactly, in rows, and is asserted. A batch in flight counts as queued until its outcome is known. Delivery is at least once: a
+batch that failed stays at the head and is sent again, whatever the breaker does meanwhile. It is in order, except that under another
+overflow policy than SPILL rows that are on disk (from an earlier life, or from before the policy was changed) may come after newer ones.
 """
 
 from __future__ import annotations
@@ -79,13 +80,23 @@ class Lane:
         if overflow is Overflow.SAMPLE and self._is_half_full():
             batch, marks = self._thin(batch, now_ns, marks)
         if overflow is Overflow.DROP_OLDEST:
-            while self._chunks and not self.fits(batch):
-                self._drop(self._chunks.popleft(), Reason.OLDEST, now_ns)
+            self._drop_oldest(batch, now_ns)
         if batch.num_rows and self.fits(batch):
             self._push(Chunk(self._number(batch.num_rows, now_ns, marks), batch, batch.nbytes, now_ns))
         else:
             alone = batch.num_rows == 1 and batch.nbytes > self.limits.queue_bytes
             self._lose(batch.num_rows, Reason.TOO_LARGE if alone else Reason.NEWEST, now_ns, marks)
+
+    def _drop_oldest(self, batch: pa.RecordBatch, now_ns: int) -> None:
+        """Make room by dropping from the head. Rows that are on disk too stay: it would give them out, and they be counted, again."""
+        kept = []
+        while self._chunks and not self.fits(batch):
+            chunk = self._chunks.popleft()
+            if chunk.durable:
+                kept.append(chunk)
+            else:
+                self._drop(chunk, Reason.OLDEST, now_ns)
+        self._chunks.extendleft(reversed(kept))
 
     def _thin(
         self, batch: pa.RecordBatch, now_ns: int, marks: Sequence[tuple[int, Trace]]
@@ -127,6 +138,7 @@ class Lane:
                 found = self._spill.read()
             except OSError as error:
                 self._last_error = f"spill: {error}"
+                self._retry_ns = now_ns + round(self.policy.backoff_s_max * SECOND_NS)  # else its rows would be due at once, for ever
                 return
             if isinstance(found, int):
                 assert before - self._spill.pending_rows == found
@@ -187,7 +199,7 @@ class Lane:
         return max(due, self.blocked_until_ns())
 
     def blocked_until_ns(self) -> int:
-        """Return until when the destination may not be called: a retry's wait or an open breaker; past or 0 when it may."""
+        """Return until when nothing is given out: a retry's wait, of destination or disk, or an open breaker; past or 0 when it may be."""
         opens = self.breaker.opens_again_ns(self.policy) if self.breaker.state is State.OPEN else 0
         return max(self._retry_ns, opens)
 
@@ -287,10 +299,15 @@ class Lane:
 
     def change(self, limits: Limits, policy: BreakerPolicy) -> None:
         """Put other limits in force. What waits stays, even if it is more than the new bound."""
-        assert self._spill is not None or limits.overflow is not Overflow.SPILL, "spilling needs a spill"
+        assert self.has_spill or limits.overflow is not Overflow.SPILL, "spilling needs a spill"
         self.limits, self.policy = limits, policy
 
     # figures
+
+    @property
+    def has_spill(self) -> bool:
+        """Whether there is a disk to spill to."""
+        return self._spill is not None
 
     @property
     def is_idle(self) -> bool:

@@ -12,20 +12,21 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
 
 from actors.clock import Clock, SystemClock
 from actors.errors import InputError
+from actors.metrics.histogram import Histogram
 
 from ..metrics.windows import METRICS, Row
 from .base import Exporter, Health
 from .breaker import BreakerPolicy
 from .figures import ExporterReport, PipelineReport, rows_of
 from .lane import Lane
-from .limits import Limits, Reason
+from .limits import Limits, Overflow, Reason
 from .port import Port, Wait, wait_for
 from .pressure import Pressure, PressurePolicy
 from .rows import Spill
@@ -54,7 +55,9 @@ class ExportPipeline:
         self.tracer = tracer or Tracer()
         self.audit: deque[AuditEvent] = deque(maxlen=_AUDIT)
         self._ports: dict[str, Port] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}  # of `_ports`: get nothing new, and end
         self._ended: dict[str, ExporterReport] = {}
+        self._last_calls: dict[str, Histogram] = {}  # of those that ended in this window of the pipeline's own metrics
         self._rules = RuleSet()
         self._received = self._unrouted = 0
         self._pressure = Pressure()
@@ -73,37 +76,61 @@ class ExportPipeline:
         *,
         write_ahead: bool = False,
     ) -> None:
-        """Add a destination; what its spill holds from an earlier life is delivered first. Raises `InputError` for a name in use."""
+        """Add a destination; what its spill holds from an earlier life is delivered first.
+
+        The name may be one that was removed and has ended. Its figures then begin anew: the last report of its namesake is gone, and
+        so is what that did since the last call of `self_metrics`. Raises `InputError` for a name in use, or to spill without a spill.
+        """
         self._check_open()
         if name in self._ports:
             raise InputError("invalid_value", f"there is an exporter {name!r} already", "remove it first, or give another name")
-        lane = Lane(limits or Limits(), policy or BreakerPolicy(), spill, write_ahead=write_ahead)
+        limits = limits or Limits()
+        _check_spill(limits, has_spill=spill is not None, write_ahead=write_ahead)
+        lane = Lane(limits, policy or BreakerPolicy(), spill, write_ahead=write_ahead)
+        self._ended.pop(name, None)
+        self._last_calls.pop(name, None)
+        if self._told is not None:
+            self._told = replace(self._told, exporters={other: told for other, told in self._told.exporters.items() if other != name})
         rules = self._rules.chains.get(name, ())
         self._ports[name] = Port(name, exporter, lane, rules, self._clock, self._chance.random, self._wait)
         self._ports[name].shrink(self._pressure.share)
         self._note(f"added {name}")
 
     async def remove(self, name: str, timeout_s: float = 5.0) -> ExporterReport:
-        """Take a destination out: it gets nothing new, and has this long to take what waits. Returns its last report."""
-        port = self._port(name)
-        del self._ports[name]
-        self._note(f"removed {name}")
-        await port.finish(timeout_s)
-        self._ended[name] = port.report()
+        """Take a destination out: it gets nothing new, and has this long to take what waits. Returns its last report.
+
+        Who cancels this only stops waiting: the end goes on, and another call (or `shutdown`) waits for the same one, with the shorter
+        time of both.
+        """
+        if name in self._leaving:
+            self._ports[name].hurry(timeout_s)
+        else:
+            ending = self._end(name, self._port(name), timeout_s)
+            self._leaving[name] = asyncio.get_running_loop().create_task(ending, name=f"end of export {name}")
+            self._note(f"removed {name}")
+        await asyncio.shield(self._leaving[name])
         return self._ended[name]
 
+    async def _end(self, name: str, port: Port, timeout_s: float) -> None:
+        try:
+            await port.finish(timeout_s)
+        finally:
+            self._ended[name], self._last_calls[name] = port.report(), port.close_window()
+            del self._ports[name], self._leaving[name]
+
     def configure(self, name: str, limits: Limits | None = None, policy: BreakerPolicy | None = None) -> None:
-        """Change a destination's limits while it runs. Both or none: they were validated when they were made."""
+        """Change a destination's limits while it runs. Both or none. Raises `InputError` to spill without a spill."""
         port = self._port(name)
+        _check_spill(limits or port.limits, has_spill=port.lane.has_spill)
         port.change(limits or port.limits, policy or port.lane.policy)
         self._note(f"configured {name}: {port.limits} {port.lane.policy}")
 
     async def set_rules(self, rules: RuleSet) -> None:
         """Replace all rules at once, between two batches. Raises `InputError` and changes nothing when they name unknown exporters."""
-        rules.check(tuple(self._ports))
+        rules.check(self._taking())
         now_ns = self._clock.boot_ns()
         self._rules = rules
-        waits = [wait for name, port in self._ports.items() for wait in port.replace_rules(tuple(rules.chains.get(name, ())), now_ns)]
+        waits = [wait for name in self._taking() for wait in self._ports[name].replace_rules(tuple(rules.chains.get(name, ())), now_ns)]
         self._note(f"rules: {len(rules.routes)} routes, {sum(map(len, rules.chains.values()))} in chains")
         if waits:
             await asyncio.wait(waits)
@@ -133,7 +160,7 @@ class ExportPipeline:
         self._received += batch.num_rows
         traces = self._traced(batch, now_ns)
         marked = batch.append_column(MARK, _marks(batch.num_rows, traces)) if traces else batch
-        split, unrouted = self._rules.split(marked, tuple(self._ports))
+        split, unrouted = self._rules.split(marked, self._taking())
         self._unrouted += unrouted
         waits = {}
         for name, rows in split.items():
@@ -190,18 +217,19 @@ class ExportPipeline:
     # figures
 
     def report(self) -> PipelineReport:
-        """Return everything as it stands; destinations that were removed keep their last report."""
+        """Return everything as it stands; destinations that were removed keep their last report, until a namesake is added."""
         return PipelineReport(self._received, self._unrouted, self._ended | {name: port.report() for name, port in self._ports.items()})
 
     def self_metrics(self) -> list[Row]:
         """Close a window of the pipeline's own metrics and return its rows (`export.*`); counters hold what came since the last call."""
         now, before = self.report(), self._told
         self._told = now
-        return rows_of(now, before, {name: port.close_window() for name, port in self._ports.items()})
+        ended, self._last_calls = self._last_calls, {}
+        return rows_of(now, before, ended | {name: port.close_window() for name, port in self._ports.items()})
 
     def health(self) -> dict[str, Health]:
         """Return the health of each destination; ready means that all are ok."""
-        return {name: port.health() for name, port in self._ports.items()}
+        return {name: self._ports[name].health() for name in self._taking()}
 
     async def drain(self) -> None:
         """Send everything that waits, and flush; returns when nothing waits any more, however long that takes."""
@@ -217,9 +245,13 @@ class ExportPipeline:
                 raise error
         return self.report()
 
+    def _taking(self) -> tuple[str, ...]:
+        """Return the destinations that take rows: all but those that are leaving."""
+        return tuple(name for name in self._ports if name not in self._leaving)
+
     def _port(self, name: str) -> Port:
-        if name not in self._ports:
-            raise InputError("unknown_name", f"there is no exporter {name!r}", f"there are: {', '.join(self._ports) or 'none'}")
+        if name not in self._taking():
+            raise InputError("unknown_name", f"there is no exporter {name!r}", f"there are: {', '.join(self._taking()) or 'none'}")
         return self._ports[name]
 
     def _check_open(self) -> None:
@@ -228,6 +260,11 @@ class ExportPipeline:
 
     def _note(self, what: str) -> None:
         self.audit.append(AuditEvent(self._clock.boot_ns(), what))
+
+
+def _check_spill(limits: Limits, *, has_spill: bool, write_ahead: bool = False) -> None:
+    if not has_spill and (limits.overflow is Overflow.SPILL or write_ahead):
+        raise InputError("invalid_value", "an exporter without a spill cannot spill", "add it with a spill, or choose another overflow")
 
 
 def _marks(rows: int, traces: list[tuple[int, Trace]]) -> pa.Array:

@@ -64,7 +64,9 @@ class Port:
         self._idle = asyncio.Event()
         self._calls = Latencies()
         self._flushes = self._flush_failures = 0
+        self._until_s = float("inf")  # of the loop's time: when the end has to be reached
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"export {name}")
+        self._task.add_done_callback(self._over)
 
     # taking rows
 
@@ -75,6 +77,9 @@ class Port:
     def _put(self, batch: pa.RecordBatch, traces: list[Trace], now_ns: int) -> asyncio.Future[None] | None:
         parts = deque(self._cut(*_unmarked(batch, traces, now_ns)))
         waiting = _Waiting(parts, asyncio.get_running_loop().create_future())
+        if self._task.done():
+            self._refuse(waiting, Reason.SHUTDOWN)
+            return None
         self._waiting.append(waiting)
         self._admit(now_ns)
         return None if waiting.admitted.done() else waiting.admitted
@@ -113,10 +118,20 @@ class Port:
         self._admit(self._clock.boot_ns())
 
     def _refuse(self, waiting: _Waiting, reason: Reason) -> None:
-        for part, marks in waiting.parts:
-            self.lane.refuse(part, reason, self._clock.boot_ns(), marks)
         if not waiting.admitted.done():
             waiting.admitted.set_result(None)
+        for part, marks in waiting.parts:
+            self.lane.refuse(part, reason, self._clock.boot_ns(), marks)
+
+    def _over(self, _: asyncio.Task[None]) -> None:
+        """Let everybody go who waits for the task, however it ended."""
+        self._idle.set()
+        waiting, self._waiting = list(self._waiting), deque()
+        for one in waiting:
+            if not one.admitted.done():
+                one.admitted.set_result(None)
+        for one in waiting:
+            self._refuse(one, Reason.SHUTDOWN)
 
     # giving them to the destination
 
@@ -189,8 +204,8 @@ class Port:
 
     def change(self, limits: Limits, policy: BreakerPolicy) -> None:
         """Put other limits in force; what producers hold is cut anew."""
-        self._limits = limits
         self.lane.change(limits.shrunk(self._share), policy)
+        self._limits = limits
         for waiting in self._waiting:
             waiting.parts = deque(part for old in waiting.parts for part in self._cut(*old))
         self._wake.set()
@@ -214,30 +229,37 @@ class Port:
         return [future for future in found if future is not None]
 
     async def drain(self) -> None:
-        """Send everything that waits now, whatever its age, and flush."""
+        """Send everything that waits now, whatever its age, and flush; returns as well when the end overtakes it."""
+        if self._task.done():
+            return
         self._at_once = True
         self._idle.clear()
         self._wake.set()
         await self._idle.wait()
 
     async def finish(self, timeout_s: float) -> None:
-        """Send what waits within this time, then give the rest up: to the spill if there is one, else dropped and counted."""
+        """Send what waits within this time, then give the rest up: to the spill if there is one, else dropped and counted. Once only."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + timeout_s
+        self.hurry(timeout_s)
         for batch in self.chain.drain():
             self._put(batch, [], self._clock.boot_ns())
         self._is_ending = True
         self._wake.set()
-        done, _ = await asyncio.wait({self._task}, timeout=timeout_s)
-        if not done:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        while self._waiting:
-            self._refuse(self._waiting.popleft(), Reason.SHUTDOWN)
-        self.lane.finish(self._clock.boot_ns())
-        await self._close(max(_CLOSE_S_MIN, until - loop.time()))
+        await asyncio.wait({self._task})
+        self._over(self._task)
+        try:
+            self.lane.finish(self._clock.boot_ns())
+        finally:
+            await self._close(max(_CLOSE_S_MIN, self._until_s - loop.time()))
         if self._task.done() and not self._task.cancelled() and (error := self._task.exception()) is not None:
             raise error
+
+    def hurry(self, timeout_s: float) -> None:
+        """Bound the time that sending may still take; a shorter one counts. A call of close that is out already keeps its own."""
+        loop = asyncio.get_running_loop()
+        if loop.time() + timeout_s < self._until_s:
+            self._until_s = loop.time() + timeout_s
+            loop.call_later(timeout_s, self._task.cancel)
 
     async def _close(self, timeout_s: float) -> None:
         closing = self._worker.call(self.exporter.close)

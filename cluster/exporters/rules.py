@@ -211,27 +211,31 @@ def _sources(batch: pa.RecordBatch) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """Routes and each exporter's chain. Rows that no route matches go to `default`; without one they are counted as unrouted."""
+    """Routes and each exporter's chain. Rows that no route matches go to `default`. Rows that reach nobody are counted as unrouted."""
 
     routes: tuple[Route, ...] = ()
     default: tuple[str, ...] | None = None  # None: every exporter, if there is no route at all
     chains: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
     def split(self, batch: pa.RecordBatch, exporters: Sequence[str]) -> tuple[dict[str, pa.RecordBatch], int]:
-        """Return the rows of each exporter, each row once, and how many rows go nowhere."""
+        """Return the rows of each exporter, each row once, and how many rows go nowhere.
+
+        A name that is not there, of an exporter that was removed, is passed over; the rows of its routes do not fall to `default`.
+        """
         if not self.routes:
-            to = tuple(exporters) if self.default is None else self.default
-            return {name: batch for name in exporters if name in to}, 0 if to else batch.num_rows
+            to = [name for name in exporters if self.default is None or name in self.default]
+            return dict.fromkeys(to, batch), 0 if to else batch.num_rows
         masks = {name: np.zeros(batch.num_rows, bool) for name in exporters}
         routed = np.zeros(batch.num_rows, bool)
         for route in self.routes:
             hit = route.when.mask(batch).to_numpy(zero_copy_only=False)
-            for name in route.to:
+            for name in masks.keys() & set(route.to):
                 masks[name] |= hit
             routed |= hit
-        for name in self.default or ():
+        for name in masks.keys() & set(self.default or ()):
             masks[name] |= ~routed
-        lost = 0 if self.default else int(batch.num_rows - routed.sum())
+        reached = np.logical_or.reduce([np.zeros(batch.num_rows, bool), *masks.values()])
+        lost = int(batch.num_rows - reached.sum())
         return {name: batch.filter(pa.array(mask)) for name, mask in masks.items() if mask.any()}, lost
 
     def check(self, exporters: Sequence[str]) -> None:

@@ -4,10 +4,13 @@
     record    head: magic, kind, payload length, number of the first row, rows, size in memory, crc32 of payload, crc32 of head; payload
     ack       a record without payload: all rows below its number are done; the first record of every segment is one
 
-A record is in the page cache when `append` returns: it outlives the process. With `Sync.ALWAYS` it outlives the machine too, with
-`Sync.INTERVAL` at most that much time is lost to a power cut. On opening, a torn tail is cut; a record whose payload is not what was
-written keeps its place and is reported as broken when its turn comes; after a broken head the search goes on to the next whole one.
-Segments whose rows are all done are deleted. Standard library only.
+A record is in the page cache when `append` returns: it outlives the process. With `Sync.ALWAYS` it outlives the machine too. With
+`Sync.INTERVAL` a write syncs all before it when the last sync is that long ago, and nothing does in between: what was written since then,
+also before a long quiet time, may be lost to a power cut until the next such write, `sync` or `close`. All syncs are made by the caller of
+`append` and `ack`, which waits for the device: a lane's is the event loop.
+
+On opening, a torn tail is cut; a record whose payload is not what was written keeps its place and is reported as broken when its turn
+comes; after a broken head the search goes on to the next whole one. Segments whose rows are all done are deleted. Standard library only.
 """
 
 from __future__ import annotations
@@ -92,7 +95,11 @@ class WriteAheadLog:
         self._current = 0
         self._fd = self._lock = -1
         try:
+            missing = [one for one in (folder, *folder.parents) if not one.exists()]
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if sync is not Sync.NEVER:
+                for made in reversed(missing):
+                    sync_folder(made.parent)  # else records that are durable may lie in a folder that is not
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._recover()
@@ -153,9 +160,11 @@ class WriteAheadLog:
             done += 1
         del self._entries[:done]
         self._given -= done
-        if self._fd >= 0:
-            self._write(_record(_ACK, after, 0, b"", 0))
-        self._delete_done()
+        try:
+            if self._fd >= 0:
+                self._write(_record(_ACK, after, 0, b"", 0))
+        finally:
+            self._delete_done()  # a full disk, where the record finds no room, needs it most
 
     def sync(self) -> None:
         """Force what was written to the device. Raises `OSError`."""
@@ -199,11 +208,19 @@ class WriteAheadLog:
         self._sizes[number] = len(head)
 
     def _delete_done(self) -> None:
-        """Delete segments without rows that are still needed; the current one only when it is worth it."""
+        """Delete segments without rows that are still needed; the current one only when it is worth it, and last.
+
+        What says that rows are done may go before a new segment says so, on a full disk; then all older rows are gone as well.
+        """
         needed = {number for number, entries in self._live.items() if entries}
+        self._delete({*self._sizes} - needed - {self._current})
         if self._current not in needed and self._sizes.get(self._current, 0) > self._segment_bytes // 2:
-            self._begin_segment()
-        for number in [number for number in self._sizes if number not in needed and number != self._current]:
+            with suppress(OSError):  # no room for its successor: it is tried again at the next acknowledgement
+                self._begin_segment()
+            self._delete({*self._sizes} - needed - {self._current})
+
+    def _delete(self, numbers: set[int]) -> None:
+        for number in sorted(numbers):
             self._path(number).unlink(missing_ok=True)
             del self._sizes[number], self._live[number]
 

@@ -37,6 +37,7 @@ Stream = tuple[str, str]  # node, incarnation
 _T = TypeVar("_T")
 
 FOOTER: Final = b"stress_cluster"
+_END_OF_STREAM: Final = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow IPC: what a closed stream has behind its last record
 _ATTEMPTS: Final = 8
 _GROUP: Final = 512  # records that are filtered at once
 _PLAIN: Final = ("metric", "kind", "unit", "node", "worker", "phase")
@@ -229,6 +230,24 @@ def read_log(path: Path, schema: pa.Schema) -> Iterator[Tagged]:
             tag = {key.decode(): value.decode() for key, value in dict(metadata or {}).items()}
             end = End(int(tag["end"]), tag["clean"] == "1") if "end" in tag else None
             yield Tagged((tag["node"], tag["incarnation"]), int(tag["record"]), batch.select(schema.names), end)
+
+
+def unread_bytes(directory: Path) -> dict[Path, int]:
+    """Return at the end of which logs of metrics `read_log` passes over how many bytes: a record that is torn, damaged or being written."""
+    found = {}
+    for path in log_files(directory, "metrics"):
+        with suppress(FileNotFoundError), path.open("rb") as file:  # it went into Parquet meanwhile
+            end = 0
+            with suppress(StopIteration, pa.ArrowInvalid, OSError):  # here `read_log` ends as well
+                reader = pa.ipc.open_stream(file)
+                while True:
+                    end = file.tell()
+                    reader.read_next_batch()
+            file.seek(end)
+            rest = file.read()
+            if rest not in (b"", _END_OF_STREAM):
+                found[path] = len(rest)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

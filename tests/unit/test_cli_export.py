@@ -5,22 +5,32 @@ from __future__ import annotations
 import csv
 import json
 import os
-import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.clock import VirtualClock
+from actors.clock import SystemClock, VirtualClock
 from cluster import cli
 from cluster.analysis.load import load
 from cluster.files import write_json_atomic
 from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.store import log_files, unread_bytes
 from cluster.metrics.windows import METRICS
 from tests.support.windows import end, record
 
 RUN = "20261101-120000-burst-0001"
+ROOT = Path(__file__).parents[2]
+SHORT_OF_DISK = """
+import resource, sys
+from cluster import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +81,7 @@ def test_the_answer_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = told(capsys, RUN, "--to", "json", "--json")
     assert (code, json.loads(out)) == (
         0,
-        {"run": RUN, "to": "json", "path": f"{RUN}.json", "rows": 12, "bytes": Path(f"{RUN}.json").stat().st_size},
+        {"run": RUN, "to": "json", "status": "passed", "path": f"{RUN}.json", "rows": 12, "bytes": Path(f"{RUN}.json").stat().st_size},
     )
 
 
@@ -145,17 +155,15 @@ def test_force_replaces_whole(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "arrow"])
-def test_a_full_disk_leaves_no_half_written_file(capsys: pytest.CaptureFixture[str], run_dir: Path, kind: str) -> None:
+def test_a_full_disk_leaves_no_half_written_file(run_dir: Path, kind: str) -> None:
     """Where no more bytes fit (here: the limit of a file's size, which the kernel enforces), 3; the file that was there stands."""
     load(run_dir)
     Path("x").write_text("mine")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
-    try:
-        code, _, err = told(capsys, RUN, "--to", kind, "--out", "x", "--force")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert code == 3
+    command = [sys.executable, "-B", "-c", SHORT_OF_DISK, "export", RUN, "--to", kind, "--out", "x", "--force"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    code, err = done.returncode, done.stderr
+    assert code == 3, err
     assert "cannot write x" in err
     assert "File too large" in err
     assert "the old file stands" in err
@@ -163,11 +171,63 @@ def test_a_full_disk_leaves_no_half_written_file(capsys: pytest.CaptureFixture[s
     assert sorted(path.name for path in Path().iterdir() if path.is_file()) == ["x"]
 
 
-def test_a_run_that_still_runs_is_exported_as_it_stands(capsys: pytest.CaptureFixture[str], run_dir: Path) -> None:
-    """What is only in the log is exported too."""
-    write_json_atomic(run_dir / "manifest.json", {"status": "error", "run_id": RUN})
+def begun(run_dir: Path, heartbeat_s: float) -> Path:
+    """Make the run one that goes on, as of this time; return its log, which holds what arrived since the last settling."""
+    heartbeat = datetime.fromtimestamp(heartbeat_s, UTC).isoformat()
+    (run_dir / "summary.json").unlink()
+    write_json_atomic(run_dir / "manifest.json", {"status": "running", "run_id": RUN, "heartbeat": heartbeat})
     aggregator = Aggregator(RUN, run_dir, VirtualClock())
-    aggregator.push("n3", "b", [record("n3", 1)])
-    assert told(capsys, RUN, "--to", "parquet", "--node", "n3", "--out", "x")[0] == 0
-    assert pq.read_table("x").num_rows == 3
+    aggregator.push("n3", "b", [record("n3", 1), record("n3", 2)])
+    (log,) = log_files(run_dir, "metrics")
+    left = log.read_bytes()  # closing turns it into Parquet
     aggregator.close()
+    log.parent.mkdir(exist_ok=True)
+    log.write_bytes(left)
+    return log
+
+
+@pytest.mark.parametrize(
+    ("age_s", "status", "word"),
+    [pytest.param(-3600, "running", "still runs", id="runs"), pytest.param(3600, "error", "The run died", id="its-harness-died")],
+)
+def test_a_run_that_still_runs_is_exported_as_it_stands(
+    capsys: pytest.CaptureFixture[str], run_dir: Path, age_s: float, status: str, word: str
+) -> None:
+    """What is only in the log is exported too; that it is not the whole run is said, and stands in the answer; the log stays."""
+    log = begun(run_dir, SystemClock().wall_ns() / 1e9 - age_s)
+    code, out, err = told(capsys, RUN, "--to", "parquet", "--node", "n3", "--out", "x", "--json")
+    assert (code, json.loads(out)["status"], pq.read_table("x").num_rows) == (0, status, 6)
+    assert word in err
+    assert "no whole record" not in err
+    assert log.exists()
+
+
+def test_bytes_of_the_log_that_were_passed_over_are_said(capsys: pytest.CaptureFixture[str], run_dir: Path) -> None:
+    """A torn record at the end of the log is not in the file, and its file and size are told; a whole log has none."""
+    log = begun(run_dir, SystemClock().wall_ns() / 1e9 + 3600)
+    assert unread_bytes(run_dir) == {}
+    whole = log.read_bytes()
+    with log.open("rb") as file:
+        reader = pa.ipc.open_stream(file)
+        reader.read_next_batch()
+        end = file.tell()
+    log.write_bytes(whole[: end + 100])
+    code, _, err = told(capsys, RUN, "--to", "parquet", "--node", "n3", "--out", "x")
+    assert (code, pq.read_table("x").num_rows) == (0, 3)
+    assert f"the last 100 bytes of {log.relative_to(Path.cwd())}" in err
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, 2000], ids=["empty", "a-few-bytes", "cut-early", "cut-late"])
+@pytest.mark.parametrize("name", ["metrics/part-0000.parquet", "manifest.json", "summary.json", "events.parquet"])
+def test_a_damaged_file_is_named(capsys: pytest.CaptureFixture[str], run_dir: Path, name: str, keep: int) -> None:
+    """3, with the file and what to do, as text and as JSON; nothing is written."""
+    path = run_dir / name
+    path.write_bytes(path.read_bytes()[: min(keep, path.stat().st_size - 5)])
+    code, _, err = told(capsys, RUN, "--to", "csv", "--out", "x")
+    assert code == 3
+    assert name in err
+    assert "copy the file again" in err
+    assert "bug" not in err
+    code, out, _ = told(capsys, RUN, "--to", "csv", "--out", "x", "--json")
+    assert (code, json.loads(out)["error"]["code"]) == (3, "os")
+    assert not Path("x").exists()

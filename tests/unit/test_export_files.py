@@ -215,6 +215,33 @@ def test_a_torn_text_file_is_cut_to_whole_records(tmp_path_factory: pytest.TempP
     assert [row["metric"] for row in rows][-3:] == SOME.column("metric").to_pylist()
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        pytest.param(b"name,age\nann,7\nbob,", id="other-columns-and-no-final-newline"),
+        pytest.param(b"a letter without any newline", id="one-line"),
+        pytest.param(b"times", id="one-word"),
+        pytest.param(b"\xff\xfe\0\n\0x", id="no-text"),
+        pytest.param(b'"' * 7 + b"\nx", id="quotes-only"),
+        pytest.param(b"x" * 200_000 + b"\n1", id="a-field-beyond-the-reader"),
+    ],
+)
+def test_a_foreign_file_stays_as_it_is(tmp_path: Path, foreign: bytes) -> None:
+    """A file of somebody else is refused however often it is tried, keeps every byte, and is not held open."""
+    path = tmp_path / "x"
+    path.write_bytes(foreign)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    sink = CsvFile(path)
+    for _ in range(3):
+        with pytest.raises(InputError, match="use another file"):
+            sink.open()
+        with pytest.raises(InputError, match="use another file"):
+            sink.write(SOME)
+    assert path.read_bytes() == foreign
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    sink.close()
+
+
 def test_a_torn_tail_is_gone_before_anything_is_written(tmp_path: Path) -> None:
     """A tail longer than what is written next leaves nothing behind it."""
     (tmp_path / "x").write_bytes(b"one\n" + bytes(1000))

@@ -85,20 +85,26 @@ def adds_up(chain: Chain) -> None:
 
 @settings(max_examples=150)
 @given(
-    ROWS, st.lists(st.tuples(WHEN, st.lists(st.sampled_from("abc"), max_size=3)), max_size=4), st.none() | st.lists(st.sampled_from("abc"))
+    ROWS,
+    st.lists(st.tuples(WHEN, st.lists(st.sampled_from("abc"), max_size=3)), max_size=4),
+    st.none() | st.lists(st.sampled_from("abc")),
+    st.sets(st.sampled_from("abc")),
 )
 def test_routes_equal_the_oracle(
-    rows: list[dict[str, Any]], routes: list[tuple[dict[str, Any], list[str]]], default: list[str] | None
+    rows: list[dict[str, Any]], routes: list[tuple[dict[str, Any], list[str]]], default: list[str] | None, there: set[str]
 ) -> None:
-    """Each row reaches every exporter that a matching route names, once; unmatched rows take the default, or are counted."""
+    """Each row reaches every exporter that is there and a matching route names, once; unmatched rows take the default; a row that
+    reaches nobody is counted.
+    """
     rules = parse({"routes": [{"when": when, "to": to} for when, to in routes], "default": default})
-    found, lost = rules.split(batch_of(rows), ("a", "b", "c"))
+    found, lost = rules.split(batch_of(rows), sorted(there))
     want: dict[str, list[int]] = defaultdict(list)
     unrouted = 0
     for at, row in enumerate(rows):
         hits = [to for when, to in routes if fits(row, when)]
         to = {name for names in hits for name in names} if hits else set(default or ([] if routes or default == [] else "abc"))
-        unrouted += not hits and not to
+        to &= there
+        unrouted += not to
         for name in to:
             want[name].append(at)
     assert {name: places(batch) for name, batch in found.items() if batch.num_rows} == want

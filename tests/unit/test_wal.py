@@ -234,6 +234,41 @@ def test_a_disk_that_refuses_changes_nothing(tmp_path: Path, monkeypatch: pytest
     log.close()
 
 
+def test_a_full_disk_gets_its_space_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When not even an acknowledgement can be written, segments that are done are deleted all the same; the log goes on later."""
+    log = WriteAheadLog(tmp_path, segment_bytes=4096)
+    for at in range(40):
+        log.append(at, 1, bytes(900), 900)
+    drained(log)
+    before = log.disk_bytes
+
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wal.os, "pwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            log.ack(40)
+        assert len(segments(tmp_path)) == 1
+        assert sum(path.stat().st_size for path in segments(tmp_path)) == log.disk_bytes <= 4096 < before
+    assert log.append(40, 1, b"x", 1)
+    log.close()
+    log = WriteAheadLog(tmp_path)
+    assert drained(log)[-1] == (40, b"x")
+    log.close()
+
+
+def test_the_folders_that_it_makes_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every new folder's name is made durable, outermost first, unless syncing was left to the kernel; one that was there is not."""
+    synced: list[Path] = []
+    monkeypatch.setattr(wal, "sync_folder", synced.append)
+    WriteAheadLog(tmp_path / "a" / "b").close()
+    assert synced == [tmp_path, tmp_path / "a"]
+    WriteAheadLog(tmp_path / "a" / "b").close()
+    WriteAheadLog(tmp_path / "c", sync=Sync.NEVER).close()
+    assert len(synced) == 2
+
+
 @pytest.mark.parametrize(("sync", "syncs"), [(Sync.ALWAYS, 10), (Sync.INTERVAL, 5), (Sync.NEVER, 0)])
 def test_when_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: Sync, syncs: int) -> None:
     """`always` syncs each record before it returns, `interval` as often as its time is over, `never` leaves it to the kernel."""
