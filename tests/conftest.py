@@ -61,6 +61,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     )
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what failed where CI wants to know it."""
+    if report.failed and (noted := os.environ.get("CI_FAILED_TESTS")):
+        with Path(noted).open("a", encoding="utf-8") as file:
+            file.write(f"{report.nodeid}\n")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the long forms out unless they are asked for."""
     long = [item for item in items if item.get_closest_marker("soak")]
