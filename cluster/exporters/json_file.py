@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import pyarrow as pa
 
@@ -19,6 +20,8 @@ from .base import Health, UnfinishedError
 from .files import AppendFile, PendingFile, last_line_end
 from .text import TextForm
 from .wal import Sync
+
+_START_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,25 @@ class JsonForm:
 
 
 class JsonLines:
-    """One JSON object a line, appended. A torn last line is cut off when the file is opened again; a failed batch leaves no line."""
+    """One JSON object a line, appended. A torn last line is cut off when the file is opened again; a failed batch leaves no line.
+
+    A file that does not begin as ours do is refused with `InputError`, and keeps every byte.
+    """
 
     def __init__(self, path: Path, form: JsonForm | None = None, *, sync: Sync = Sync.INTERVAL, clock: Clock | None = None) -> None:
         self._form = form or JsonForm()
         if self._form.indent is not None:
             raise InputError("invalid_value", "JSON lines have no indent", "use the array form, or leave indent out")
-        self.file = AppendFile(path, last_line_end, sync=sync, clock=clock)
+        self.file = AppendFile(path, self._whole_bytes, sync=sync, clock=clock)
         self._health = Health(ok=True)
+
+    def _whole_bytes(self, file: BinaryIO) -> int:
+        file.seek(0)
+        start = file.read(_START_BYTES).decode(errors="replace")
+        ours = [f'{{"{name}"' for name in self._form.text.columns]
+        if start and not any(start.startswith(one) or one.startswith(start) for one in ours):
+            raise InputError("invalid_value", f"{self.file.path} begins with {start[:20]!r}: no JSON lines of ours", "use another file")
+        return last_line_end(file)
 
     def open(self) -> None:
         """Open the file for appending."""

@@ -121,7 +121,9 @@ def test_memory_follows_its_shape_on_each_target(shown: Shown) -> None:
     for host in shown.fabric.targets:
         begun_s = begins(shown)[host.name]
         holder = max(shown.watch.of(host), key=lambda sight: max((held for _, held in sight.memory), default=0))
-        before = [held for at_s, held in holder.memory if at_s < begun_s][-1]
+        earlier = [held for at_s, held in holder.memory if at_s < begun_s]
+        assert earlier, f"{host.name}: nobody looked at the load before it began"
+        before = earlier[-1]
         held = [held - before for at_s, held in holder.memory if begun_s + 4 < at_s < begun_s + 11]
         half = [held - before for at_s, held in holder.memory if begun_s + 1.2 < at_s < begun_s + 1.8]
         assert abs(mean(held) / (96 * runs.MIB) - 1) <= 0.02, f"{host.name} holds {mean(held) / runs.MIB:.1f} MiB"
