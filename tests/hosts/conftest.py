@@ -27,7 +27,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Generator[None, None, None]:
-    """Take the hosts down after the last test of this folder: other tests must not share the cores with their Ray."""
+    """Take the hosts down after the last test of this folder: other tests must not share the cores with their Ray.
+
+    By then they are as they were before the first one, or this raises: no process, rule, mount, setting or record is new.
+    """
     try:
         yield
     finally:
@@ -44,20 +47,14 @@ def namespaces() -> None:
     sweep.sweep_dead()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hosts_standing(namespaces: None) -> fabric.Fabric:
     """Four hosts with Ray, for fixtures of a wider scope; a test asks for `hosts`."""
     if not STANDING:
         STANDING.append(CLOSING.enter_context(fabric.Fabric(4)))
         STANDING[0].ray_up(dashboard=True, env=runs.HEALTH_CHECK)
+        CLOSING.enter_context(runs.unchanged(STANDING[0]))
     return STANDING[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hosts_unchanged(hosts_standing: fabric.Fabric) -> Iterator[None]:
-    """After each module the hosts are as they were before it: no process, rule, mount, setting or record is new."""
-    with runs.unchanged(hosts_standing):
-        yield
 
 
 @pytest.fixture

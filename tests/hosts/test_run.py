@@ -31,6 +31,7 @@ plan:
     for: 12s
 """
 CORES = watching.CORES
+RAMP_S = 3.0  # of the memory in there
 SKEW_MS = 100.0
 LOOK_MS = 10.0  # what the outside look adds: CPU time counts from a load's second millisecond
 
@@ -106,14 +107,17 @@ def begins(shown: Shown) -> dict[str, float]:
 
 
 def test_cpu_follows_its_shape_on_each_target(shown: Shown) -> None:
-    """In each settled second the loads of a target use the asked cores within 5 points of the host, seen in /proc."""
+    """In each settled second the loads of a target use the asked cores within 5 points of the host, seen in /proc.
+
+    While memory is still ramping up, its pages cost CPU time of their own: then the CPU load's process is looked at alone.
+    """
     for host in shown.fabric.targets:
         begun_s = begins(shown)[host.name]
         assert begun_s, f"no load was seen to begin on {host.name}"
         for second in (2, 3, 4, 8, 9, 10):
-            used = sum(sight.cores(begun_s + second, begun_s + second + 1) for sight in shown.watch.of(host))
-            asked = asked_cores(second + 0.5)
-            assert abs(used - asked) / CORES <= 0.05, f"{host.name}, second {second}: {used:.3f} cores, asked {asked:.3f}"
+            used = [sight.cores(begun_s + second, begun_s + second + 1) for sight in shown.watch.of(host)]
+            settled, asked = sum(used) if second > RAMP_S else max(used), asked_cores(second + 0.5)
+            assert abs(settled - asked) / CORES <= 0.05, f"{host.name}, second {second}: {used} cores, asked {asked:.3f}"
 
 
 def test_memory_follows_its_shape_on_each_target(shown: Shown) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import threading
 import time
@@ -165,10 +166,13 @@ class Watch:
 
 
 def begun(watch: Watch, host: Host, cores: float) -> tuple[float, float]:
-    """Return between which two looks a host's CPU load began; zeros where none was seen to."""
+    """Return between which two looks a host's CPU load began; zeros where none was seen to.
+
+    That load is the one that works most from then on: another one, memory's, only rests and works while it gets ready.
+    """
     near_s = watch.fills[host.name][0]
-    found = [sight.begun(near_s, cores) for sight in watch.of(host)]
-    return min((at for at in found if at[1]), key=lambda at: at[1], default=(0.0, 0.0))
+    busiest = max(watch.of(host), key=lambda sight: sight.used_s(math.inf) - sight.used_s(near_s), default=None)
+    return busiest.begun(near_s, cores) if busiest else (0.0, 0.0)
 
 
 def skew_ms(begins: Sequence[tuple[float, float]]) -> tuple[float, float]:
