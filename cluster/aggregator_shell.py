@@ -33,7 +33,7 @@ from .outbox import Outbox
 from .recovery import end_dead
 
 _LOG: Final = logging.getLogger(__name__)
-LINGER_S = 30.0  # after the last question or window: late data makes a new aggregator
+LINGER_S = 30.0  # after the last question or window, or as long as the orchestrator idles if less: late data makes a new aggregator
 ORPHANED_S = 300.0  # without windows, when a run never got its end: `recover` gives it one
 HEARTBEAT_S = 1.0
 
@@ -54,6 +54,7 @@ class AggregatorShell:
         self._ending = threading.Event()
         self._manifest_lock = threading.Lock()
         self._replaced_ns = 0
+        self._linger_s = _linger_s(self._prometheus)
         status = self._prometheus.get("status")
         if status == "running":  # only a predecessor that died leaves it so
             self._replaced_ns = self._clock.wall_ns()
@@ -81,6 +82,7 @@ class AggregatorShell:
         options = replace(options, buckets=self._core.use_buckets(options.buckets))
         self._serve({"host": host, "port": port} if port is not None else None, options)
         endpoint = {"host": host, "port": self._server.port} if self._server else None
+        self._linger_s = _linger_s(manifest)
         document = {**manifest, "status": "running", "exit_code": None, "prometheus": endpoint, "start": self._now()}
         with self._manifest_lock:
             write_json_atomic(self.directory / "manifest.json", {**document, "heartbeat": self._now()})
@@ -201,7 +203,7 @@ class AggregatorShell:
         """Keep the manifest's heartbeat fresh while the run lives; end when nobody needs this process any more."""
         while not self._ending.wait(HEARTBEAT_S):
             idle_s = (self._clock.boot_ns() - self._touched_ns) / SECOND_NS
-            if idle_s > (ORPHANED_S if self._unfinished() else LINGER_S):
+            if idle_s > (ORPHANED_S if self._unfinished() else self._linger_s):
                 break
             with self._manifest_lock:
                 manifest = read_json(self.directory / "manifest.json")
@@ -236,6 +238,12 @@ def _options_of(run: str, manifest: Mapping[str, Any]) -> Options:
     except StressError as error:
         _LOG.warning("run %s: the endpoint is served as by default: %s", run, error)
         return Options()
+
+
+def _linger_s(manifest: Mapping[str, Any]) -> float:
+    """Return how long the aggregator of a run that has its end stays: no longer than the cluster's orchestrator would."""
+    told = (manifest.get("settings") or {}).get("idle_exit_s") or {}
+    return min(LINGER_S, float(told.get("value", LINGER_S)))
 
 
 def _write(file: Any, data: bytes) -> None:

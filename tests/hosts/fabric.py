@@ -186,7 +186,7 @@ class Fabric:
                 host.boot()
         if not self._ray or (self._known_good and self._known_good == self._ray_pids()):
             return
-        alive = self.nodes_alive()
+        alive = self.nodes_alive() if self.head.pids("gcs_server") else set()  # without one, asking takes as long as it may
         if self.head.name not in alive:
             for host in self:
                 host.ray_stop()

@@ -166,6 +166,7 @@ def test_death_of_the_gcs(hosts: Fabric) -> None:
             print(f"gcs: {seen} after {limit_s:g} s; gone {gone_s:.2f} s after Ctrl-C")
             assert gone_s <= limit_s
         ended = run.wait(120)
+        print(f"gcs: the command returned {boot_s() - at_s:.1f} s after the death; {str(ended)[:200]}")
         assert all(watch.quiet(host) for host in hosts), "load or fill when the command had returned"
     assert ended.code in {3, 130}, str(ended)
     path = run.kept if run.kept.exists() else run.out

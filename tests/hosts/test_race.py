@@ -16,7 +16,7 @@ def memory_fraction(hosts: Fabric, size: int) -> str:
     return f"{size / (len(hosts.targets) * int(line.split()[1]) * 1024):.6f}"
 
 
-@pytest.mark.parametrize("resource", ["nodes", "memory", "disk"])
+@pytest.mark.parametrize("resource", ["nodes", "memory", pytest.param("disk", marks=pytest.mark.soak)])
 def test_exactly_one_of_two_runs_is_admitted(hosts: Fabric, resource: str) -> None:
     """One run goes to its end, the other ends with 6, says which budget was short, and puts no load anywhere."""
     settings = {

@@ -20,11 +20,20 @@ class RingModel(RuleBasedStateMachine):
 
     @initialize(power=st.integers(0, 4), columns=st.integers(1, 3), policy=st.sampled_from([DROP_NEWEST, DROP_OLDEST]))
     def begin(self, power: int, columns: int, policy: int) -> None:
-        self.ring = Ring.create(1 << power, columns, policy)
+        self.opened = [Ring.create(1 << power, columns, policy)]
+        self.ring = self.opened[0]
         self.newest = policy == DROP_NEWEST
-        self.producer, self.consumer = Producer(Ring.open(self.ring.path)), Consumer(self.ring)
+        self.producer, self.consumer = Producer(self.open()), Consumer(self.ring)
         self.waiting: deque[int] = deque()
         self.offered = self.taken = self.dropped = 0
+
+    def open(self) -> Ring:
+        self.opened.append(Ring.open(self.ring.path))
+        return self.opened[-1]
+
+    def teardown(self) -> None:
+        for ring in getattr(self, "opened", ()):
+            ring.close()
 
     def rows(self, count: int) -> Block:
         numbers = np.arange(self.offered, self.offered + count, dtype=np.float64)
@@ -82,12 +91,12 @@ class RingModel(RuleBasedStateMachine):
     @rule()
     def another_producer(self) -> None:
         self.producer.close()
-        self.producer = Producer(Ring.open(self.ring.path))
+        self.producer = Producer(self.open())
 
     @rule()
     def another_consumer(self) -> None:
         self.consumer.close()
-        self.consumer = Consumer(Ring.open(self.ring.path))
+        self.consumer = Consumer(self.open())
 
     @invariant()
     def the_counts_are_exact(self) -> None:

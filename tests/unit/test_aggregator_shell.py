@@ -54,6 +54,20 @@ def test_what_came_before_the_very_end_is_in_the_files_and_what_comes_later_is_r
         shell.push("n1", "a", [record("n1", 3)])
 
 
+def test_an_aggregator_stays_no_longer_than_its_orchestrator_would(tmp_path, monkeypatch):
+    """The setting that ends an idle orchestrator ends the aggregator of a run that has its end as well."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr("cluster.aggregator_shell.HEARTBEAT_S", 0.05)
+    directory = tmp_path / "state" / "runs" / RUN
+    Aggregator(RUN, directory, SystemClock()).close()
+    write_json_atomic(
+        directory / "manifest.json", {"run": RUN, "status": "error", "settings": {"idle_exit_s": {"value": 0.1, "origin": "flag"}}}
+    )
+    ended = threading.Event()
+    AggregatorShell(RUN, ended.set)
+    assert ended.wait(20)
+
+
 def page(shell):
     with urllib.request.urlopen(f"http://127.0.0.1:{shell._server.port}/metrics", timeout=30) as answer:
         return answer.read().decode()
