@@ -30,7 +30,7 @@ from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
 from actors.limits import read_capacity
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
-from actors.metrics.registry import Level as MetricLevel
+from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
 from actors.simulator import peak_amounts
 from actors.state import default_state_dir, open_state_dir
@@ -317,7 +317,7 @@ class AgentShell:
             self._asked.set()
         elif effect.what == "run_begins":
             terms = data["terms"]
-            self._metrics.begin(effect.run, detailed=terms.get("level") == MetricLevel.DETAIL)
+            self._metrics.begin(effect.run, RecordingPolicy.from_json(terms["recording"]) if "recording" in terms else RecordingPolicy())
             overrides = LimitOverrides(**terms.get("limits", {}))
             self._limits_of[effect.run] = limits_for(terms.get("profile", self._config.profile), overrides)
             self._limits = strictest(self._limits_of.values())
