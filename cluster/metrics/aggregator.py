@@ -212,7 +212,7 @@ class Aggregator:
         unflushed = self.answers.rows("metrics.unflushed").value
         unclean = [entry for entry in self.streams() if entry["expected_end"] is not None and not entry["clean"]]
         return {
-            "dropped_samples": self._by_reason("metrics.dropped"),
+            "dropped_samples": self._by_label("metrics.dropped"),
             "single_samples": self._samples_lost(samples),
             "unflushed_recorders": pc.sum(unflushed["sum"]).as_py() or 0.0,
             "undecodable_records": self._undecodable,
@@ -221,12 +221,16 @@ class Aggregator:
             "open_streams": "unknown" if self.outstanding() else 0,
         }
 
-    def _by_reason(self, metric: str) -> dict[str, float]:
+    def errors(self) -> dict[str, float]:
+        """Return how many errors of loads and agents there were, by stable code."""
+        return self._by_label("errors.seen", "code")
+
+    def _by_label(self, metric: str, label: str = "reason") -> dict[str, float]:
         rows = self.answers.rows(metric).value
         found: dict[str, float] = {}
         for labels, count in zip(rows["labels"].to_pylist(), rows["sum"].to_pylist(), strict=True):
-            reason = dict(labels).get("reason", "")
-            found[reason] = found.get(reason, 0.0) + count
+            word = dict(labels).get(label, "")
+            found[word] = found.get(word, 0.0) + count
         return found
 
     def samples(self) -> dict[str, int]:
@@ -237,7 +241,7 @@ class Aggregator:
 
     def _samples_lost(self, told: Mapping[str, int]) -> dict[str, float]:
         """Return the single samples that are in no file by reason: `missing` are those of records that could not be read."""
-        lost = self._by_reason("samples.dropped")
+        lost = self._by_label("samples.dropped")
         missing = told["produced"] - told["written"] - sum(lost.values())
         return {**lost, "missing": missing} if missing > 0 else lost
 
@@ -325,7 +329,8 @@ class Aggregator:
     def _write_documents(self, summary: Mapping[str, Any] | None, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
         old = read_json(self.directory / "summary.json") or {}
         samples = self.samples()
-        found = {"peaks": self.peaks(), "losses": self._losses(samples), "samples": samples, "outstanding": self.outstanding()}
+        found: dict[str, Any] = {"peaks": self.peaks(), "losses": self._losses(samples), "samples": samples, "errors": self.errors()}
+        found["outstanding"] = self.outstanding()
         made = {**(old if summary is None else summary), **found, "revision": int(old.get("revision", 0)) + 1}
         write_json_atomic(self.directory / "summary.json", made)
         told = read_json(self.directory / "manifest.json") if manifest is None else manifest

@@ -180,6 +180,17 @@ def test_what_finds_no_room_is_counted_by_where(tmp_path: Path) -> None:
     assert way.figures("load.slice")[0] == 20 + 12 * 16
 
 
+def test_a_window_takes_a_bounded_part_and_the_end_takes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an agent is never kept by one load's ring; the rest waits in it."""
+    monkeypatch.setattr("cluster.metrics.stream._SAMPLES", 4)
+    monkeypatch.setattr("cluster.metrics.stream._SAMPLE_RECORDS", 2)
+    way = Way(tmp_path)
+    way.record([0.5] * 100, [])
+    way.window()
+    assert read_samples(way.directory).num_rows == 8
+    assert way.end()["samples"] == {"produced": 100, "written": 100}
+
+
 def test_samples_of_a_record_that_nobody_can_read_are_missing(tmp_path: Path) -> None:
     """They are counted, though no reason was told: given away less written."""
     way = Way(tmp_path)
