@@ -132,7 +132,7 @@ class CpuLoad:
     def warm_up(self) -> None:
         """Load the kernel and find how many rounds a slice takes; see what others use before the start."""
         self._kernel = kernels.load_kernel(self._kernel_name)
-        self._meters = open_meters(self._segment_path)
+        self._meters = open_meters(self._segment_path, self._operation.seed)
         if self._segment_path and self._meters is None:
             self._watch.note(NOTE_NO_RECORDING)
         for _ in range(12):

@@ -25,12 +25,12 @@ from actors.capability import judge as judge_capability
 from actors.capability import read_facts
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.disk import check_place
-from actors.errors import StressError
+from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
 from actors.limits import read_capacity
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
-from actors.metrics.registry import Level as MetricLevel
+from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
 from actors.simulator import peak_amounts
 from actors.state import default_state_dir, open_state_dir
@@ -86,6 +86,7 @@ class AgentShell:
         self._snapshot_ns = self._idle_since_ns = self._clock.boot_ns()
         self._busy_since_ns = 0
         self._troubles: list[str] = []
+        self._load_errors: list[tuple[str, HarnessError, str, str]] = []  # run, error, operation, phase; of the control thread only
         self._look_at_halt()
         self._adopt_leftovers()
         self._threads = [
@@ -213,6 +214,8 @@ class AgentShell:
         self._metrics.on_snapshot(snapshot, int(verdict.level), ceilings, lag_s)
         self._watch_guardian(begun_ns)
         self._perform()
+        while self._load_errors:  # once load is ended: metrics may wait for a disk
+            self._metrics.error(*self._load_errors.pop())
         self._exit_when_idle(begun_ns)
         spent_s = (self._clock.boot_ns() - begun_ns) / SECOND_NS
         return max(0.0, 1.0 / self._config.sample_hz - spent_s)
@@ -274,6 +277,8 @@ class AgentShell:
                 ended = ended or load_end.hung(op.stage, beats, simulator.silent_s(), now_ns, self._config.lease_s)
                 if ended is not None:
                     self._look_at_halt()  # shown before any lease ends by it: what ended so is halted, not lost
+                    if ended.code and op.stage != "closing":
+                        self._load_errors.append((run.run, HarnessError(ended.code, ended.reason), name, op.operation.phase))
                     self._agent.on_load_ended(run.run, name, planned=not ended.code, reason=ended.reason, code=ended.code)
 
     @staticmethod
@@ -317,7 +322,7 @@ class AgentShell:
             self._asked.set()
         elif effect.what == "run_begins":
             terms = data["terms"]
-            self._metrics.begin(effect.run, detailed=terms.get("level") == MetricLevel.DETAIL)
+            self._metrics.begin(effect.run, RecordingPolicy.from_json(terms["recording"]) if "recording" in terms else RecordingPolicy())
             overrides = LimitOverrides(**terms.get("limits", {}))
             self._limits_of[effect.run] = limits_for(terms.get("profile", self._config.profile), overrides)
             self._limits = strictest(self._limits_of.values())

@@ -97,7 +97,7 @@ class Order:
     machine_limits: Amounts | None = None
     grace_s: float = 0.0
     kill: bool = False
-    terms: dict[str, Any] = field(default_factory=dict)  # metric level, resolved profile, the scenario's own limits
+    terms: dict[str, Any] = field(default_factory=dict)  # recording policy, resolved profile, the scenario's own limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,22 +17,25 @@ from actors.clock import SECOND_NS, Clock
 from actors.control import LOAD_RUNNING, SLOTS
 from actors.disk import fill_path
 from actors.dose import OutsideMeter, ProcessFiles
-from actors.errors import HarnessError
+from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
 from actors.host import BusyMeter
 from actors.messages import Capacity, Event, HostSnapshot, Operation, SlotTicket
 from actors.metrics import Segment
-from actors.metrics.policy import RecordingPolicy
-from actors.metrics.registry import DOSE_UNITS, Verbosity
+from actors.metrics.policy import Mode, RecordingPolicy
+from actors.metrics.registry import DOSE_UNITS
+from actors.metrics.ring import SAMPLE_COLUMNS, Consumer, Ring
 from actors.metrics.segment import check_policy_text
 from actors.proc import cgroup_pids
 from actors.simulator import absolute
 
+from .metrics.raw_samples import SampleReader
 from .metrics.stream import MetricStream
 from .outbox import Outbox, OutboxFullError, leftovers
 
 UNIT_OF_OPERATION: Final = frozenset({"dose.requested", "dose.achieved"})
 STEPS: Final = 20  # points at which a shape is read within a window
+RING_SAMPLES: Final = 1 << 16  # single samples of one load that may wait for the next window: 1.5 MiB
 PUSH_BYTES: Final = 1 << 20
 PUSH_S: Final = 5.0
 SEAL_TRIES: Final = 5  # how often the last window of a stream is tried, about a second apart
@@ -79,7 +82,6 @@ class NodeMetrics:
         self._streams: dict[str, MetricStream] = {}
         self._orphans: dict[str, list[Outbox]] = {}
         self._delivered: set[str] = set()
-        self._detailed: set[str] = set()
         self._policies: dict[str, RecordingPolicy] = {}  # of the loads of each run
         self._sealed: set[str] = set()
         self._seal_tries: dict[str, int] = {}
@@ -93,14 +95,13 @@ class NodeMetrics:
 
     # ---- runs
 
-    def begin(self, run: str, *, detailed: bool) -> None:
-        """Open a run's stream and its outbox file; `detailed`: with the metrics of level `detail`."""
+    def begin(self, run: str, policy: RecordingPolicy) -> None:
+        """Open a run's stream and its outbox file; its loads and this agent record by `policy`."""
         path = self._state_dir / "outbox" / run / f"{self._node}-{self._incarnation}.box"
         box = Outbox(path, node=self._node, incarnation=self._incarnation, run=run, max_bytes=self._outbox_max_bytes)
         with self._lock:
-            self._detailed |= {run} if detailed else set()
-            self._policies[run] = RecordingPolicy(level=Verbosity.VERBOSE if detailed else Verbosity.NORMAL)
-            self._streams[run] = MetricStream(self._node, self._incarnation, run, box, self._clock)
+            self._policies[run] = policy
+            self._streams[run] = MetricStream(self._node, self._incarnation, run, box, self._clock, policy)
 
     def seal(self, run: str) -> None:
         """Name the end of a run's stream, and of the streams that an earlier agent of this node left.
@@ -156,7 +157,6 @@ class NodeMetrics:
             self._streams.pop(run, None)
             self._orphans.pop(run, None)
             self._delivered.discard(run)
-            self._detailed.discard(run)
             self._policies.pop(run, None)
             self._sealed.discard(run)
             self._seal_tries.pop(run, None)
@@ -201,18 +201,28 @@ class NodeMetrics:
     # ---- operations
 
     def open_segment(self, run: str, operation: Operation) -> str:
-        """Make the memory that an operation's load records into; return its path."""
+        """Make the memory that an operation's load records into, in detailed mode with a ring for single samples; return its path."""
         segment = Segment.create()
         with self._lock:
-            segment.publish(self._policies.get(run, RecordingPolicy()).to_json())
+            policy, stream = self._policies.get(run, RecordingPolicy()), self._streams.get(run)
             self._segments[run, operation.id] = segment
-            stream = self._streams.get(run)
+            ring = self._ring() if stream is not None and policy.mode is Mode.DETAILED else None
+            segment.publish(policy.to_json(), ring.ring.path if ring else None)
             if stream is not None:
-                stream.attach(segment, operation.id, operation.phase)
+                reader = SampleReader(segment, ring, operation.id, operation.phase) if ring else None
+                stream.attach(segment, operation.id, operation.phase, reader)
         return segment.path
 
+    def _ring(self) -> Consumer | None:
+        """Return our side of a new ring, or None and an event where this machine has none: windows are recorded all the same."""
+        try:
+            return Consumer(Ring.create(RING_SAMPLES, SAMPLE_COLUMNS))
+        except StressError as error:
+            self.event("samples_unavailable", f"no single samples from {self._node}: {error}", "warning")
+            return None
+
     def set_policy(self, run: str, policy: RecordingPolicy) -> None:
-        """Let the loads of a run record by this policy, those that are there from their next drain on. Each keeps its ring.
+        """Let a run record by this policy: this agent from now on, loads that are there from their next drain on. Each keeps its ring.
 
         Raises `InputError` when it is too long.
         """
@@ -221,6 +231,7 @@ class NodeMetrics:
         with self._lock:
             if run in self._streams:
                 self._policies[run] = policy
+                self._streams[run].set_policy(policy)
             for (of, _), segment in self._segments.items():
                 if of == run:
                     segment.publish(text)
@@ -358,8 +369,6 @@ class NodeMetrics:
             "host.descriptors.used": host.descriptors_used,
             "safety.verdict": level,
             "agent.tick.lag": lag_s,
-        }
-        details: Mapping[str, float] = {
             "host.load.average": host.load_average_1m,
             "host.disk.size": host.disk_total_bytes,
             "host.descriptors.limit": host.descriptors_limit,
@@ -368,10 +377,9 @@ class NodeMetrics:
             self._observe_leases()
             for run, stream in self._streams.items():
                 if run not in self._sealed:
-                    for name, value in {**values, **(details if run in self._detailed else {})}.items():
+                    for name, value in values.items():
                         stream.observe(name, float(value))
-                    if run in self._detailed:
-                        stream.observe("agent.outbox", float(stream.unacked_bytes))
+                    stream.observe("agent.outbox", float(stream.unacked_bytes))
                     for resource, ceiling in ceilings.items():
                         stream.observe("safety.ceiling", ceiling, labels={"resource": resource})
 

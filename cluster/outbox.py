@@ -41,6 +41,7 @@ class Kind(IntEnum):
     """What a record is."""
 
     WINDOW = 1
+    SAMPLES = 3  # single samples: an Arrow IPC stream
     END = 2  # nothing follows; payload is JSON {"clean": bool}
 
 
@@ -143,12 +144,15 @@ class Outbox:
         return sum(size for _, _, size in self._index)
 
     def append(self, kind: Kind, payload: bytes) -> int:
-        """Seal a record and return its sequence number. Raises `OutboxFullError`; then nothing has changed."""
+        """Seal a record and return its sequence number. Raises `OutboxFullError`; then nothing has changed.
+
+        Samples find room in the first half only, so that they take none from windows.
+        """
         assert not self._ended, "a stream that has ended takes no more records"
         data = frame(Record(self._next, kind, payload))
-        room = self._max_bytes if kind is Kind.WINDOW else self._max_bytes + 4096
+        room = {Kind.SAMPLES: self._max_bytes // 2, Kind.WINDOW: self._max_bytes, Kind.END: self._max_bytes + 4096}[kind]
         if self.unacked_bytes + len(data) > room:
-            raise OutboxFullError(f"{self.path} holds {self.unacked_bytes} bytes, its limit is {self._max_bytes}")
+            raise OutboxFullError(f"{self.path} holds {self.unacked_bytes} bytes, its limit is {room}")
         try:
             _write(self._fd, data, self._end)
             if self._sync:

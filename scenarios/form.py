@@ -15,7 +15,6 @@ from .combinators import DEPTH_MAX, Hold, Pause, Sequence, Together, Tree
 from .document import Entries, Node, wrong
 from .hypotheses import OPERATORS, PLACES, PROBE_STATS, STATS, WHEN, ActorProbe, Threshold
 from .model import (
-    METRIC_LEVELS,
     ON_NODE_LOST,
     PROFILES,
     SEED_MAX,
@@ -23,9 +22,21 @@ from .model import (
     Budget,
     Exporters,
     LimitOverrides,
-    Metrics,
     Prometheus,
     Scenario,
+)
+from .recording import (
+    METRIC_KINDS,
+    METRIC_LEVELS,
+    METRIC_MODES,
+    Adaptive,
+    Always,
+    First,
+    Keep,
+    LeaveOut,
+    Metrics,
+    Probability,
+    Rate,
 )
 from .schema import (
     CoresKind,
@@ -292,7 +303,39 @@ def _object(properties: Schema, required: tuple[str, ...]) -> Schema:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
-METRICS: Final = Record(Metrics, (Field("level", "level", Word(METRIC_LEVELS), "core metrics, or detail as well"),))
+_SERIES: Final = (
+    Field("metric", "metric", Text(), "glob on the metric's name"),
+    Field("kind", "kind", Word(METRIC_KINDS), "of this kind only"),
+)
+FILTERS: Final[Mapping[str, Record]] = {
+    "leave_out": Record(LeaveOut, _SERIES, "These series are not recorded."),
+    "keep": Record(Keep, _SERIES, "These series are recorded, whatever later filters say."),
+}
+_SAMPLED: Final = Field("metric", "metric", Text(), "glob on the name of a load's metric")
+SAMPLING: Final[Mapping[str, Record]] = {
+    "always": Record(Always, (_SAMPLED,), "Every sample."),
+    "probability": Record(
+        Probability, (_SAMPLED, Field("share", "share", FRACTION, "which share of the samples")), "A share of the samples."
+    ),
+    "rate": Record(Rate, (_SAMPLED, Field("rate_hz", "rate_hz", Number(), "samples a second at most")), "So many a second, evenly spaced."),
+    "first": Record(
+        First, (_SAMPLED, Field("count", "count", Whole(), "how many")), "The first of each window, and one for the rest of it."
+    ),
+    "adaptive": Record(
+        Adaptive,
+        (_SAMPLED, Field("rate_hz", "rate_hz", Number(), "samples a second that a burst is thinned to, at least 10")),
+        "Every sample, but in a burst.",
+    ),
+}
+METRICS: Final = Record(
+    Metrics,
+    (
+        Field("level", "level", Word(METRIC_LEVELS), "how many metrics: doses, failures and few more; all but details; all"),
+        Field("mode", "mode", Word(METRIC_MODES), "windows only, or also the single samples of loads in samples/*.parquet"),
+        Field("filters", "filters", Listed(OneOf(FILTERS)), "which series not; the first that matches decides"),
+        Field("sampling", "sampling", Listed(OneOf(SAMPLING)), "how single samples are thinned; the first that matches decides"),
+    ),
+)
 PROMETHEUS: Final = Record(
     Prometheus,
     (
@@ -342,7 +385,10 @@ def reference() -> str:
     parts = [_INTRODUCTION, _rows("Top level", SCENARIO)]
     parts += [_rows(f"`{name}`", record) for name, record in (("targets", TARGETS), ("budget", BUDGET), ("limits", LIMITS))]
     parts += [_rows("`hypotheses`: `threshold`", THRESHOLD), _rows("`hypotheses`: `actor_probe`", PROBE)]
-    parts += [_rows("`metrics`", METRICS), _rows("`exporters`: `prometheus`", PROMETHEUS)]
+    parts += [_rows("`metrics`", METRICS), _RULES]
+    parts += [_rows(f"`metrics`: `filters`: `{name}`", record) for name, record in FILTERS.items()]
+    parts += [_rows(f"`metrics`: `sampling`: `{name}`", record) for name, record in SAMPLING.items()]
+    parts += [_rows("`exporters`: `prometheus`", PROMETHEUS)]
     parts += [_PLAN, _rows("Beside a simulator", _HOLD)]
     parts += [_rows(f"`{name}`", record) for name, record in SIMULATORS.items()]
     parts += [_SHAPES, *(_rows(f"`{name}`", record) for name, record in Strength("fraction").kinds().items())]
@@ -397,6 +443,22 @@ _PLAN: Final = """### `plan`
 One of: a simulator with `for`; `pause: 5s`; or a list of parts under `sequence` (one after the other) or `together` (from the same
 instant). Lists
 take a `phase`, which names the parts that have no name of their own.
+"""
+_RULES: Final = """Doses, probes, failures, safety and losses are always recorded, and whole. What is left out is counted in
+`metrics.filtered`. Sampling needs `mode: detailed`; each sample says by its `weight` how many it stands for, and
+the figures of windows are of all samples.
+
+```yaml
+metrics:
+  level: verbose
+  mode: detailed
+  filters:
+    - keep: {metric: host.cpu.busy}
+    - leave_out: {metric: "host.*"}
+  sampling:
+    - rate: {metric: load.slice, rate_hz: 100}
+    - probability: {metric: "load.*", share: 10%}
+```
 """
 _SHAPES: Final = """### Load shapes
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from actors.errors import InputError
-from actors.metrics.registry import Level
 
 from .combinators import Tree, check_tree
 from .hypotheses import ActorProbe, Hypothesis, Threshold, title
+from .recording import Metrics
 from .targets import Targets
 from .units import DURATION_MAX_S, SIZE_MAX_BYTES, check_choice, check_number, check_text, check_whole
 
@@ -23,7 +23,6 @@ VERSION: Final = 1
 SEED_MAX: Final = (1 << 63) - 1
 PROFILES: Final = ("conservative", "balanced", "aggressive")
 ON_NODE_LOST: Final = ("stop", "continue")
-METRIC_LEVELS: Final = tuple(level.value for level in Level)
 HYPOTHESES_MAX: Final = 100
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}\Z")
 
@@ -104,16 +103,6 @@ class Exporters:
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
-    """What is recorded: `core` metrics, or those of level `detail` as well."""
-
-    level: str = Level.CORE.value
-
-    def __post_init__(self) -> None:
-        check_choice("Metrics.level", self.level, METRIC_LEVELS)
-
-
-@dataclass(frozen=True, slots=True)
 class Scenario:
     """What should happen: whom it may harm, what it does there over time, and what must hold."""
 
@@ -147,12 +136,20 @@ class Scenario:
         object.__setattr__(self, "hypotheses", _check_hypotheses(self.hypotheses))
         check_tree(self.plan)
         self._check_duration()
+        self._check_recorded()
 
     def _check_duration(self) -> None:
         limit_s = self.budget.duration_s_max
         if limit_s is not None and self.plan.duration_s > limit_s:
             message = f"Scenario.plan lasts {self.plan.duration_s:g} s, its budget.duration_max is {limit_s:g} s"
             raise InputError("invalid_value", message, "shorten the plan or raise budget.duration_max")
+
+    def _check_recorded(self) -> None:
+        """Refuse a hypothesis about what is not recorded: it would be unknown at the end, and the run never passed."""
+        for at, item in enumerate(self.hypotheses):
+            if isinstance(item, Threshold) and (why := self.metrics.leaves_out(item.metric)):
+                message = f"Scenario.hypotheses[{at}]: {title(item)!r} needs {item.metric}, which {why} leaves out"
+                raise InputError("invalid_value", message, "record it, or drop the hypothesis")
 
 
 _RECORDS: Final[Mapping[str, type]] = {

@@ -1,7 +1,7 @@
 """What a process records: its level, its mode, its filters and the sampling of its raw samples, as one value.
 
 A policy travels as JSON in the header of a process's metrics segment, so a new one is in force from the next drain on, whatever handles
-the process holds. No policy touches a vital metric: failures and safety are recorded always and whole. Pure.
+the process holds. No policy touches a vital metric: failures, safety and doses are recorded always and whole. Pure.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Filter:
 
     def __post_init__(self) -> None:
         if not self.include and not _WILD & set(self.name) and find(self.name).vital:
-            raise InputError("invalid_value", f"{self.name!r} cannot be filtered out: it tells of failures or of safety")
+            raise InputError("invalid_value", f"{self.name!r} cannot be filtered out: it tells of failures, of safety or of the dose")
 
     def matches(self, metric: Metric, labels: Labels) -> bool:
         """Tell whether a series is meant."""
@@ -62,7 +62,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not _WILD & set(self.name) and find(self.name).vital and not isinstance(self.policy, Always):
-            raise InputError("invalid_value", f"{self.name!r} cannot be sampled: it tells of failures or of safety")
+            raise InputError("invalid_value", f"{self.name!r} cannot be sampled: it tells of failures, of safety or of the dose")
 
 
 @dataclass(frozen=True, slots=True)

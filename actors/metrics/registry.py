@@ -41,14 +41,6 @@ class Verbosity(StrEnum):
     NORMAL = "normal"  # all of level `core`
     VERBOSE = "verbose"  # all
 
-    @classmethod
-    def parse(cls, text: str) -> Verbosity:
-        """Return the verbosity of a word; a metric level's word means the least that records it. Raises `InputError`."""
-        word = {Level.CORE.value: "normal", Level.DETAIL.value: "verbose"}.get(text, text)
-        if word not in set(cls):
-            raise InputError("invalid_value", f"no metric level {text!r}", f"known: {', '.join(cls)}")
-        return cls(word)
-
     def records(self, metric: Metric) -> bool:
         """Tell whether a metric exists at this verbosity; a vital one does at each."""
         if metric.vital or self is Verbosity.VERBOSE:
@@ -61,7 +53,7 @@ class Metric:
     """One entry of the catalogue. `other_units` are units that a series may have instead of `unit`.
 
     `buckets` are the upper bounds of a histogram's classic buckets, ascending, in `unit`; none are those of the unit.
-    `vital` ones tell of failures and of safety: no level, filter or sampling takes them away.
+    `vital` ones tell of failures, of safety or of the dose: no level, filter or sampling takes them away.
     """
 
     name: str
@@ -107,9 +99,23 @@ C, G, H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 
 _TABLE: Final = (
     # the dose: asked and achieved strength of each operation, measured from outside its processes
-    Metric("dose.requested", G, "ratio", "Strength that the scenario asks of an operation, before any ceiling.", other_units=("bytes",)),
-    Metric("dose.achieved", G, "ratio", "Strength achieved by an operation, measured from outside its processes.", other_units=("bytes",)),
-    Metric("dose.own", G, "ratio", "The part of dose.achieved that is our own load; differs from it in host-total mode only."),
+    Metric(
+        "dose.requested",
+        G,
+        "ratio",
+        "Strength that the scenario asks of an operation, before any ceiling.",
+        other_units=("bytes",),
+        vital=True,
+    ),
+    Metric(
+        "dose.achieved",
+        G,
+        "ratio",
+        "Strength achieved by an operation, measured from outside its processes.",
+        other_units=("bytes",),
+        vital=True,
+    ),
+    Metric("dose.own", G, "ratio", "The part of dose.achieved that is our own load; differs from it in host-total mode only.", vital=True),
     # the host, with the container's limits as denominators
     Metric("host.cpu.busy", G, "ratio", "Busy share of the node's CPU capacity."),
     Metric("host.load.average", G, "", "Load average of the last minute.", level=Level.DETAIL),
@@ -138,6 +144,8 @@ _TABLE: Final = (
     Metric("metrics.dropped", C, "", "Samples that were not recorded, by reason.", ("reason",), vital=True),
     Metric("metrics.filtered", C, "", "Samples that a level or a filter left out on purpose, by reason.", ("reason",), vital=True),
     Metric("metrics.unflushed", C, "", "Recorders that died before their last drain: up to 100 ms of samples each are lost.", vital=True),
+    Metric("samples.produced", C, "", "Single samples that loads gave away in detailed mode: written or dropped.", vital=True),
+    Metric("samples.dropped", C, "", "Single samples that are in no file, by reason.", ("reason",), vital=True),
     Metric("errors.seen", C, "", "Errors of loads and of the harness, by stable code and category.", ("code", "category"), vital=True),
     Metric("errors.rate", G, "", "Errors a second in the last window; 0 once they stop.", ("code", "category"), vital=True),
     # exporters: what waits, what went, and what was lost on the way
@@ -157,7 +165,7 @@ _TABLE: Final = (
     Metric("halt.latency", G, "seconds", "From the decision to halt to the last load gone.", vital=True),
 )
 
-MINIMAL: Final = frozenset({"dose.requested", "dose.achieved", "load.operations", "probe.requests"})  # beside what is vital
+MINIMAL: Final = frozenset({"load.operations", "probe.requests"})  # beside what is vital
 
 CATALOGUE: Final[dict[str, Metric]] = {metric.name: metric for metric in _TABLE}
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 from actors.errors import HarnessError, InputError
 
 from ..files import read_json
-from ..metrics.store import RunStore, log_files, read_run
+from ..metrics.samples import SampleStore, read_samples
+from ..metrics.store import LOGS, RunStore, log_files, read_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class RunData:
     summary: dict[str, Any] | None
     manifest: dict[str, Any] | None
     plan: dict[str, Any] | None
+
+    def samples(self) -> pa.Table:
+        """Read the single samples that a run in detailed mode wrote; none of another run."""
+        return read_samples(self.path)
 
     def metrics_frame(self) -> Any:
         """Return the metrics as a pandas frame. Raises `InputError` where pandas is not installed."""
@@ -56,7 +61,7 @@ def load(run: str | Path, out: str | Path = "runs") -> RunData:
 
 def settle(path: Path) -> bool:
     """Turn what a crash left in the log into Parquet; false when there is nothing, or it has a writer, or may not be written."""
-    left = log_files(path, "metrics") or log_files(path, "events")
+    left = any(log_files(path, stem) for stem in LOGS)
     if not left or sys.platform != "linux" or not os.access(path, os.W_OK):
         return False
     try:
@@ -64,7 +69,9 @@ def settle(path: Path) -> bool:
     except HarnessError:
         return False  # its aggregator is at work and will do it
     try:
+        samples = SampleStore(path)
         store.settle()
+        samples.settle(store.coverage)
     except OSError:
         return False  # the log still stands and is read where it lies
     finally:

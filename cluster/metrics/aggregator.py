@@ -29,8 +29,9 @@ from .cache import TTL_S
 from .live import DoseWindow, Live, Sample
 from .query import Between
 from .query import peaks as peaks_of
+from .samples import SampleStore
 from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
-from .windows import EVENTS, METRICS, events_batch, histograms, unseal
+from .windows import EVENTS, METRICS, events_batch, histograms, unseal, unseal_samples
 
 _LOG: Final = logging.getLogger(__name__)
 _STALE_NS: Final = 30 * SECOND_NS
@@ -63,6 +64,7 @@ class Aggregator:
         self._clock = clock
         self._lock = threading.RLock()
         self._settle_bytes = settle_bytes
+        self._samples = SampleStore(directory)  # before what makes its records count
         self._store = RunStore(directory)
         self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
         self._live = Live(buckets)
@@ -103,6 +105,7 @@ class Aggregator:
     def _append(self, stream: Stream, taken: list[_Taken]) -> None:
         self.answers.changed()  # of an early settling too; also when it fails: what was written may be read all the same
         try:
+            self._samples.append([entry for entry, _ in taken])
             self._store.append([entry for entry, _ in taken])
         except OSError as error:
             raise HarnessError(
@@ -112,15 +115,19 @@ class Aggregator:
         now_ns = self._clock.boot_ns()
         for entry, found in taken:
             self._live.absorb(entry.metrics, found, now_ns)
-        if self._store.log_bytes >= self._settle_bytes:
+        if self._store.log_bytes + self._samples.log_bytes >= self._settle_bytes:
             self._settle_early()
 
     def _settle_early(self) -> None:
         try:
-            self._store.settle()
+            self._settle()
         except OSError as error:
             self._settle_bytes *= 2  # the log stands; try again when it has grown
             _LOG.warning("run %s: the log stays as it is for now: %s", self.run_id, error)
+
+    def _settle(self) -> None:
+        self._store.settle()
+        self._samples.settle(self._store.coverage)
 
     def _taken(self, stream: Stream, records: Iterable[tuple[int, bytes]]) -> list[_Taken]:
         """Return the records that follow what is held, up to the first gap."""
@@ -148,6 +155,8 @@ class Aggregator:
         if record.kind is RecordKind.END:
             return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, End(sequence, b'"clean": true' in record.payload)), []
         try:
+            if record.kind is RecordKind.SAMPLES:
+                return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, samples=unseal_samples(record.payload)), []
             metrics, events = unseal(record.payload)
             decoded = histograms(metrics)
         except (ValueError, OSError) as error:  # whole, but not ours to understand: sending it again would not help
@@ -197,21 +206,44 @@ class Aggregator:
 
     def losses(self) -> dict[str, Any]:
         """Return what is known to be missing, and what may be: zero or counted; an open end is `unknown`, never zero."""
-        dropped = self.answers.rows("metrics.dropped").value
-        by_reason: dict[str, float] = {}
-        for labels, count in zip(dropped["labels"].to_pylist(), dropped["sum"].to_pylist(), strict=True):
-            reason = dict(labels).get("reason", "")
-            by_reason[reason] = by_reason.get(reason, 0.0) + count
+        return self._losses(self.samples())
+
+    def _losses(self, samples: Mapping[str, int]) -> dict[str, Any]:
         unflushed = self.answers.rows("metrics.unflushed").value
         unclean = [entry for entry in self.streams() if entry["expected_end"] is not None and not entry["clean"]]
         return {
-            "dropped_samples": by_reason,
+            "dropped_samples": self._by_label("metrics.dropped"),
+            "single_samples": self._samples_lost(samples),
             "unflushed_recorders": pc.sum(unflushed["sum"]).as_py() or 0.0,
             "undecodable_records": self._undecodable,
             "series_not_shown": self._live.refused,
             "unclean_streams": len(unclean),
             "open_streams": "unknown" if self.outstanding() else 0,
         }
+
+    def errors(self) -> dict[str, float]:
+        """Return how many errors of loads and agents there were, by stable code."""
+        return self._by_label("errors.seen", "code")
+
+    def _by_label(self, metric: str, label: str = "reason") -> dict[str, float]:
+        rows = self.answers.rows(metric).value
+        found: dict[str, float] = {}
+        for labels, count in zip(rows["labels"].to_pylist(), rows["sum"].to_pylist(), strict=True):
+            word = dict(labels).get(label, "")
+            found[word] = found.get(word, 0.0) + count
+        return found
+
+    def samples(self) -> dict[str, int]:
+        """Return how many single samples loads gave away, as far as their nodes told, and how many are in the files."""
+        produced = pc.sum(self.answers.rows("samples.produced").value["sum"]).as_py() or 0.0
+        with self._lock:
+            return {"produced": round(produced), "written": self._samples.written(self._store.coverage)}
+
+    def _samples_lost(self, told: Mapping[str, int]) -> dict[str, float]:
+        """Return the single samples that are in no file by reason: `missing` are those of records that could not be read."""
+        lost = self._by_label("samples.dropped")
+        missing = told["produced"] - told["written"] - sum(lost.values())
+        return {**lost, "missing": missing} if missing > 0 else lost
 
     # answers
 
@@ -289,14 +321,16 @@ class Aggregator:
             self._check_open()
             self.answers.changed()
             try:
-                self._store.settle()
+                self._settle()
                 return self._write_documents(summary, manifest)
             except OSError as error:
                 raise HarnessError("os", f"cannot finish run {self.run_id}: {error}", "make room, then `stress-cluster recover`") from error
 
     def _write_documents(self, summary: Mapping[str, Any] | None, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
         old = read_json(self.directory / "summary.json") or {}
-        found = {"peaks": self.peaks(), "losses": self.losses(), "outstanding": self.outstanding()}
+        samples = self.samples()
+        found: dict[str, Any] = {"peaks": self.peaks(), "losses": self._losses(samples), "samples": samples, "errors": self.errors()}
+        found["outstanding"] = self.outstanding()
         made = {**(old if summary is None else summary), **found, "revision": int(old.get("revision", 0)) + 1}
         write_json_atomic(self.directory / "summary.json", made)
         told = read_json(self.directory / "manifest.json") if manifest is None else manifest
@@ -331,6 +365,7 @@ class Aggregator:
         """Give up the directory; everything acknowledged is on disk."""
         with self._lock:
             self._is_closed = True
+            self._samples.close()
             self._store.close()
 
     def _check_open(self) -> None:
@@ -341,7 +376,7 @@ class Aggregator:
     def is_settled(self) -> bool:
         """Tell whether everything that was taken is in the files of the run directory."""
         with self._lock:
-            return not self._store.unsettled
+            return not (self._store.unsettled or self._samples.unsettled)
 
     @property
     def coverage(self) -> Coverage:

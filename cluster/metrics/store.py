@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from actors.errors import HarnessError
 
 from ..files import sync_folder, write_whole
+from .ranges import Ranges
 from .windows import EVENTS, LOG_COLUMNS, METRICS, QUANTILES, with_quantiles
 
 Stream = tuple[str, str]  # node, incarnation
@@ -40,6 +41,7 @@ FOOTER: Final = b"stress_cluster"
 _END_OF_STREAM: Final = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow IPC: what a closed stream has behind its last record
 _ATTEMPTS: Final = 8
 _GROUP: Final = 512  # records that are filtered at once
+LOGS: Final = ("metrics", "events", "samples")
 _PLAIN: Final = ("metric", "kind", "unit", "node", "worker", "phase")
 
 
@@ -54,53 +56,6 @@ def _sync_log(directory: Path) -> None:
 
 
 # which records are held
-
-
-class Ranges:
-    """A set of sequence numbers, kept as few ranges."""
-
-    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        self._ranges: list[list[int]] = []
-        for first, last in sorted(ranges):
-            self._insert(first, last)
-
-    def __contains__(self, number: int) -> bool:
-        return any(first <= number <= last for first, last in self._ranges)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ranges) and self._ranges == other._ranges
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.pairs()))
-
-    def add(self, number: int) -> None:
-        """Add one number; the usual case, the next one, costs nothing."""
-        if self._ranges and self._ranges[-1][1] + 1 == number:
-            self._ranges[-1][1] = number
-        elif number not in self:
-            pairs = sorted([*self.pairs(), (number, number)])
-            self._ranges = []
-            for first, last in pairs:
-                self._insert(first, last)
-
-    def union(self, other: Ranges) -> Ranges:
-        """Return numbers of either."""
-        return Ranges([*self.pairs(), *other.pairs()])
-
-    @property
-    def contiguous(self) -> int:
-        """The last number of the unbroken range that begins at 1; 0 when 1 is missing."""
-        return self._ranges[0][1] if self._ranges and self._ranges[0][0] == 1 else 0
-
-    def pairs(self) -> list[tuple[int, int]]:
-        """Return the ranges as (first, last)."""
-        return [(first, last) for first, last in self._ranges]
-
-    def _insert(self, first: int, last: int) -> None:
-        if self._ranges and first <= self._ranges[-1][1] + 1:
-            self._ranges[-1][1] = max(self._ranges[-1][1], last)
-        else:
-            self._ranges.append([first, last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +126,7 @@ class Entry:
     metrics: pa.RecordBatch
     events: pa.RecordBatch
     end: End | None = None
+    samples: pa.RecordBatch | None = None
 
     def tag(self) -> dict[str, str]:
         """Return the metadata of the record's batches."""
@@ -188,7 +144,7 @@ class Tagged:
     end: End | None
 
 
-class _LogFile:
+class LogFile:
     """One Arrow IPC stream that is being written. After an error it must be left alone: its tail may be torn."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -197,18 +153,29 @@ class _LogFile:
         self._schema = pa.schema([*schema, *LOG_COLUMNS])
         self._writer = pa.ipc.new_stream(self._file, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
 
+    @classmethod
+    def next(cls, directory: Path, stem: str, schema: pa.Schema) -> LogFile:
+        """Begin the log of the next number."""
+        (directory / "log").mkdir(exist_ok=True)
+        found = log_files(directory, stem)
+        number = int(found[-1].stem.rpartition("-")[2]) + 1 if found else 1
+        return cls(directory / "log" / f"{stem}-{number:04d}.arrows", schema)
+
     def write(self, batch: pa.RecordBatch, entry: Entry) -> None:
+        """Write one record's batch."""
         owner = (*entry.stream, entry.sequence)
         columns = [pa.repeat(pa.scalar(value, column.type), batch.num_rows) for value, column in zip(owner, LOG_COLUMNS, strict=True)]
         made = pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema)
         self._writer.write_batch(made, custom_metadata=entry.tag())
 
     def sync(self) -> int:
+        """Make it durable; return its size."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
+        """Give up the file."""
         with suppress(OSError, pa.ArrowInvalid):  # the end mark is a courtesy; readers do without it
             self._writer.close()
         with suppress(OSError):  # what was promised is synced already
@@ -269,8 +236,14 @@ def part_files(directory: Path) -> list[Path]:
     return sorted((directory / "metrics").glob("part-*.parquet"))
 
 
+def sample_files(directory: Path) -> list[Path]:
+    """Return the Parquet parts of single samples in the order of their making."""
+    return sorted((directory / "samples").glob("part-*.parquet"))
+
+
 def _files(directory: Path) -> list[tuple[str, int]]:
-    found = [*part_files(directory), *log_files(directory, "metrics"), *log_files(directory, "events"), directory / "events.parquet"]
+    logs = [path for stem in LOGS for path in log_files(directory, stem)]
+    found = [*part_files(directory), *sample_files(directory), *logs, directory / "events.parquet"]
     return [(str(path), path.stat().st_ino) for path in found if path.exists()]
 
 
@@ -280,15 +253,16 @@ def read_run(directory: Path) -> Contents:
     A live writer may turn log into Parquet meanwhile, so files are listed again at the end, and read again when they changed.
     Raises `HarnessError` when they always do.
     """
-    return _unchanged(directory, lambda: _read_run(directory))
+    return unchanged(directory, lambda: _read_run(directory))
 
 
 def read_metrics(directory: Path, columns: list[str], condition: Any) -> pa.Table:
     """Return these columns of the rows that meet a condition (a `pyarrow.compute` expression); see `read_run`."""
-    return _unchanged(directory, lambda: _read_metrics(directory, columns, condition)[0])
+    return unchanged(directory, lambda: _read_metrics(directory, columns, condition)[0])
 
 
-def _unchanged(directory: Path, read: Callable[[], _T]) -> _T:
+def unchanged(directory: Path, read: Callable[[], _T]) -> _T:
+    """Return what `read` finds in a run directory whose files stood still meanwhile; raises `HarnessError` when they never do."""
     for _ in range(_ATTEMPTS):
         with suppress(FileNotFoundError):  # the log went into Parquet meanwhile
             before = _files(directory)
@@ -323,12 +297,21 @@ def read_parts(directory: Path, columns: list[str], condition: Any) -> pa.Table:
     return pa.concat_tables(tables).replace_schema_metadata() if tables else schema.empty_table()
 
 
+def held_by(directory: Path) -> Coverage:
+    """Return the records that a run directory holds."""
+    found = metrics_coverage(directory)
+    for tagged in pending_metrics(directory, found):
+        found.add(tagged.stream, tagged.sequence, tagged.end)
+    return found
+
+
 def metrics_coverage(directory: Path) -> Coverage:
     """Return the records whose metrics are in Parquet."""
-    return _coverage(part_files(directory))
+    return coverage_of(part_files(directory))
 
 
-def _coverage(paths: Iterable[Path]) -> Coverage:
+def coverage_of(paths: Iterable[Path]) -> Coverage:
+    """Return the records that the footers of these Parquet files name."""
     found = Coverage()
     for path in paths:
         if path.exists():
@@ -351,7 +334,7 @@ def read_events(directory: Path, held: Coverage) -> pa.Table:
     """Return the events of the records that are held, from events.parquet and the log, each record's once."""
     path = directory / "events.parquet"
     tables = [pq.read_table(path).cast(EVENTS)] if path.exists() else []
-    seen = _coverage([path])
+    seen = coverage_of([path])
     for log in log_files(directory, "events"):
         for tagged in read_log(log, EVENTS):
             if held.has(tagged.stream, tagged.sequence) and not seen.has(tagged.stream, tagged.sequence):
@@ -383,8 +366,8 @@ class RunStore:
             raise HarnessError("busy", f"another process writes {directory}") from error
         for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:
             leftover.unlink()
-        self._metrics: _LogFile | None = None
-        self._events: _LogFile | None = None
+        self._metrics: LogFile | None = None
+        self._events: LogFile | None = None
         self.log_bytes = 0
         _sync_log(directory)  # what counts as held is acknowledged next, and who wrote it may have died before its own sync
         self.coverage = metrics_coverage(directory)
@@ -400,12 +383,12 @@ class RunStore:
         """
         try:
             if any(entry.events.num_rows for entry in entries):
-                self._events = self._events or self._open("events", EVENTS)
+                self._events = self._events or LogFile.next(self.directory, "events", EVENTS)
                 for entry in entries:
                     if entry.events.num_rows:
                         self._events.write(entry.events, entry)
                 self._events.sync()
-            self._metrics = self._metrics or self._open("metrics", METRICS)
+            self._metrics = self._metrics or LogFile.next(self.directory, "metrics", METRICS)
             for entry in entries:
                 self._metrics.write(entry.metrics, entry)
             self.log_bytes = self._metrics.sync()
@@ -439,15 +422,15 @@ class RunStore:
         if added.held or not found:
             number = int(found[-1].stem.rpartition("-")[2]) + 1 if found else 0
             path = self.directory / "metrics" / f"part-{number:04d}.parquet"
-            _write_parquet(path, with_quantiles(pa.Table.from_batches(batches, schema=METRICS)), added, list(_PLAIN))
+            write_parquet(path, with_quantiles(pa.Table.from_batches(batches, schema=METRICS)), added, list(_PLAIN))
 
     def _settle_events(self) -> None:
         path = self.directory / "events.parquet"
         covered = metrics_coverage(self.directory)
-        if path.exists() and _coverage([path]) == covered:
+        if path.exists() and coverage_of([path]) == covered:
             return
         table = read_events(self.directory, covered).sort_by([("time", "ascending"), ("node", "ascending"), ("sequence", "ascending")])
-        _write_parquet(path, table, covered, ["node", "worker", "phase", "kind", "severity"])
+        write_parquet(path, table, covered, ["node", "worker", "phase", "kind", "severity"])
 
     def close(self) -> None:
         """Give up the directory."""
@@ -456,12 +439,6 @@ class RunStore:
             os.close(self._fd)
             self._fd = -1
 
-    def _open(self, stem: str, schema: pa.Schema) -> _LogFile:
-        (self.directory / "log").mkdir(exist_ok=True)
-        found = log_files(self.directory, stem)
-        number = int(found[-1].stem.rpartition("-")[2]) + 1 if found else 1
-        return _LogFile(self.directory / "log" / f"{stem}-{number:04d}.arrows", schema)
-
     def _abandon(self) -> None:
         for file in (self._metrics, self._events):
             if file is not None:
@@ -469,7 +446,8 @@ class RunStore:
         self._metrics = self._events = None
 
 
-def _write_parquet(path: Path, table: pa.Table, coverage: Coverage, dictionary: list[str]) -> None:
+def write_parquet(path: Path, table: pa.Table, coverage: Coverage, dictionary: list[str]) -> None:
+    """Write a whole file whose footer names the records that it holds. Raises `OSError`."""
     footed = table.replace_schema_metadata({FOOTER: coverage.to_footer()})
     write_whole(
         path,

@@ -20,13 +20,25 @@ from actors.errors import CODES
 from actors.messages import Event
 from actors.metrics import histogram
 from actors.metrics.error_ledger import ErrorLedger, Example
-from actors.metrics.registry import Kind, find
-from actors.metrics.segment import H_BACKLOG, H_LEFT_FILTER, H_LEFT_LEVEL, H_REFUSED_SAMPLES, Cells, Segment, difference
+from actors.metrics.policy import RecordingPolicy
+from actors.metrics.registry import Kind, Metric, Verbosity, find
+from actors.metrics.segment import (
+    H_BACKLOG,
+    H_LEFT_FILTER,
+    H_LEFT_LEVEL,
+    H_RAW,
+    H_REFUSED_SAMPLES,
+    RAW_UNAVAILABLE,
+    Cells,
+    Segment,
+    difference,
+)
 
 from ..outbox import Kind as RecordKind
 from ..outbox import Outbox, OutboxFullError
 from .error_rates import rate_rows
-from .windows import Row, events_batch, metrics_batch, seal
+from .raw_samples import SampleReader
+from .windows import Row, events_batch, metrics_batch, seal, seal_samples
 
 WINDOW_NS: Final = SECOND_NS
 _SNAP_NS: Final = 200 * MILLISECOND_NS
@@ -34,6 +46,8 @@ _SLACK_NS: Final = 300 * MILLISECOND_NS  # a full second this close after a wind
 _MAX_SERIES: Final = 10_000
 _MAX_EVENTS: Final = 10_000
 _MAX_VALUES: Final = 1_000_000
+_SAMPLES: Final = 1 << 14  # of one record
+_SAMPLE_RECORDS: Final = 8  # of one load and window: more wait in the ring, which counts what finds no room
 
 _LEFT: Final = (  # what a recorder counts of samples that it did not store: metric, reason, word of the segment's header
     ("metrics.dropped", "series_limit", H_REFUSED_SAMPLES),
@@ -55,6 +69,9 @@ class _Attached:
     series: list[tuple[int, Kind, str, tuple[tuple[str, str], ...]]] = field(default_factory=list)
     base: dict[int, Cells] = field(default_factory=dict)
     left: tuple[int, ...] = (0,) * len(_LEFT)
+    samples: SampleReader | None = None
+    produced: int = 0
+    dropped: int = 0
 
     def gather(self) -> tuple[list[Row], dict[int, Cells], tuple[int, ...]]:
         """Return rows of what is new, the base that makes it old, and how many samples were not stored in all, by `_LEFT`."""
@@ -110,7 +127,7 @@ def _fill_histogram(row: Row, now: Cells, base: Cells | None, stamp: int) -> boo
 class MetricStream:
     """One agent's stream. All methods may be called from any thread."""
 
-    def __init__(self, node: str, incarnation: str, run: str, outbox: Outbox, clock: Clock) -> None:
+    def __init__(self, node: str, incarnation: str, run: str, outbox: Outbox, clock: Clock, policy: RecordingPolicy | None = None) -> None:
         assert (outbox.node, outbox.incarnation, outbox.run) == (node, incarnation, run), "an outbox belongs to one stream"
         self.node = node
         self.incarnation = incarnation
@@ -122,6 +139,8 @@ class MetricStream:
         self._own: dict[_Key, Row] = {}
         self._values: dict[_Key, list[float]] = {}
         self._totals: dict[_Key, float] = {}
+        self._policy = policy or RecordingPolicy(level=Verbosity.VERBOSE)
+        self._left_out: dict[_Key, str] = {}  # why nothing of a series of the agent's own is recorded, "" for what is
         self._departed: list[Row] = []
         self._events: list[dict[str, Any]] = []
         self._events_seen = 0
@@ -136,12 +155,28 @@ class MetricStream:
     ) -> None:
         """Record one value of the agent itself: a counter's increment, a gauge's state, a histogram's sample.
 
-        `unit` is needed for a dose in bytes only. Raises `InputError` for a name, label or unit that the catalogue lacks.
+        What the policy leaves out is counted in `metrics.filtered`. `unit` is needed for a dose in bytes only.
+        Raises `InputError` for a name, label or unit that the catalogue lacks.
         """
         known = find(metric)
         key = (metric, known.checked_unit(unit), worker, phase, known.checked_labels(dict(labels or {})))
         with self._lock:
-            self._record(key, known.kind, float(value))
+            why = self._why_left_out(key, known)
+            if why:
+                self._record(("metrics.filtered", "", "", "", (("reason", why),)), Kind.COUNTER, 1.0)
+            else:
+                self._record(key, known.kind, float(value))
+
+    def _why_left_out(self, key: _Key, metric: Metric) -> str:
+        if key not in self._left_out and len(self._left_out) < _MAX_SERIES:
+            self._left_out[key] = self._policy.leaves_out(metric, key[4])
+        found = self._left_out.get(key)
+        return self._policy.leaves_out(metric, key[4]) if found is None else found
+
+    def set_policy(self, policy: RecordingPolicy) -> None:
+        """Record the agent's own values by this policy from now on; loads have theirs in their segments."""
+        with self._lock:
+            self._policy, self._left_out = policy, {}
 
     def _record(self, key: _Key, kind: Kind, value: float) -> None:
         if np.isnan(value) or (kind is Kind.COUNTER and not 0.0 <= value < np.inf):
@@ -196,20 +231,52 @@ class MetricStream:
         """Return the last few errors of each code, the most frequent code first."""
         return self._errors.recent()
 
-    def attach(self, segment: Segment, worker: str, phase: str) -> None:
-        """Read this segment at every window's close from now on."""
+    def attach(self, segment: Segment, worker: str, phase: str, samples: SampleReader | None = None) -> None:
+        """Read this segment at every window's close from now on, and its load's single samples where they have a reader."""
         with self._lock:
-            self._attached.append(_Attached(segment, worker, phase))
+            self._attached.append(_Attached(segment, worker, phase, samples=samples))
 
     def detach(self, segment: Segment) -> None:
         """Read the segment a last time; it may be closed after that. A recorder that did not close it is counted as unflushed."""
         with self._lock:
             for one in [one for one in self._attached if one.segment is segment]:
+                self._take_last_samples(one)
                 rows, _, _ = one.gather()
                 self._departed.extend(rows)
                 self._attached.remove(one)
                 if not segment.closed and one.series:
                     self._record(("metrics.unflushed", "", one.worker, one.phase, ()), Kind.COUNTER, 1.0)
+
+    def _take_samples(self, one: _Attached) -> None:
+        """Seal the single samples that wait in a load's ring, a bounded part of them; what the outbox does not take is counted."""
+        if one.samples is None:
+            return
+        for _ in range(_SAMPLE_RECORDS):
+            batch = one.samples.batch(self.node, self._clock.wall_ns() - self._clock.boot_ns(), _SAMPLES)
+            if not batch.num_rows:
+                break
+            try:
+                self._outbox.append(RecordKind.SAMPLES, seal_samples(batch))
+            except OutboxFullError:
+                self._count(one, "samples.dropped", batch.num_rows, (("reason", "outbox_full"),))
+        before, one.produced = one.produced, one.samples.produced
+        self._count(one, "samples.produced", one.produced - before)
+        before, one.dropped = one.dropped, one.samples.dropped
+        self._count(one, "samples.dropped", one.dropped - before, (("reason", "ring_full"),))
+
+    def _take_last_samples(self, one: _Attached) -> None:
+        if one.samples is None:
+            return
+        while one.samples.waiting:
+            self._take_samples(one)
+        self._take_samples(one)
+        if int(one.segment.header[H_RAW]) == RAW_UNAVAILABLE:
+            self.event(Event("samples_unavailable", f"{one.worker} could not give its single samples away", "warning", one.worker))
+        one.samples.close()
+
+    def _count(self, one: _Attached, metric: str, count: int, labels: tuple[tuple[str, str], ...] = ()) -> None:
+        if count:
+            self._record((metric, "", one.worker, one.phase, labels), Kind.COUNTER, float(count))
 
     # windows
 
@@ -225,6 +292,8 @@ class MetricStream:
         After 0 everything stays collected and goes into the next window.
         """
         with self._lock:
+            for one in self._attached:
+                self._take_samples(one)
             now_ns = self._clock.boot_ns()
             elapsed_ns = max(now_ns - self._opened_ns, 1)
             gathered = [(one, *one.gather()) for one in self._attached]

@@ -46,6 +46,15 @@ EVENTS: Final = pa.schema(
         *(pa.field(name, pa.string(), nullable=False) for name in ("node", "worker", "phase", "kind", "severity", "message", "data")),
     ]
 )
+SAMPLES: Final = pa.schema(
+    [
+        pa.field("time", _TIME, nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("metric", "unit", "node", "worker", "phase")),
+        pa.field("labels", pa.map_(pa.string(), pa.string()), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("weight", pa.int64(), nullable=False),
+    ]
+)
 LOG_COLUMNS: Final = (  # what the log has beside the contract's columns, for readers that look into it
     pa.field("stream_node", pa.string(), nullable=False),
     pa.field("incarnation", pa.string(), nullable=False),
@@ -133,6 +142,16 @@ def unseal(payload: bytes) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     (size,) = _SPLIT.unpack_from(payload)
     rest = memoryview(payload)[_SPLIT.size :]
     return _batch(rest[:size], METRICS), _batch(rest[size:], EVENTS)
+
+
+def seal_samples(samples: pa.RecordBatch) -> bytes:
+    """Return the payload of a record of single samples: one Arrow IPC stream."""
+    return _stream(samples)
+
+
+def unseal_samples(payload: bytes) -> pa.RecordBatch:
+    """Return the samples of a payload. Raises `ValueError` when it is not of this schema."""
+    return _batch(memoryview(payload), SAMPLES)
 
 
 def _stream(batch: pa.RecordBatch) -> bytes:

@@ -6,6 +6,7 @@ not handed to the system is dropped, and of what it had not synced a part chosen
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pyarrow as pa
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
@@ -25,9 +27,11 @@ from actors.errors import HarnessError
 from actors.messages import Event
 from cluster.metrics import store as store_module
 from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.samples import read_samples
 from cluster.metrics.store import read_run
 from cluster.metrics.stream import MetricStream
-from cluster.outbox import Outbox
+from cluster.metrics.windows import SAMPLES, seal_samples
+from cluster.outbox import Kind, Outbox
 
 RUN = "run"
 DEATHS: Counter[str] = Counter()
@@ -71,7 +75,7 @@ class Disk:
     def patches(self) -> ExitStack:
         """Let every step of the store pass through here; nothing is really synced, for speed."""
         stack = ExitStack()
-        real_write, real_unlink, real_replace = store_module._LogFile.write, Path.unlink, Path.replace
+        real_write, real_unlink, real_replace = store_module.LogFile.write, Path.unlink, Path.replace
 
         def fsync(fd: int) -> None:
             self.step()
@@ -90,7 +94,7 @@ class Disk:
             return real_replace(path, target)
 
         stack.enter_context(mock.patch.object(store_module.os, "fsync", fsync))
-        stack.enter_context(mock.patch.object(store_module._LogFile, "write", write))
+        stack.enter_context(mock.patch.object(store_module.LogFile, "write", write))
         stack.enter_context(mock.patch.object(Path, "unlink", unlink))
         stack.enter_context(mock.patch.object(Path, "replace", replace))
         return stack
@@ -99,7 +103,7 @@ class Disk:
         """Leave of a dead aggregator what a killed process may leave."""
         store = dead._store
         null = os.open(os.devnull, os.O_WRONLY)
-        for file in (store._metrics, store._events):
+        for file in (store._metrics, store._events, dead._samples._file):
             if file is not None and not file._file.closed:
                 os.dup2(null, file._file.fileno())  # what its buffer held is not written any more
         os.close(null)
@@ -119,6 +123,7 @@ class MetricPath(RuleBasedStateMachine):
         self.clock = VirtualClock()
         self.disk = Disk()
         self.sealed: dict[str, tuple[float, int]] = {}  # window -> increase of its counter, events
+        self.given: dict[str, int] = {}  # record of single samples -> how many
         self.open_window = [0.0, 0]
         self.acked: dict[str, int] = {}
         self.lives = 0
@@ -179,11 +184,21 @@ class MetricPath(RuleBasedStateMachine):
         events=st.integers(0, 2),
         step_s=st.sampled_from([0.0, 86_400.0, -3.0]),
         times=st.integers(1, 3),
+        samples=st.integers(0, 3),
     )
-    def windows(self, values: list[int], events: int, step_s: float, times: int) -> None:
-        """Windows of this many increments and events, sealed; the wall clock may jump."""
+    def windows(self, values: list[int], events: int, step_s: float, times: int, samples: int) -> None:
+        """Windows of this many increments, events and single samples, sealed; the wall clock may jump."""
         for _ in range(times):
+            if samples:
+                self.give(samples)
             self.window(values, events, step_s)
+
+    def give(self, samples: int) -> None:
+        name = f"{self.life}/{self.stream.outbox.last + 1}"
+        plain = {"metric": "load.slice", "unit": "seconds", "node": "n1", "worker": name, "phase": "", "labels": [], "value": 0.5}
+        rows = [plain | {"time": dt.datetime.now(dt.UTC), "weight": 1}] * samples
+        self.stream.outbox.append(Kind.SAMPLES, seal_samples(pa.RecordBatch.from_pylist(rows, schema=SAMPLES)))
+        self.given[name] = samples
 
     def window(self, values: list[int], events: int, step_s: float) -> None:
         name = f"{self.life}/{self.stream.outbox.last + 1}"
@@ -284,6 +299,12 @@ class MetricPath(RuleBasedStateMachine):
             assert held or not (everything or int(number) <= self.acked[life]), f"{name} was acknowledged and is gone"
             assert found.get(name) == (value if held and value >= 0 else None), name
             assert told[name] == (events if held else 0), name
+        written = Counter(read_samples(self.folder / RUN)["worker"].to_pylist())
+        for name, samples in self.given.items():
+            life, _, number = name.partition("/")
+            held = contents.coverage.has(("n1", life), int(number))
+            assert held or not (everything or int(number) <= self.acked[life]), f"samples of {name} were acknowledged and are gone"
+            assert written[name] == (samples if held else 0), name
 
 
 def test_every_acknowledged_window_exactly_once() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors import shape as shapes
 from actors.errors import InputError
 from actors.metrics.registry import CATALOGUE
-from scenarios import combinators, document, hypotheses, model, simulators, targets, text, units
+from scenarios import combinators, document, hypotheses, model, recording, simulators, targets, text, units
 
 fraction = st.floats(0, 1)
 size = st.integers(0, 1 << 53)
@@ -104,8 +104,34 @@ overrides = st.builds(
     model.LimitOverrides,
     **{name: st.none() | (st.floats(0.1, 3600) if name.endswith("_s") else fraction) for name in model.LimitOverrides.__dataclass_fields__},
 )
+globs = st.sampled_from(["*", "load.*", "load.slice", "*.slice", "load.[os]*"])
+thinned = st.one_of(
+    st.builds(recording.Always, globs),
+    st.builds(recording.Probability, globs, st.floats(1e-9, 1)),
+    st.builds(recording.Rate, globs, st.floats(1e-6, 1e9)),
+    st.builds(recording.First, globs, st.integers(0, recording.COUNT_MAX)),
+    st.builds(recording.Adaptive, globs, st.floats(10, 1e9)),
+)
+series = st.one_of(
+    *(st.builds(kind, globs) | st.builds(kind, st.just("host.*"), st.just("gauge")) for kind in (recording.Keep, recording.LeaveOut))
+)
+metrics = st.builds(
+    lambda level, filters, sampling, mode: recording.Metrics(level, "detailed" if sampling else mode, filters, sampling),
+    st.sampled_from(recording.METRIC_LEVELS),
+    st.lists(series, max_size=4),
+    st.lists(thinned, max_size=4),
+    st.sampled_from(recording.METRIC_MODES),
+)
+
+
+def made(metrics, hypotheses, **parts):
+    """Return a scenario without the hypotheses about what it does not record: that would be none."""
+    asked = [item for item in hypotheses if not (hasattr(item, "metric") and metrics.leaves_out(item.metric))]
+    return model.Scenario(metrics=metrics, hypotheses=tuple(asked), **parts)
+
+
 scenario = st.builds(
-    model.Scenario,
+    made,
     name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True),
     plan=tree,
     seed=st.integers(0, model.SEED_MAX),
@@ -123,7 +149,7 @@ scenario = st.builds(
     limits=overrides,
     on_node_lost=st.sampled_from(model.ON_NODE_LOST),
     hypotheses=st.lists(threshold() | probe, max_size=3, unique_by=hypotheses.title).map(tuple),
-    metrics=st.builds(model.Metrics, st.sampled_from(model.METRIC_LEVELS)),
+    metrics=metrics,
     exporters=st.builds(model.Exporters, st.none() | st.builds(model.Prometheus, st.integers(0, 65_535), word)),
 )
 

@@ -26,7 +26,7 @@ class PretendedGuardian:
 
     def __init__(self):
         self.hello = {"guardian_id": "g", "pid": 1, "halt": {"generation": 0, "on": False}}
-        self.control = SimpleNamespace(live=lambda *_: True, heartbeat_ns=1 << 62, halt=Halt(), halt_kept=Halt())
+        self.control = SimpleNamespace(live=lambda *_: True, lease=lambda _: (0, 0), heartbeat_ns=1 << 62, halt=Halt(), halt_kept=Halt())
         self.stats = SimpleNamespace(read=lambda _: SimpleNamespace(generation=1, first_slice_ns=1, state=2, heartbeat_ns=0, pid=0))
         self.close_asked, self.granted = threading.Event(), threading.Event()
         self.close_answers = [closed()]
@@ -217,3 +217,27 @@ def test_a_close_that_says_not_gone_is_asked_again_until_it_is(node, monkeypatch
     assert (report.runs[0].stage, report.runs[0].unclean) == (Stage.STOPPING, ("process stuck: 7(D)",))
     report = shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.CLEAN)
     assert report.runs[0].unclean == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "counted"),
+    [
+        pytest.param({"phase": "failed", "reason": "no memory"}, [("internal", "no memory")], id="failed"),
+        pytest.param({"phase": "expired"}, [("expired", "its lease ended")], id="expired"),
+        pytest.param({"phase": "done"}, [], id="as-planned"),
+    ],
+)
+def test_the_end_of_a_load_that_nobody_asked_for_is_an_error_once(node, status, counted):
+    """In the run's metrics by stable code, with operation and phase; an end as planned is none, and one that closes counts no more."""
+    shell = node.start(stale_s=30.0)
+    shell._port.until(lambda one: bool(one.runs) and one.runs[0].stage is Stage.RUNNING)
+    told = []
+    shell._metrics.error = lambda run, error, worker="", phase="": told.append((run, worker, phase, error))
+    (simulator,) = shell._simulators.values()
+    shell._guardian.close_answers = [closed(gone=False)]
+    simulator.poll = lambda: status
+    assert shell._guardian.close_asked.wait(WAIT_S)
+    seen = len(shell._port.reports)
+    shell._port.until(lambda one: shell._port.reports.index(one) > seen + 5)
+    assert [(error.code, error.message) for *_, error in told] == counted, shell._troubles
+    assert all(found[:3] == ("r", OPERATION.id, OPERATION.phase) for found in told)

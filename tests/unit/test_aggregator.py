@@ -322,3 +322,13 @@ def test_time_is_the_windows_start_in_utc(asked: Aggregator) -> None:
     table = asked.query("host.cpu.busy", node="n1")
     assert str(table.schema.field("time").type) == "timestamp[us, tz=UTC]"
     assert table["time"][0].value == (START_S + 1) * SECOND_NS // 1000
+
+
+def test_errors_are_in_the_summary_by_code(aggregator: Aggregator) -> None:
+    """All nodes' together; none is an empty mapping and not nothing."""
+    assert aggregator.finish()["errors"] == {}
+    for node, code, count in (("n1", "os", 2.0), ("n2", "os", 3.0), ("n2", "internal", 1.0)):
+        row = Row("errors.seen", Kind.COUNTER, "", "op", "", (("category", "x"), ("code", code)), 1, count, last=count)
+        number = 2 if (node, code) == ("n2", "internal") else 1
+        aggregator.push(node, "a", [record(node, number, rows=[row])])
+    assert aggregator.finish()["errors"] == {"os": 5.0, "internal": 1.0}

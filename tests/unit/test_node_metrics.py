@@ -18,7 +18,9 @@ from actors.metrics.registry import Verbosity
 from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
 from cluster import node_metrics
+from cluster.metrics.windows import unseal
 from cluster.node_metrics import SEAL_TRIES, NodeMetrics
+from cluster.outbox import Kind as RecordKind
 from cluster.outbox import Outbox, OutboxFullError, parse
 from tests.simulation.world.agent_host import quiet
 
@@ -31,12 +33,14 @@ def made(folder, max_bytes=1 << 20, deadline_ns=0):
     stats = SimpleNamespace(read=lambda _: SimpleNamespace(pid=0, state=0))
     guardian = SimpleNamespace(control=control, stats=stats, hello={"guardian_id": "g"})
     metrics = NodeMetrics("n", 7, folder, guardian, SystemClock(), max_bytes)
-    metrics.begin("r", detailed=False)
+    metrics.begin("r", RecordingPolicy())
     return metrics
 
 
 class Seen:
     """A stream that only notes what it is told."""
+
+    unacked_bytes = 0
 
     def __init__(self):
         self.told = []
@@ -169,7 +173,7 @@ def recorder_of(metrics, run="r", operation=OPERATION):
 def test_loads_record_at_the_level_of_their_run(tmp_path):
     """A load of a detailed run records all, one of another run the core; the policy of a run changes while its load records."""
     metrics = made(tmp_path)
-    metrics.begin("detailed", detailed=True)
+    metrics.begin("detailed", RecordingPolicy(level=Verbosity.VERBOSE))
     normal, verbose = recorder_of(metrics), recorder_of(metrics, "detailed")
     assert (normal.policy.level, verbose.policy.level) == (Verbosity.NORMAL, Verbosity.VERBOSE)
     metrics.set_policy("r", RecordingPolicy(level=Verbosity.MINIMAL))
@@ -196,6 +200,68 @@ def test_a_policy_goes_with_its_run(tmp_path):
     metrics.forget("r")
     assert not metrics._policies
     assert recorder_of(metrics).policy == RecordingPolicy()
+
+
+def rows_of(metrics, run="r"):
+    """Return the rows of the windows that a run has sealed."""
+    records = [parse(data) for _, data in metrics._streams[run].unacked(1 << 30)]
+    return [row for record in records if record.kind is RecordKind.WINDOW for row in unseal(record.payload)[0].to_pylist()]
+
+
+def test_an_agent_records_by_the_policy_of_each_run(tmp_path):
+    """What a filter or the level leaves out of its own is in no window and counted exactly; safety stays; a change is in force at once."""
+    metrics = made(tmp_path)
+    metrics.begin("few", RecordingPolicy(level=Verbosity.MINIMAL))
+    metrics.begin("no-host", RecordingPolicy(level=Verbosity.VERBOSE, filters=(Filter(include=False, name="host.*"),)))
+    snapshot = replace(quiet("n"), boot_ns=SystemClock().boot_ns())
+    for _ in range(3):
+        metrics.on_snapshot(snapshot, 2, {"cpu": 0.5}, 0.0)
+    metrics.close_windows()
+    names = {run: {row["metric"] for row in rows_of(metrics, run)} for run in ("r", "few", "no-host")}
+    assert {"host.cpu.busy", "agent.tick.lag"} <= names["r"]
+    assert not {"host.load.average", "agent.outbox"} & names["r"]
+    assert names["few"] == {"safety.verdict", "safety.ceiling", "metrics.filtered"}
+    assert names["no-host"] == names["few"] | {"agent.tick.lag", "agent.outbox"}
+    left = {run: [(row["labels"], row["sum"]) for row in rows_of(metrics, run) if row["metric"] == "metrics.filtered"] for run in names}
+    assert left == {
+        "r": [([("reason", "level")], 3 * 4.0)],
+        "few": [([("reason", "level")], 3 * 11.0)],
+        "no-host": [([("reason", "filter")], 3 * 9.0)],
+    }
+    metrics.set_policy("no-host", RecordingPolicy())
+    metrics.on_snapshot(snapshot, 2, {}, 0.0)
+    metrics.close_windows()
+    assert "host.cpu.busy" in {row["metric"] for row in rows_of(metrics, "no-host")}
+
+
+def test_loads_of_a_detailed_run_give_their_samples_away(tmp_path):
+    """Through a ring of their own; those of another run have none."""
+    metrics = made(tmp_path)
+    metrics.begin("detailed", RecordingPolicy(mode=Mode.DETAILED))
+    for run in ("r", "detailed"):
+        recorder = recorder_of(metrics, run)
+        recorder.histogram("load.slice").record(0.5)
+        recorder.close()
+        metrics.unwatch(run, OPERATION.id)
+        metrics.seal(run)
+    kinds = {run: [parse(data).kind for _, data in metrics._streams[run].unacked(1 << 30)] for run in ("r", "detailed")}
+    assert kinds["r"] == [RecordKind.WINDOW, RecordKind.END]
+    assert kinds["detailed"] == [RecordKind.SAMPLES, RecordKind.WINDOW, RecordKind.END]
+
+
+def test_a_machine_without_rings_records_windows_and_says_so(tmp_path, monkeypatch):
+    """Detailed mode on another processor: an event, and the run's windows as ever."""
+    monkeypatch.setattr("actors.metrics.ring.platform.machine", lambda: "sparc")
+    metrics = made(tmp_path)
+    metrics.begin("detailed", RecordingPolicy(mode=Mode.DETAILED))
+    recorder = recorder_of(metrics, "detailed")
+    recorder.histogram("load.slice").record(0.5)
+    recorder.close()
+    metrics.unwatch("detailed", OPERATION.id)
+    metrics.close_windows()
+    assert "load.slice" in {row["metric"] for row in rows_of(metrics, "detailed")}
+    told = unseal(parse(metrics._streams["detailed"].unacked(1 << 30)[0][1]).payload)[1].to_pylist()
+    assert [event["kind"] for event in told] == ["samples_unavailable"]
 
 
 def test_a_change_of_policy_keeps_the_ring(tmp_path):

@@ -20,7 +20,7 @@ from actors.errors import InputError
 from actors.metrics import CATALOGUE, Histogram, Kind, Recorder, Segment, handle
 from actors.metrics.policy import RULES_MAX, Filter, Mode, RecordingPolicy, Sampling
 from actors.metrics.raw import columns
-from actors.metrics.registry import MINIMAL, Level, Verbosity
+from actors.metrics.registry import MINIMAL, Verbosity
 from actors.metrics.ring import Consumer, Producer, Ring
 from actors.metrics.sampling import Adaptive, Always, FirstN, Probability, RateLimit
 from actors.metrics.segment import (
@@ -63,6 +63,11 @@ def test_levels_nest() -> None:
     assert names[Verbosity.MINIMAL] < names[Verbosity.NORMAL] < names[Verbosity.VERBOSE] == set(CATALOGUE)
     vital = {name for name, metric in CATALOGUE.items() if metric.vital}
     assert vital == {
+        "dose.requested",
+        "dose.achieved",
+        "dose.own",
+        "samples.produced",
+        "samples.dropped",
         "probe.failures",
         "safety.verdict",
         "safety.ceiling",
@@ -79,20 +84,6 @@ def test_levels_nest() -> None:
     assert set(CATALOGUE) >= MINIMAL
     per_simulator = [name for name in names[Verbosity.MINIMAL] if name.startswith(("dose.", "load.", "agent."))]
     assert len(per_simulator) <= 10
-
-
-def test_words_for_levels() -> None:
-    """A run's words `core` and `detail` mean normal and verbose; an unknown word is an error that names the known ones."""
-    assert [Verbosity.parse(word) for word in ("minimal", "normal", "verbose", "core", "detail")] == [
-        Verbosity.MINIMAL,
-        Verbosity.NORMAL,
-        Verbosity.VERBOSE,
-        Verbosity.NORMAL,
-        Verbosity.VERBOSE,
-    ]
-    assert {level.value for level in Level} <= {"core", "detail"}
-    with pytest.raises(InputError, match="known: minimal, normal, verbose"):
-        Verbosity.parse("loud")
 
 
 @given(policies)

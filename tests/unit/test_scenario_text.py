@@ -51,7 +51,19 @@ hypotheses:
   - threshold: {metric: dose.achieved, stat: max, op: <, value: 64MiB, unit: bytes}
   - threshold: {metric: probe.failures, stat: sum, op: <=, value: 3, labels: {reason: timeout}}
   - actor_probe: {name: p, rate_hz: 20, timeout: 3s, target: head, stat: p50, op: <, value: 250ms, errors_fraction_max: 1%}
-metrics: {level: detail}
+metrics:
+  level: verbose
+  mode: detailed
+  filters:
+    - keep: {metric: host.cpu.busy}
+    - keep: {metric: host.memory.*, kind: gauge}
+    - leave_out: {metric: "host.*"}
+  sampling:
+    - always: {metric: load.operations}
+    - probability: {metric: "load.s*", share: 10%}
+    - rate: {metric: "*.slice", rate_hz: 100}
+    - first: {metric: load.slice, count: 5}
+    - adaptive: {metric: "load.*", rate_hz: 1000}
 exporters: {prometheus: {port: 9464, host: 0.0.0.0}}
 plan:
   phase: all

@@ -11,11 +11,11 @@ import pytest
 from actors.errors import HarnessError
 from actors.metrics.registry import Kind
 from cluster.files import read_json, write_json_atomic, write_whole
+from cluster.metrics.ranges import Ranges
 from cluster.metrics.store import (
     Coverage,
     End,
     Entry,
-    Ranges,
     RunStore,
     log_files,
     part_files,
