@@ -129,7 +129,8 @@ def _cell(figure: Figure) -> str:
     if isinstance(value, tuple):
         return ", ".join(f"{item} {low}" if low == high else f"{item} {low}..{high}" for item, low, high in value) or "-"
     base, slash, _ = unit.partition("/second")
-    return f"{amount(value, base.removeprefix('1') if slash else unit)}{'/s' if slash else ''}"
+    shown = {"1": "", "seconds": "s"}.get(base, base)
+    return f"{amount(value, shown)}{'/s' if slash else ''}"
 
 
 def _bounds(found: Answer) -> list[str]:
@@ -143,7 +144,7 @@ def _bounds(found: Answer) -> list[str]:
     widest: dict[str, Any] = {}
     for row in found.rows:
         for name, figure in row.figures.items():
-            if figure.bound is not None and (name not in widest or figure.bound.size > widest[name].size):
+            if figure.bound is not None and figure.bound.size and (name not in widest or figure.bound.size > widest[name].size):
                 widest[name] = figure.bound
     groups: dict[str, list[str]] = {}
     for name, bound in widest.items():

@@ -25,6 +25,7 @@ METHODS: Final[tuple[Method, ...]] = ("pearson", "spearman")
 PAIRS_MIN: Final = 10
 LAGS_MAX: Final = 600  # steps either way
 CHANCE: Final = 0.01
+_FREE: Final = 3  # effective pairs that Fisher's z takes up
 _NEARLY_ONE: Final = 1 - 1e-12  # Fisher's z of 1 is infinite
 
 
@@ -44,8 +45,8 @@ class Correlation:
 
     @property
     def notable(self) -> bool:
-        """Tell whether the coefficient is more than chance would give."""
-        return abs(self.r) >= self.threshold
+        """Tell whether the coefficient is more than chance would give; of three effective pairs none is."""
+        return self.effective > _FREE and abs(self.r) >= self.threshold
 
 
 def correlate(first: Floats, second: Floats, method: Method = "pearson", lag_steps_max: int = 0) -> Correlation:
@@ -64,7 +65,7 @@ def correlate(first: Floats, second: Floats, method: Method = "pearson", lag_ste
     for lag in sorted(range(-lag_steps_max, lag_steps_max + 1), key=abs):  # of equals the shortest lag
         one = _at(first, second, method, lag, critical)
         if one is not None:
-            clearness = math.atanh(min(abs(one.r), _NEARLY_ONE)) * math.sqrt(max(one.effective - 3, 0.0))
+            clearness = math.atanh(min(abs(one.r), _NEARLY_ONE)) * math.sqrt(max(one.effective - _FREE, 0.0))
             if best is None or clearness > best[0]:
                 best = (clearness, one)
     if best is None:
@@ -88,7 +89,7 @@ def _at(first: Floats, second: Floats, method: Method, lag: int, critical: float
         return None
     r = max(-1.0, min(1.0, float(one @ other) / sizes))
     effective = _effective(one, other)
-    threshold = math.tanh(critical / math.sqrt(effective - 3)) if effective > 3 else 1.0
+    threshold = math.tanh(critical / math.sqrt(effective - _FREE)) if effective > _FREE else 1.0
     return Correlation(method, r, lag, one.size, effective, threshold)
 
 

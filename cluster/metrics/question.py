@@ -69,7 +69,9 @@ def parse(words: Words, begin_s: float = 0.0) -> Query:
     query = Query(
         metrics,
         tuple(dict.fromkeys(_known("statistic", stat, STATS) for stat in words.get("stat", ()))),
-        *(tuple(words.get(name, ())) for name in DIMENSIONS),
+        nodes=tuple(words.get("node", ())),
+        workers=tuple(words.get("worker", ())),
+        phases=tuple(words.get("phase", ())),
         labels=tuple(sorted(_label(text, metrics) for text in words.get("label", ()))),
         since_us=since,
         until_us=until,

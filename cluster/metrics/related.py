@@ -64,7 +64,7 @@ class Related:
         return self.query.metrics[0], self.query.other
 
     def _pair_json(self, pair: Pair) -> dict[str, Any]:
-        found = {
+        found: dict[str, Any] = {
             one.method: {
                 "r": one.r,
                 "lag_s": one.lag_steps * self.step_s,
