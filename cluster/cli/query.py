@@ -9,6 +9,7 @@ import typer
 
 from actors.clock import SystemClock
 
+from ..settings import Settings
 from ..words import amount
 from . import options
 from .export import readable
@@ -17,6 +18,7 @@ from .report import whole_run
 
 if TYPE_CHECKING:
     from ..metrics.answer import Answer
+    from ..metrics.question import Words
     from ..metrics.related import Related
     from ..metrics.sketches import Figure
 
@@ -68,13 +70,6 @@ def query(
       stress-cluster query latest errors.seen --accumulator top --of code
       stress-cluster query latest host.cpu.busy --with probe.response --lag 10s --by node
     """
-    from ..analysis.load import ask_run  # noqa: PLC0415  # reads Arrow files
-    from ..files import read_json  # noqa: PLC0415
-    from ..metrics.answer import Answer  # noqa: PLC0415
-    from ..metrics.asking import About, document  # noqa: PLC0415
-    from ..metrics.question import parse  # noqa: PLC0415
-    from ..stored import judge_status  # noqa: PLC0415
-
     once = {
         "metric": metric,
         "since": since,
@@ -87,8 +82,19 @@ def query(
     }
     lists = {"stat": stat, "node": node, "worker": worker, "phase": phase, "label": label, "by": by}
     words = {word: [text] for word, text in once.items() if text is not None} | {word: texts for word, texts in lists.items() if texts}
-    parse(words)  # what is wrong in the words alone is said before anything is fetched
-    settings = options.resolve(config)
+    return _ask(run, words, options.resolve(config), address, as_json=as_json)
+
+
+def _ask(run: str, words: Words, settings: Settings, address: str | None, *, as_json: bool) -> int:
+    from ..analysis.load import ask_run  # noqa: PLC0415  # reads Arrow files
+    from ..files import read_json  # noqa: PLC0415
+    from ..metrics.answer import Answer  # noqa: PLC0415
+    from ..metrics.asking import About, document  # noqa: PLC0415
+    from ..metrics.question import parse  # noqa: PLC0415
+    from ..stored import judge_status  # noqa: PLC0415
+
+    timeless = {word: texts for word, texts in words.items() if word not in {"since", "until"}}  # offsets need the run's start
+    parse(timeless)  # what is wrong in the words alone is said before anything is fetched
     with readable(run, settings):
         folder, _ = whole_run(run, settings, address)
         manifest, summary = read_json(folder / "manifest.json") or {}, read_json(folder / "summary.json") or {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from actors.metrics.labels import CLOSED, NAMES
 from actors.metrics.registry import CATALOGUE, Kind, Metric, Verbosity
 
 from .buckets import BY_UNIT, Buckets
@@ -28,6 +29,15 @@ _OWN: Final = """
 These are on its page alone, not in the files.
 
 """
+_LABELS: Final = """
+## Values of labels
+
+A value is one of a closed set of words, or a name that somebody gave; it is never made from an object or a message. Label sets beyond 32 of
+a metric in one process share one that reads `__overflow__`.
+
+| metric | label | values |
+|---|---|---|
+"""
 _BUCKETS: Final = """
 ## Buckets
 
@@ -44,7 +54,8 @@ def page(own: Iterable[Metric] = (), catalogue: Mapping[str, Metric] = CATALOGUE
     table = "".join(map(_row, catalogue.values()))
     others = "".join(map(_row, own))
     bounds = "".join(_bounds_row(metric) for metric in catalogue.values() if metric.kind is Kind.HISTOGRAM)
-    return _HEAD + _COLUMNS + table + _OWN + _COLUMNS + others + _BUCKETS + bounds
+    values = "".join(_label_row(metric.name, label) for metric in catalogue.values() for label in metric.labels)
+    return _HEAD + _COLUMNS + table + _OWN + _COLUMNS + others + _LABELS + values + _BUCKETS + bounds
 
 
 def _row(metric: Metric) -> str:
@@ -56,6 +67,11 @@ def _row(metric: Metric) -> str:
 
 def _recorded(metric: Metric) -> str:
     return "always" if metric.vital else next(one.value for one in Verbosity if one.records(metric))
+
+
+def _label_row(metric: str, label: str) -> str:
+    words = CLOSED.get(metric, {}).get(label)
+    return f"| `{metric}` | `{label}` | {', '.join(f'`{word}`' for word in words) if words else NAMES[label]} |\n"
 
 
 def _bounds_row(metric: Metric) -> str:

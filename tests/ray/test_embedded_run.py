@@ -14,6 +14,7 @@ import pytest
 from support import documents
 from support.embedded import FinishedRun, temporary_names
 
+from actors.metrics.labels import strange
 from actors.undo import SLOT_BYTES, decode
 from cluster.analysis import load
 
@@ -166,6 +167,7 @@ def test_metrics_columns_and_types(finished: FinishedRun) -> None:
     series = [tuple(str(row[name]) for name in ("time", "metric", "node", "worker", "phase", "labels")) for row in rows.to_pylist()]
     assert len(series) == len(set(series))
     assert load(finished.folder).metrics.num_rows == rows.num_rows
+    assert strange((row["metric"], dict(row["labels"])) for row in rows.to_pylist()) == []
     told = {(row["metric"], row["node"]) for row in rows.to_pylist()}
     for node in TARGETS:
         assert {("dose.requested", node), ("dose.achieved", node), ("host.cpu.busy", node), ("probe.response", "head")} <= told

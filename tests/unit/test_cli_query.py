@@ -77,6 +77,13 @@ def test_a_wrong_question_is_said_before_the_run_is_looked_for(capsys: pytest.Ca
     assert "no run directory 'none'" in told(capsys, "none", "probe.response")[2]
 
 
+def test_a_time_and_an_offset_may_stand_together(capsys: pytest.CaptureFixture[str]) -> None:
+    """An offset counts from the run's own start, on whichever side it stands: from 22:13:25 to 20.4 s past 22:13:20 are 16 windows."""
+    code, out, _ = told(capsys, RUN, "host.cpu.busy", "--since", "2023-11-14T22:13:25Z", "--until", "20s", "--node", "n1", "--json")
+    assert (code, json.loads(out)["rows"][0]["windows"]) == (0, 16)
+    assert "ends before it begins" in told(capsys, RUN, "host.cpu.busy", "--since", "2023-11-14T22:13:50Z", "--until", "20s")[2]
+
+
 @pytest.mark.parametrize(
     ("age_s", "status", "word"),
     [pytest.param(-3600, "running", "still runs", id="runs"), pytest.param(3600, "error", "The run died", id="its-harness-died")],
