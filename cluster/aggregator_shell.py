@@ -197,7 +197,7 @@ class AggregatorShell:
 
     def _serve(self, endpoint: Mapping[str, Any] | None, options: Options) -> None:
         if endpoint and self._server is None:
-            self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock, options)
+            self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock, options, self._core.answers.ask)
 
     def _heartbeat(self) -> None:
         """Keep the manifest's heartbeat fresh while the run lives; end when nobody needs this process any more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,13 @@ import pyarrow as pa
 from actors.errors import HarnessError, InputError
 
 from ..files import read_json
+from ..metrics.answer import READ, Answer, extent
+from ..metrics.asking import About, Found, ask, condition_of, understand
+from ..metrics.question import Query, Words
+from ..metrics.related import Related
 from ..metrics.samples import SampleStore, read_samples
-from ..metrics.store import LOGS, RunStore, log_files, read_run
+from ..metrics.sketches import AccumulatorRecord, Accumulators
+from ..metrics.store import LOGS, RunStore, log_files, read_metrics, read_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,28 @@ class RunData:
     def samples(self) -> pa.Table:
         """Read the single samples that a run in detailed mode wrote; none of another run."""
         return read_samples(self.path)
+
+    def query(self, metric: str, *stats: str, **words: str | Sequence[str]) -> Answer:
+        """Return what the metrics answer to a question, in the words of `stress-cluster query` as keywords.
+
+        `data.query("probe.response", "p99", by="node", every="5s", since="10s", label="probe=front")`; a word that can be repeated
+        takes a sequence as well. `to_arrow` of the answer gives a table. Raises `InputError` for what cannot be asked.
+        """
+        found = self._ask({**words, "metric": metric, "stat": stats})
+        assert isinstance(found, Answer), "the word `with` is for `correlate`"
+        return found
+
+    def correlate(self, metric: str, other: str, *stats: str, **words: str | Sequence[str]) -> Related:
+        """Return how two metrics go together: `data.correlate("host.cpu.busy", "probe.response", lag="10s")`; see `query`."""
+        found = self._ask({**words, "metric": metric, "with": other, "stat": stats})
+        assert isinstance(found, Related), "a question with another metric is a correlation"
+        return found
+
+    def _ask(self, said: Mapping[str, str | Sequence[str]]) -> Found:
+        words = {word: (text,) if isinstance(text, str) else tuple(text) for word, text in said.items()}
+        span = extent(self.metrics)
+        query = understand(words, About.of(self.manifest or {}, self.path.name, ""), span)
+        return ask(query, self.metrics, span, record_of(query))
 
     def metrics_frame(self) -> Any:
         """Return the metrics as a pandas frame. Raises `InputError` where pandas is not installed."""
@@ -57,6 +85,24 @@ def load(run: str | Path, out: str | Path = "runs") -> RunData:
         settle(path)
     contents = read_run(path)
     return RunData(path, contents.metrics, contents.events, documents["summary"], documents["manifest"], documents["plan"])
+
+
+def ask_run(path: Path, words: Words, about: About) -> Found:
+    """Return what a run directory answers to a question, reading no more of it than that takes; see `RunData.query`."""
+    if about.status != "running":
+        settle(path)
+    span = extent(read_metrics(path, ["time", "window_s"], None))
+    query = understand(words, about, span)
+    return ask(query, read_metrics(path, READ, condition_of(query)), span, record_of(query))
+
+
+def record_of(query: Query) -> AccumulatorRecord | None:
+    """Return the accumulator that a question names: one of the product, or of an installed package. Raises `InputError`."""
+    if not query.accumulator:
+        return None
+    known = Accumulators()
+    known.load()
+    return known.find(query.accumulator)
 
 
 def settle(path: Path) -> bool:

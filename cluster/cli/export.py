@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,18 +88,14 @@ def export(
 
 def _read(run: str, settings: Settings, address: str | None) -> tuple[Path, Any, str]:
     """Return where a run is, what it holds, and its status; say what the file will lack. Raises `HarnessError` for damaged files."""
-    import pyarrow as pa  # noqa: PLC0415  # reads Arrow files
-
     from ..analysis.load import load  # noqa: PLC0415
     from ..metrics.store import unread_bytes  # noqa: PLC0415
     from ..stored import judge_status  # noqa: PLC0415
 
-    try:
+    with readable(run, settings):
         folder, _ = whole_run(run, settings, address)
         unread = unread_bytes(folder)  # before reading: the log of a run that ended is turned into Parquet then
         data = load(folder)
-    except (pa.ArrowInvalid, ValueError, OSError) as error:
-        raise _damaged(find_run(run, [Path(settings.out), Path(settings.state_dir) / "runs"]), error) from error
     status, _, died = judge_status(data.manifest or {}, data.summary or {}, SystemClock().wall_ns())
     if status == "running":
         say(f"{folder.name} still runs: the file holds what has arrived by now")
@@ -107,6 +104,17 @@ def _read(run: str, settings: Settings, address: str | None) -> tuple[Path, Any,
     for path, size in unread.items():
         say(f"the last {size} bytes of {path} are no whole record: they are not in the file")
     return folder, data, status
+
+
+@contextlib.contextmanager
+def readable(run: str, settings: Settings) -> Iterator[None]:
+    """Turn errors of reading a run's files into a `HarnessError` that names those that are damaged."""
+    import pyarrow as pa  # noqa: PLC0415  # reads Arrow files
+
+    try:
+        yield
+    except (pa.ArrowInvalid, ValueError, OSError) as error:
+        raise _damaged(find_run(run, [Path(settings.out), Path(settings.state_dir) / "runs"]), error) from error
 
 
 def _damaged(folder: Path, error: Exception) -> HarnessError:

@@ -29,11 +29,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request. Names of headers are in lower case; `path` is without the query."""
+    """A request. Names of headers are in lower case; `path` is without the query, which is as it was sent."""
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def parse(data: bytes | bytearray) -> Request:
     if minor and "host" not in headers:
         raise Refused(HTTPStatus.BAD_REQUEST, "HTTP/1.1 needs a Host header")
     _check_body(headers)
-    return Request(method, target.partition("?")[0], headers)
+    path, _, query = target.partition("?")
+    return Request(method, path, headers, query)
 
 
 def _request_line(line: str) -> tuple[str, str, int]:

@@ -1,4 +1,4 @@
-"""The Prometheus endpoint of one run: /metrics in two forms, /healthz and /readyz, with TLS and credentials where they are set.
+"""The endpoint of one run: /metrics for Prometheus, in two forms, /api/v1/query, /healthz and /readyz; TLS and credentials where set.
 
 Families are named by the catalogue (`Metric.family`), carry its help, and have the labels run, node, worker, phase and those that the
 metric declares. Counters are totals of the run so far; histograms have classic buckets (`Buckets`). The endpoint tells of itself
@@ -31,11 +31,13 @@ from .http_message import Refused, Request, Response
 from .http_server import Bounds, HttpServer
 from .negotiation import coding_of, form_of
 from .page import Page, Rendered
+from .query_api import Ask, answered
 
 _LOG: Final = logging.getLogger(__name__)
 _FRESH_NS: Final = 500 * MILLISECOND_NS
 _SMALL_BYTES: Final = 1024  # below it, compression is not worth its while
 _PATHS: Final = ("/metrics", "/healthz", "/readyz")
+_QUERY: Final = "/api/v1/query"
 
 OWN: Final[dict[str, Metric]] = {
     metric.name: metric
@@ -193,15 +195,22 @@ def _own_sample(name: str, value: float, *labels: tuple[str, str]) -> Sample:
 
 
 class MetricsServer:
-    """Serves /metrics, /healthz and /readyz until `close`. Port 0 takes a free one; see `port`.
+    """Serves /metrics, /healthz and /readyz until `close`, and /api/v1/query when `ask` answers it.
 
+    Port 0 takes a free one; see `port`.
     Raises `HarnessError` when the address cannot be had, `InputError` when files of the options are wrong.
     """
 
     def __init__(
-        self, source: Source, host: str = "127.0.0.1", port: int = 0, clock: Clock | None = None, options: Options | None = None
+        self,
+        source: Source,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        clock: Clock | None = None,
+        options: Options | None = None,
+        ask: Ask | None = None,
     ) -> None:
-        self._source, self._options = source, options or Options()
+        self._source, self._options, self._ask = source, options or Options(), ask
         given = self._options
         self._tls = tls.watched(Path(given.tls_cert), Path(given.tls_key)) if given.tls_cert else None
         self._credentials = access.watched(Path(given.auth_file)) if given.auth_file else None
@@ -223,13 +232,17 @@ class MetricsServer:
     # requests
 
     def _answer(self, request: Request) -> Response:
-        if request.path not in _PATHS:
-            raise Refused(HTTPStatus.NOT_FOUND, "try /metrics, /healthz or /readyz")
+        paths = _PATHS if self._ask is None else (*_PATHS, _QUERY)
+        if request.path not in paths:
+            raise Refused(HTTPStatus.NOT_FOUND, f"try {', '.join(paths[:-1])} or {paths[-1]}")
         if request.method not in {"GET", "HEAD"}:
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered here", (("Allow", "GET, HEAD"),))
         if request.path == "/metrics":
             self._check_role(request, "metrics")
             return self._metrics(request)
+        if request.path == _QUERY and self._ask is not None:
+            self._check_role(request, "metrics")
+            return answered(request.query, self._ask)
         findings = self._findings() if request.path == "/readyz" else [self._shown.last()]
         return _told(findings, reasons=self._may_see_reasons(request))
 

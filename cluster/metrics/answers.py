@@ -6,14 +6,19 @@ Quantiles are computed here, when somebody asks, never while windows are taken.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 from actors.clock import Clock
 from actors.errors import InputError
 
+from ..files import read_json
+from .answer import READ, extent
+from .asking import About, ask, condition_of, document, understand
 from .cache import TTL_S, CacheCounts, Hit, QueryCache
 from .query import COLUMNS, QUANTILES, STATS, Between, condition, figure, labelled
+from .question import Words
 from .sketches import Accumulators, Figure
 from .sketches.fold import summarise
 from .store import read_metrics
@@ -48,12 +53,16 @@ class Answers:
         chosen = columns or COLUMNS
         asked = ("rows", metric, node, worker, between, tuple(chosen))
         with self._lock:
-            if found := self._cache.get(asked, self._revision):
-                return found
-            made_ns = self._clock.boot_ns()
-            table = read_metrics(self._directory, chosen, condition(metric, node, worker, between))
-            self._cache.put(asked, self._revision, table, size=table.nbytes + 1024, made_ns=made_ns)
-            return Hit(table, made_ns)
+            return self._kept(asked, chosen, condition(metric, node, worker, between))
+
+    def _kept(self, asked: Hashable, columns: list[str], wanted: Any) -> Hit:
+        """Return what was read before, or read it. Under the lock."""
+        if found := self._cache.get(asked, self._revision):
+            return found
+        made_ns = self._clock.boot_ns()
+        table = read_metrics(self._directory, columns, wanted)
+        self._cache.put(asked, self._revision, table, size=table.nbytes + 1024, made_ns=made_ns)
+        return Hit(table, made_ns)
 
     def figure(
         self, metric: str, stat: str, node: str | None, labels: Mapping[str, str] | None, between: Between | None, worker: str | None
@@ -88,12 +97,45 @@ class Answers:
 
         Raises `InputError` for a metric, accumulator or label that is not known.
         """
+        record = self._accumulators_known().find(accumulator)
+        return summarise(self.rows(metric, node, worker, between).value, metric, record, label=label)
+
+    def ask(self, words: Words) -> dict[str, Any]:
+        """Return the document that answers a question in words; see `question.parse` and `asking.document`.
+
+        Raises `InputError` for a question that is none, `HarnessError` when the files cannot be read now.
+        """
+        manifest = read_json(self._directory / "manifest.json") or {}
+        about = About.of(manifest, self._directory.name, str(manifest.get("status") or ""))
+        with self._lock:
+            revision, span = self._revision, self._span()
+            query = understand(words, about, span.value)
+            if found := self._cache.get(("ask", query), revision):
+                return document(found.value, about)
+            wanted = ("windows", query.metrics, query.other, query.since_us, query.until_us)
+            rows = self._kept(wanted, READ, condition_of(query))
+        record = self._accumulators_known().find(query.accumulator) if query.accumulator else None
+        answered = ask(query, rows.value, span.value, record)  # without the lock: merging digests may take its time
+        with self._lock:
+            self._quantile_computations += bool(answered.quantiles)
+        self._cache.put(("ask", query), revision, answered, size=answered.size_bytes, made_ns=min(rows.made_ns, span.made_ns))
+        return document(answered, about)
+
+    def _span(self) -> Hit:
+        """Return the time that all windows cover, in seconds of UTC. Under the lock."""
+        if found := self._cache.get("span", self._revision):
+            return found
+        made_ns = self._clock.boot_ns()
+        covered = extent(read_metrics(self._directory, ["time", "window_s"], None))
+        self._cache.put("span", self._revision, covered, made_ns=made_ns)
+        return Hit(covered, made_ns)
+
+    def _accumulators_known(self) -> Accumulators:
         with self._lock:
             if self._accumulators is None:
                 self._accumulators = Accumulators()
                 self._accumulators.load()
-            record = self._accumulators.find(accumulator)
-        return summarise(self.rows(metric, node, worker, between).value, metric, record, label=label)
+            return self._accumulators
 
     def counts(self) -> CacheCounts:
         """Return how many questions were answered from memory, and what is held there."""

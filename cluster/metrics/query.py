@@ -6,7 +6,7 @@ come from merged digests. No rows is no answer (None), never zero: a counter tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -45,32 +45,41 @@ def labelled(table: pa.Table, labels: Mapping[str, str] | None) -> pa.Table:
 
 
 def figure(table: pa.Table, metric: str, stat: str, between: Between | None = None) -> float | None:
-    """Return one figure of these rows, or None when they have none.
+    """Return one figure of these rows, or None when they have none; see `figures`."""
+    return figures(table, metric, (stat,), between)[stat]
+
+
+def figures(table: pa.Table, metric: str, stats: Sequence[str], between: Between | None = None) -> dict[str, float | None]:
+    """Return figures of these rows by name, None for what they do not have. Digests are merged once for all quantiles.
 
     `rate` is the sum per second of `between`, else of the span that the windows cover. A quantile of a gauge is one of its windows'
     means. `last` is of the newest window: a counter's totals together, else the mean over its series.
     Raises `InputError` for an unknown stat.
     """
-    if stat not in STATS:
-        raise InputError("unknown_name", f"unknown statistic {stat!r}", f"known: {', '.join(STATS)}")
+    for stat in stats:
+        if stat not in STATS:
+            raise InputError("unknown_name", f"unknown statistic {stat!r}", f"known: {', '.join(STATS)}")
     if not table.num_rows:
-        return None
-    answer = STATS[stat](table, metric, between)
+        return dict.fromkeys(stats)
+    quantiles = [stat for stat in stats if stat in QUANTILES]
+    found = _quantiles(table, metric, quantiles) if quantiles else {}
+    found |= {stat: _SCALARS[stat](table, metric, between) for stat in stats if stat in _SCALARS}
+    return {stat: _known(found[stat]) for stat in stats}
+
+
+def _known(answer: float | None) -> float | None:
     return None if answer is None or np.isnan(answer) else float(answer)
 
 
-def _quantile(q: float) -> Callable[[pa.Table, str, Between | None], float | None]:
-    def answer(table: pa.Table, metric: str, _: Between | None) -> float | None:
-        kind = find(metric).kind
-        if kind is Kind.COUNTER:
-            return None
-        if kind is Kind.GAUGE:
-            means = np.asarray(pc.divide(table["sum"], table["count"].cast(pa.float64())))
-            return float(np.quantile(means, q, method="lower"))
-        merged = histogram.merge(map(histogram.decode, table["digest"].drop_null().to_pylist()))
-        return merged.quantile(q)
-
-    return answer
+def _quantiles(table: pa.Table, metric: str, names: Sequence[str]) -> dict[str, float | None]:
+    kind = find(metric).kind
+    if kind is Kind.COUNTER:
+        return dict.fromkeys(names)
+    if kind is Kind.GAUGE:
+        means = np.asarray(pc.divide(table["sum"], table["count"].cast(pa.float64())))
+        return {name: float(np.quantile(means, QUANTILES[name], method="lower")) for name in names}
+    merged = histogram.merge(map(histogram.decode, table["digest"].drop_null().to_pylist()))
+    return dict(zip(names, merged.quantiles([QUANTILES[name] for name in names]), strict=True))
 
 
 def _rate(table: pa.Table, _: str, between: Between | None) -> float | None:
@@ -99,7 +108,7 @@ def _last(table: pa.Table, metric: str, _: Between | None) -> float | None:
     return float(answer.as_py())
 
 
-STATS: Final[dict[str, Callable[[pa.Table, str, Between | None], float | None]]] = {
+_SCALARS: Final[dict[str, Callable[[pa.Table, str, Between | None], float | None]]] = {
     "count": lambda table, _, __: pc.sum(table["count"]).as_py(),
     "sum": lambda table, _, __: pc.sum(table["sum"]).as_py(),
     "rate": _rate,
@@ -107,8 +116,8 @@ STATS: Final[dict[str, Callable[[pa.Table, str, Between | None], float | None]]]
     "max": lambda table, _, __: pc.max(table["max"]).as_py(),
     "mean": _mean,
     "last": _last,
-    **{name: _quantile(q) for name, q in QUANTILES.items()},
 }
+STATS: Final = (*_SCALARS, *QUANTILES)
 
 
 def peaks(table: pa.Table) -> dict[str, dict[str, float]]:

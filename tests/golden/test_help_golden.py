@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import typer
 
+from actors.metrics.registry import CATALOGUE
 from cluster import cli
+from cluster.exporters.prometheus import OWN
+from cluster.metrics import reference
 from cluster.settings import reference_rows
 from cluster.verdict import EXIT_CODES
 from scenarios import text
@@ -62,6 +65,12 @@ nodes' limits and `plan`. It stands in the manifest, not in plan.json: a replay 
         f"| `{path}` | {default} | {expected} | `{variable}` | {told} |" for path, default, expected, variable, told in reference_rows()
     ]
     check(REFERENCE / "settings.md", head + "\n".join(rows) + "\n")
+
+
+def test_metrics_reference():
+    """docs/reference/metrics.md is the catalogue, and what the Prometheus endpoint tells of itself."""
+    check(REFERENCE / "metrics.md", reference.page(OWN.values()))
+    assert all(f"| `{name}` |" in reference.page() for name in CATALOGUE)
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in cli.COMMANDS])

@@ -14,6 +14,7 @@ import pytest
 from support import documents
 from support.embedded import FinishedRun, temporary_names
 
+from actors.metrics.labels import strange
 from actors.undo import SLOT_BYTES, decode
 from cluster.analysis import load
 
@@ -166,9 +167,25 @@ def test_metrics_columns_and_types(finished: FinishedRun) -> None:
     series = [tuple(str(row[name]) for name in ("time", "metric", "node", "worker", "phase", "labels")) for row in rows.to_pylist()]
     assert len(series) == len(set(series))
     assert load(finished.folder).metrics.num_rows == rows.num_rows
+    assert strange((row["metric"], dict(row["labels"])) for row in rows.to_pylist()) == []
     told = {(row["metric"], row["node"]) for row in rows.to_pylist()}
     for node in TARGETS:
         assert {("dose.requested", node), ("dose.achieved", node), ("host.cpu.busy", node), ("probe.response", "head")} <= told
+
+
+def test_a_finished_run_can_be_asked(finished: FinishedRun) -> None:
+    """Achieved dose by node and over steps is that of the rows, and offsets count from the run's start."""
+    data = load(finished.folder)
+    rows = [row for row in data.metrics.to_pylist() if row["metric"] == "dose.achieved" and row["unit"] == "ratio"]
+    found = [row for row in data.query("dose.achieved", "count", "max", by="node").rows if row.unit == "ratio"]
+    assert {dict(row.by)["node"] for row in found} == set(TARGETS)
+    for one in found:
+        mine = [row for row in rows if row["node"] == dict(one.by)["node"]]
+        assert (one.figures["count"].value, one.figures["max"].value) == (sum(r["count"] for r in mine), max(r["max"] for r in mine))
+    steps = data.query("dose.achieved", "count", every="2s", worker="*CpuLoad*").rows
+    assert len(steps) > 1
+    assert sum(row.figures["count"].value for row in steps) == sum(row["count"] for row in rows if "CpuLoad" in row["worker"])
+    assert data.query("dose.achieved", since="1d").note
 
 
 def test_events(finished: FinishedRun) -> None:

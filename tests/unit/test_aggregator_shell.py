@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import urllib.request
 
@@ -94,6 +95,31 @@ def test_the_endpoint_is_served_as_the_settings_say_also_by_a_successor(tmp_path
     finally:
         first.leave()
         second.leave()
+
+
+def test_a_run_that_goes_on_can_be_asked_at_its_endpoint(tmp_path, monkeypatch):
+    """What was pushed is in the answer at once, with the run's name and offsets from its start, and a successor answers the same."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    first = AggregatorShell(RUN, lambda: None)
+    first.begin({**manifest_with(), "scenario": {"name": "late"}}, b"{}", "127.0.0.1", 0)
+    first.push("n1", "a", [record("n1", at) for at in range(1, 4)])
+    want = asked(first, "metric=probe.requests&stat=sum&stat=count")
+    assert (want["run"], want["scenario"], want["status"]) == (RUN, "late", "running")
+    assert [(row["windows"], row["figures"]["sum"]["value"]) for row in want["rows"]] == [(3, 6.0)]
+    assert asked(first, "metric=probe.requests&since=1s")["rows"] == []  # these windows are of long before the run's start
+    first._server.close()
+    first._core.close()
+    second = AggregatorShell(RUN, lambda: None)
+    try:
+        assert asked(second, "metric=probe.requests&stat=sum&stat=count")["rows"] == want["rows"]
+    finally:
+        first.leave()
+        second.leave()
+
+
+def asked(shell, query):
+    with urllib.request.urlopen(f"http://127.0.0.1:{shell._server.port}/api/v1/query?{query}", timeout=30) as answer:
+        return json.loads(answer.read())
 
 
 def test_a_wrong_endpoint_stops_the_start_and_never_a_run_under_way(tmp_path, monkeypatch):

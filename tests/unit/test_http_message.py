@@ -92,7 +92,7 @@ def test_a_request_is_read_as_it_was_written(method, rest, headers):
         want[name.lower()] = f"{want[name.lower()]}, {value}" if name.lower() in want else value
     path = f"/{rest}".partition("://")
     if not path[1]:
-        assert parse(data) == Request(method, f"/{rest}".partition("?")[0], want)
+        assert parse(data) == Request(method, f"/{rest}".partition("?")[0], want, f"/{rest}".partition("?")[2])
 
 
 def test_a_head_without_an_end_is_refused_at_its_bound():

@@ -171,10 +171,10 @@ def _fields(form: struct.Struct, magic: bytes, data: bytes) -> list[float]:
 
 def _histogram_answers(state: Histogram) -> Mapping[str, Answer]:
     found = state.quantiles(tuple(QUANTILES.values()))
-    return {"count": state.count, **{name: _quantile(value, _value_bound(value)) for name, value in zip(QUANTILES, found, strict=True)}}
+    return {"count": state.count, **{name: _quantile(value, value_bound(value)) for name, value in zip(QUANTILES, found, strict=True)}}
 
 
-def _value_bound(value: float) -> Bound:
+def value_bound(value: float) -> Bound:
     """Return the bound of a histogram's quantile: 2^-8 within its range; next to zero and past 2^34 what the bucket spans."""
     size = abs(value)
     if size < EDGES[0]:

@@ -1,0 +1,49 @@
+"""What the values of labels are: closed sets of words, or names that somebody else gave. A value is never made from an object.
+
+A label that is not closed is bounded by what it names: the probes of a scenario, the exporters of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from ..errors import CODES
+from .registry import CATALOGUE
+
+OVERFLOW: Final = "__overflow__"  # what more label sets than are kept share
+
+_CODES: Final = {"code": tuple(CODES), "category": tuple(dict.fromkeys(category for category, _ in CODES.values()))}
+
+CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> label -> words
+    "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
+    "safety.ceiling": {"resource": ("cpu_cores", "memory_bytes", "disk_bytes")},
+    "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
+    "metrics.filtered": {"reason": ("level", "filter")},
+    "errors.seen": _CODES,
+    "errors.rate": _CODES,
+    "export.dropped": {
+        "reason": (
+            *("oldest", "newest", "sampled", "deadline", "cancelled", "too_large", "rejected"),
+            *("spill_full", "spill_broken", "corrupt", "unfinished", "shutdown", "filtered", "late"),
+        )
+    },
+}
+NAMES: Final[Mapping[str, str]] = {
+    "probe": "a probe of the scenario",
+    "exporter": "an exporter of the run",
+    "reason": "the class of the error that a destination raised",
+}
+
+
+def strange(series: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """Return what is wrong with the labels of these (metric, labels): a label that is not declared, a value out of its closed set."""
+    found = []
+    for metric, labels in series:
+        closed = CLOSED.get(metric, {})
+        for name, value in labels.items():
+            if name not in CATALOGUE[metric].labels:
+                found.append(f"{metric} does not declare {name}")
+            elif value not in (*closed.get(name, (value,)), OVERFLOW):
+                found.append(f"{metric} has {name}={value!r}, known are {', '.join(closed[name])}")
+    return sorted(set(found))
