@@ -20,6 +20,7 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
     "safety.ceiling": {"resource": ("cpu_cores", "memory_bytes", "disk_bytes")},
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},
+    "samples.dropped": {"reason": ("outbox_full", "ring_full")},
     "errors.seen": _CODES,
     "errors.rate": _CODES,
     "export.dropped": {
