@@ -17,7 +17,9 @@ LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if
 PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
 
 
-@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)])
+@pytest.mark.parametrize(
+    "line", [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+)
 def test_every_dependency_is_pinned_within_its_bounds(line: str) -> None:
     """constraints.txt has an exact version of each dependency, and it fulfils pyproject.toml."""
     wanted = Requirement(line)

@@ -55,7 +55,7 @@ def layout(nodes: Iterable[str], fan_in: int) -> Layout:
     Raises `InputError` when `fan_in` is under 2.
     """
     if fan_in < 2:
-        raise InputError("invalid", f"a tree with a fan-in of {fan_in} never ends in one root, it must be at least 2")
+        raise InputError("invalid_value", f"a tree with a fan-in of {fan_in} never ends in one root, it must be at least 2")
     names = sorted(set(nodes))
     ways: dict[str, tuple[str, ...]] = {}
     hosts: dict[str, str] = {}
@@ -97,7 +97,8 @@ class Pace:
     gather_ns: int = 50 * MILLISECOND_NS  # how long the first call of a bundle waits for others
     wait_ns: int = 200 * MILLISECOND_NS  # after one try that failed; twice as long after each further one
     wait_max_ns: int = 5 * SECOND_NS
-    away_ns: int = 10 * SECOND_NS  # how long one stays with another relay before it tries its own again
+    away_ns: int = 10 * SECOND_NS  # how long one stays with others before it tries its own again; twice as long each time it was in vain
+    away_max_ns: int = 320 * SECOND_NS
 
 
 class Way:
@@ -108,22 +109,27 @@ class Way:
         self._at = 0
         self._failed = 0
         self._left_ns = 0
+        self._away_ns = pace.away_ns
         self.ready_ns = 0
 
     def target(self, now_ns: int) -> str:
         """Return whom to hand the next windows; not before `ready_ns`."""
-        if self._at and now_ns - self._left_ns >= self._pace.away_ns:
-            self._at, self._left_ns = 0, now_ns
+        if self._at and now_ns - self._left_ns >= self._away_ns:
+            self._at = 0
+            self._away_ns = min(2 * self._away_ns, self._pace.away_max_ns)  # or all would fall back on a dead one in step, level by level
         return self._ways[self._at]
 
     def taken(self) -> None:
         """Note that windows were taken."""
         self._failed = 0
+        if not self._at:
+            self._away_ns = self._pace.away_ns
 
     def unreachable(self, now_ns: int) -> None:
         """Note that nobody answered: turn to the next, and wait the longer the more have been tried."""
+        if not self._at:
+            self._left_ns = now_ns
         self._at = (self._at + 1) % len(self._ways)
-        self._left_ns = now_ns
         self.refused(now_ns)
 
     def refused(self, now_ns: int) -> None:

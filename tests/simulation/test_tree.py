@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
-from cluster.metrics.store import Coverage, Ranges
+from cluster.metrics.store import Ranges
 from cluster.metrics.tree import Answer, Outcome, Part, Relay, Way
 from tests.simulation.world import tree_world
 from tests.simulation.world.tree_world import FAULTS, TreeWorld
@@ -38,19 +39,19 @@ def play_many(chosen: range) -> None:
 def test_two_hundred_nodes_lose_and_double_nothing_and_every_fault_fires(seeds: Callable[[int], range]) -> None:
     """Under any mix of faults each window is kept once, relays stay within their bounds, and all arrives when they have healed."""
     found: Counter[str] = Counter()
-    chosen = seeds(40)
+    chosen = seeds(100)
     for seed in chosen:
         world = play(seed, 200, 8)
         assert len(world.layout.levels) == 2
         found.update(world.seen)
-    if len(chosen) >= 40:
-        missing = ({kind.__name__ for kind in FAULTS} | HAPPENED) - set(found)
+    if len(chosen) >= 100:
+        missing = ({kind.__name__ for kind in FAULTS} | HAPPENED) - set(+found)
         assert not missing, f"never happened in {len(chosen)} seeds: {sorted(missing)}"
 
 
 def test_a_binary_tree_of_many_levels_loses_nothing(seeds: Callable[[int], range]) -> None:
     """With a fan-in of two every window passes through many relays."""
-    for seed in list(seeds(40))[:10]:
+    for seed in list(seeds(200))[:30]:
         assert len(play(seed, 33, 2, faults_a_second=2.0).layout.levels) == 5
 
 
@@ -64,7 +65,7 @@ def test_ten_thousand_nodes_lose_nothing_and_the_aggregator_syncs_for_many_at_on
 def test_a_calm_tree_hands_each_window_in_once() -> None:
     """Without faults nothing is sent again, nobody leaves its own relay, and nothing finds a relay full."""
     world = play(1, 200, 8, faults_a_second=0.0)
-    assert set(world.seen) <= {"bundles", "calls_in_one_bundle"}
+    assert set(+world.seen) <= {"bundles", "calls_in_one_bundle"}
 
 
 def test_one_seed_is_one_world() -> None:
@@ -104,12 +105,10 @@ def answers_go_to_the_wrong_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def the_aggregator_keeps_what_it_has_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tree_world.following
-    monkeypatch.setattr(tree_world, "following", lambda coverage, stream, records, read: real(Coverage(), stream, records, read))
+    monkeypatch.setattr(tree_world, "following", lambda coverage, stream, records, read: [read(*one) for one in records])
 
 
 def the_aggregator_steps_over_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a relay drops the first record of a call, so that there is one."""
     monkeypatch.setattr(Ranges, "contiguous", property(lambda self: self._ranges[-1][1] if self._ranges else 0))
     monkeypatch.setattr(tree_world, "following", lambda coverage, stream, records, read: [read(*one) for one in records[-1:]])
 
@@ -135,15 +134,20 @@ def nobody_turns_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Way, "unreachable", Way.refused)
 
 
+def everybody_falls_back_on_its_own_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_world, "PACE", replace(tree_world.PACE, away_max_ns=tree_world.PACE.away_ns))
+
+
 BREAKS = [
     (a_relay_answers_what_it_holds_itself, "acknowledged, .* on disk"),
     (a_bundle_without_an_answer_counts_as_taken, "acknowledged, .* on disk"),
     (answers_go_to_the_wrong_stream, "acknowledged, .* on disk"),
     (the_aggregator_keeps_what_it_has_again, "kept twice"),
-    (the_aggregator_steps_over_gaps, "produced, but kept|KeyError|has changed"),
+    (the_aggregator_steps_over_gaps, "is not there as it was sealed"),
     (a_relay_takes_whatever_comes, "its bound is"),
     (what_was_given_up_is_never_forgotten, "says it holds"),
     (nobody_turns_to_another, "never delivered"),
+    (everybody_falls_back_on_its_own_as_often, "never delivered"),
 ]
 
 
@@ -151,5 +155,5 @@ BREAKS = [
 def test_the_world_notices(break_it: Callable[[pytest.MonkeyPatch], None], noticed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tree with this rule taken out breaks an invariant within a few seeds."""
     break_it(monkeypatch)
-    with pytest.raises((AssertionError, KeyError), match=noticed):
+    with pytest.raises(AssertionError, match=noticed):
         play_many(range(20))

@@ -102,10 +102,26 @@ def test_a_child_turns_to_others_in_turn_and_comes_back_to_its_own() -> None:
     assert way.target(1) == "second"
     way.unreachable(1)
     way.taken()
-    assert way.target(PACE.away_ns) == "third"
-    assert way.target(PACE.away_ns + 1) == "own"
-    way.refused(PACE.away_ns + 1)
-    assert way.target(PACE.away_ns + 2) == "own", "who lives and has no room is not left"
+    assert way.target(PACE.away_ns - 1) == "third"
+    assert way.target(PACE.away_ns) == "own"
+    way.refused(PACE.away_ns)
+    assert way.target(PACE.away_ns + 1) == "own", "who lives and has no room is not left"
+
+
+def test_a_child_whose_own_relay_stays_dead_tries_it_ever_less_often() -> None:
+    """Each return in vain doubles the time until the next, up to a bound; windows that are taken there make it short again."""
+    way, now_ns = Way(("own", "other"), PACE, random.Random(1)), 0
+    stays = []
+    for _ in range(8):
+        way.unreachable(now_ns)
+        left_ns = now_ns
+        while way.target(now_ns) == "other":
+            now_ns += SECOND_NS
+        stays.append(now_ns - left_ns)
+    assert stays == [min(PACE.away_ns << at, PACE.away_max_ns) for at in range(8)]
+    way.taken()
+    way.unreachable(now_ns)
+    assert way.target(now_ns + PACE.away_ns) == "own"
 
 
 def test_waits_grow_to_a_bound_and_end_with_success() -> None:
