@@ -36,7 +36,7 @@ NODES = (300, 1000)
 FAN_IN = 100
 ROUNDS = 4
 GAUGES = 15
-SYNC_RATIO, RATE_RATIO = 20.0, 1.0
+SYNC_RATIO, CPU_RATIO = 20.0, 1.0
 
 
 def windows(nodes: list[str], number: int) -> dict[Stream, tuple[tuple[int, bytes], ...]]:
@@ -157,17 +157,17 @@ def main() -> int:
     flat, tree = largest["flat"], largest["tree"]
     assert isinstance(flat, dict)
     assert isinstance(tree, dict)
-    syncs, rate = flat["syncs"] / tree["syncs"], tree["records_per_s"] / flat["records_per_s"]
+    syncs, cpu = flat["syncs"] / tree["syncs"], flat["cpu_us_a_record"] / tree["cpu_us_a_record"]
     shown = {
         "fan_in": FAN_IN,
         "rows_a_window": GAUGES + 3,
         **figures,
         "times_fewer_syncs": round(syncs, 1),
-        "times_the_rate": round(rate, 2),
+        "times_less_cpu": round(cpu, 2),
     }
     goals = {
         "1,000 nodes: times fewer syncs at the aggregator, at least": (SYNC_RATIO, syncs >= SYNC_RATIO),
-        "1,000 nodes: times the records a second at the aggregator, at least": (RATE_RATIO, rate >= RATE_RATIO),
+        "1,000 nodes: times less CPU a record at the aggregator, at least": (CPU_RATIO, cpu >= CPU_RATIO),
     }
     return store("tree", shown, goals, ("numpy", "pyarrow"))
 
