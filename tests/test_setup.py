@@ -82,7 +82,7 @@ def installed(clone: Path, python: str) -> None:
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "bin" / "python").write_text(f"#!/bin/sh\n{python}\n")
     (clone / ".venv" / "bin" / "python").chmod(0o755)
-    for name in (".installed", ".installed-test"):
+    for name in (".installed", ".installed-test", ".installed-bench"):
         (clone / ".venv" / name).touch()
 
 

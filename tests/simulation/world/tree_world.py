@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cluster.metrics.intake import contiguous, following
@@ -24,6 +24,7 @@ PUSH_RECORDS = 12
 END_VALUE = -1
 RECORD = b"\0" * 92  # what a record has beside its value, so that bounds in bytes are met
 Reply = Callable[[Answer], None]
+Fault = Callable[["TreeWorld"], bool]  # does harm, and tells whether it hit something
 
 
 def sealed(value: int) -> bytes:
@@ -274,12 +275,14 @@ class AgentHost(Process):
 class TreeWorld:
     """Nodes, the tree over them, and what goes wrong; one seed is one world."""
 
-    def __init__(self, seed: int, nodes: int, fan_in: int, *, span_s: float = 12.0, faults_a_second: float = 4.0) -> None:
+    def __init__(
+        self, seed: int, nodes: int, fan_in: int, faults: Sequence[Fault] = (), *, span_s: float = 12.0, faults_a_second: float = 4.0
+    ) -> None:
         self.chance = random.Random(seed)
         self.timeline = Timeline()
         self.net = Network(self.timeline, self.chance)
         self.layout = layout((f"node-{at:05d}" for at in range(nodes)), fan_in)
-        self.span_ns, self.fault_ns = round(span_s * SECOND), round(SECOND / faults_a_second) if faults_a_second else 0
+        self.faults, self.span_ns, self.fault_ns = faults, round(span_s * SECOND), round(SECOND / faults_a_second)
         self.relay_bytes = 100 * max(24, fan_in * 3)  # about three windows of each child
         self.box_records = 8
         self.sync_ns, self.record_ns = MS, 20_000
@@ -311,7 +314,7 @@ class TreeWorld:
 
     def run(self) -> TreeWorld:
         """Let it go wrong for a while, heal what can heal, and check that every window arrived, once."""
-        if self.fault_ns:
+        if self.faults:
             self.timeline.after(self.fault_ns, self._go_wrong)
         for second in range(1, self.span_ns // SECOND + 1):
             self.timeline.run_until(second * SECOND)
@@ -332,7 +335,7 @@ class TreeWorld:
     def _go_wrong(self) -> None:
         if self.timeline.now_ns >= self.span_ns:
             return
-        kind = self.chance.choice(FAULTS)
+        kind = self.chance.choice(self.faults)
         if kind(self):
             self.seen[kind.__name__] += 1
         self.timeline.after(round(self.fault_ns * self.chance.uniform(0.5, 1.5)), self._go_wrong)
@@ -385,125 +388,3 @@ class TreeWorld:
 
     def within(self, low_s: float, high_s: float, call: Callable[..., object], *args: object) -> None:
         self.timeline.after(round(self.chance.uniform(low_s, high_s) * SECOND), call, *args)
-
-
-# ---- what goes wrong: each tells whether it hit something
-
-
-def relay_killed(world: TreeWorld) -> bool:
-    """A relay dies, with all that it holds, and is replaced."""
-    relay = world.a_relay()
-    if relay is None:
-        return False
-    world.seen["died_with_windows"] += relay.core.held_bytes > 0
-    relay.alive = False
-    world.within(0.1, 4, _replace, world, relay.name)
-    return True
-
-
-def _replace(world: TreeWorld, name: str) -> None:
-    if not world.servers[name].alive:
-        world.begin_server(name)
-
-
-def relay_gone(world: TreeWorld) -> bool:
-    """A relay dies and is never replaced, as long as one of its level is left."""
-    relay = world.a_relay()
-    if relay is None:
-        return False
-    gone = {name for name, server in world.servers.items() if not server.alive} | {relay.name}
-    if any(set(ways) <= gone for ways in world.layout.ways.values() if relay.name in ways):
-        return False
-    relay.alive = False
-    return True
-
-
-def relay_hangs(world: TreeWorld) -> bool:
-    """A relay is stopped, and goes on later with what has come meanwhile."""
-    relay = world.a_relay()
-    if relay is None:
-        return False
-    relay.hold()
-    world.within(0.5, 7, _go_on, relay)
-    return True
-
-
-def _go_on(server: Server) -> None:
-    if server.holds:
-        server.release()
-
-
-def relay_cut_off(world: TreeWorld) -> bool:
-    """A relay is cut off from everybody, or only its answers and bundles are."""
-    relay = world.a_relay()
-    if relay is None:
-        return False
-    way = world.chance.choice((world.net.cut_off, world.net.mute))
-    way.add(relay.name)
-    world.within(0.5, 7, way.discard, relay.name)
-    return True
-
-
-def root_killed(world: TreeWorld) -> bool:
-    """The aggregator dies, with what it had not synced, and is replaced."""
-    root = world.servers[ROOT]
-    if not root.alive:
-        return False
-    root.alive = False
-    world.within(0.2, 4, _replace, world, ROOT)
-    return True
-
-
-def disk_full(world: TreeWorld) -> bool:
-    """The aggregator's disk refuses for a while."""
-    world.disk_refuses = True
-    world.within(0.2, 3, setattr, world, "disk_refuses", False)
-    return True
-
-
-def disk_slow(world: TreeWorld) -> bool:
-    """Each sync takes its time."""
-    world.sync_ns = round(world.chance.uniform(20, 900) * MS)
-    world.within(0.5, 4, setattr, world, "sync_ns", MS)
-    return True
-
-
-def bad_network(world: TreeWorld) -> bool:
-    """Messages are lost and late everywhere."""
-    world.net.loss, world.net.slow = world.chance.uniform(0.02, 0.3), world.chance.uniform(0.02, 0.3)
-    world.within(0.3, 3, _good_network, world)
-    return True
-
-
-def _good_network(world: TreeWorld) -> None:
-    world.net.loss = world.net.slow = 0.0
-
-
-def agent_killed(world: TreeWorld) -> bool:
-    """An agent dies with its open window; the next one on the node takes its outbox over."""
-    node = world.chance.choice(list(world.agents))
-    agent = world.agents[node]
-    if not agent.alive:
-        return False
-    agent.kill()
-    world.within(0.1, 3, _new_agent, world, node)
-    return True
-
-
-def _new_agent(world: TreeWorld, node: str) -> None:
-    if not world.agents[node].alive:
-        world.begin_agent(node)
-
-
-def agent_cut_off(world: TreeWorld) -> bool:
-    """A node is cut off until its outbox is full."""
-    node = world.chance.choice(list(world.agents))
-    world.net.cut_off.add(node)
-    world.within(2, 12, world.net.cut_off.discard, node)
-    return True
-
-
-FAULTS: tuple[Callable[[TreeWorld], bool], ...] = (
-    *(relay_killed, relay_gone, relay_hangs, relay_cut_off, root_killed),
-    *(disk_full, disk_slow, bad_network, agent_killed, agent_cut_off),
-)

@@ -11,7 +11,8 @@ import pytest
 from cluster.metrics.store import Ranges
 from cluster.metrics.tree import Answer, Outcome, Part, Relay, Way
 from tests.simulation.world import tree_world
-from tests.simulation.world.tree_world import FAULTS, TreeWorld
+from tests.simulation.world.tree_faults import FAULTS
+from tests.simulation.world.tree_world import TreeWorld
 
 # What has to have happened somewhere, besides every fault: a world in which it never does proves nothing.
 HAPPENED = {
@@ -20,10 +21,10 @@ HAPPENED = {
 }
 
 
-def play(seed: int, nodes: int, fan_in: int, **options: float) -> TreeWorld:
+def play(seed: int, nodes: int, fan_in: int, *, calm: bool = False, **options: float) -> TreeWorld:
     """Run one world; a failure names the line that replays it."""
     try:
-        return TreeWorld(seed, nodes, fan_in, **options).run()
+        return TreeWorld(seed, nodes, fan_in, () if calm else FAULTS, **options).run()
     except AssertionError as error:
         raise AssertionError(
             f"seed {seed}, {nodes} nodes, fan-in {fan_in}: {error}\nreplay: pytest {__file__} --only-seed {seed}"
@@ -33,7 +34,7 @@ def play(seed: int, nodes: int, fan_in: int, **options: float) -> TreeWorld:
 def play_many(chosen: range) -> None:
     """Run small worlds."""
     for seed in chosen:
-        TreeWorld(seed, 60, 4).run()
+        TreeWorld(seed, 60, 4, FAULTS).run()
 
 
 def test_two_hundred_nodes_lose_and_double_nothing_and_every_fault_fires(seeds: Callable[[int], range]) -> None:
@@ -64,7 +65,7 @@ def test_ten_thousand_nodes_lose_nothing_and_the_aggregator_syncs_for_many_at_on
 
 def test_a_calm_tree_hands_each_window_in_once() -> None:
     """Without faults nothing is sent again, nobody leaves its own relay, and nothing finds a relay full."""
-    world = play(1, 200, 8, faults_a_second=0.0)
+    world = play(1, 200, 8, calm=True)
     assert set(+world.seen) <= {"bundles", "calls_in_one_bundle"}
 
 
