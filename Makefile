@@ -47,7 +47,7 @@ soak: $(VENV)/.installed-test
 simulate: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -rfEs tests/simulation --seeds "$(SEEDS)" --timeout 0 $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed-test
+bench: $(VENV)/.installed-bench
 	@failed=; for bench in benchmarks/bench_*.py; do \
 	  echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS) || failed="$$failed $$bench"; \
 	done; \
@@ -62,6 +62,10 @@ $(VENV)/.installed-test: $(PINS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-bench: $(PINS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "'$(PYTHON)' is missing or older than 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -72,7 +76,7 @@ $(BIN)/python:
 constraints:
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --editable '.[test]'
+	build/pins/bin/python -m pip install --quiet --editable '.[test,bench]'
 	grep "^#" constraints.txt > build/pins/constraints.txt
 	build/pins/bin/python -m pip freeze --exclude-editable >> build/pins/constraints.txt
 	mv build/pins/constraints.txt constraints.txt

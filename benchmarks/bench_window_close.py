@@ -33,7 +33,7 @@ def measure(folder: Path) -> dict[str, list[float]]:
     clock = SystemClock()
     stream = MetricStream("n1", "a", "r", Outbox(folder / "r" / "n1-a.box", node="n1", incarnation="a", run="r"), clock)
     segment = Segment.create(SERIES)
-    recorder = Recorder(Segment.open(segment.path), clock)
+    recorder = Recorder(Segment.open(segment.path), clock, label_sets_max=SERIES)
     stream.attach(segment, "w", "p")
     aggregator = Aggregator("r", folder / "run", clock)
     handles = [recorder.histogram("probe.response", probe=f"p{at}") for at in range(SERIES)]

@@ -17,11 +17,13 @@ LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if
 PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
 
 
-@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]])
+@pytest.mark.parametrize(
+    "line", [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+)
 def test_every_dependency_is_pinned_within_its_bounds(line: str) -> None:
     """constraints.txt has an exact version of each dependency, and it fulfils pyproject.toml."""
     wanted = Requirement(line)
-    assert PINS[canonicalize_name(wanted.name)] in wanted.specifier
+    assert wanted.specifier.contains(PINS[canonicalize_name(wanted.name)], prereleases=True)
 
 
 def make(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -58,18 +60,20 @@ def test_make_says_so_when_python_is_too_old_or_absent(clone: Path, python: str)
         pytest.param("test", "-m pytest", id="test"),
         pytest.param("check", "-m ruff format --check .", id="check"),
         pytest.param("soak", "--soak -m soak", id="soak"),
+        pytest.param("bench", "for bench in benchmarks/bench_*.py", id="bench"),
         pytest.param("simulate", 'tests/simulation --seeds "200"', id="simulate"),
     ],
 )
 def test_a_second_make_installs_nothing(clone: Path, target: str, says: str) -> None:
     """With fresh stamps a target goes straight to its command; after a change of the pins it installs first."""
     (clone / ".venv" / "bin").mkdir(parents=True)
-    for name in ("bin/python", ".installed", ".installed-test"):
+    for name in ("bin/python", ".installed", ".installed-test", ".installed-bench"):
         (clone / ".venv" / name).touch()
     assert says in (fresh := make(clone, "-n", target).stdout)
     assert "pip install" not in fresh
     (clone / ".venv" / ".installed").unlink()
     (clone / ".venv" / ".installed-test").unlink()
+    (clone / ".venv" / ".installed-bench").unlink()
     assert "pip install" in make(clone, "-n", target).stdout
 
 
@@ -78,7 +82,7 @@ def installed(clone: Path, python: str) -> None:
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "bin" / "python").write_text(f"#!/bin/sh\n{python}\n")
     (clone / ".venv" / "bin" / "python").chmod(0o755)
-    for name in (".installed", ".installed-test"):
+    for name in (".installed", ".installed-test", ".installed-bench"):
         (clone / ".venv" / name).touch()
 
 

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from ..outbox import parse
 from .answers import Answers
 from .buckets import Buckets
 from .cache import TTL_S
+from .intake import contiguous, following
 from .live import DoseWindow, Live, Sample
 from .query import Between
 from .query import peaks as peaks_of
@@ -89,20 +91,24 @@ class Aggregator:
                 write_json_atomic(self.directory / "log" / "streams.json", {"streams": streams})
 
     def push(self, node: str, incarnation: str, records: Iterable[tuple[int, bytes]]) -> int:
-        """Take frames of one stream and return the last sequence number up to which everything is on disk.
+        """Take frames of one stream and return the last sequence number up to which everything is on disk; see `push_many`."""
+        return self.push_many({(node, incarnation): records})[node, incarnation]
 
-        Records that are held already are skipped, so a push may be repeated. After a gap or a torn frame the rest is refused.
-        Raises `HarnessError` when the disk refuses; then nothing of this call counts.
+    def push_many(self, parts: Mapping[Stream, Iterable[tuple[int, bytes]]]) -> dict[Stream, int]:
+        """Take frames of many streams; return for each the last sequence number up to which everything is on disk. One sync for all.
+
+        Records that are held already are skipped, so a push may be repeated. After a gap or a torn frame the rest of that stream is
+        refused. Raises `HarnessError` when the disk refuses; then nothing of this call counts.
         """
         with self._lock:
             self._check_open()
-            stream = (node, incarnation)
-            taken = self._taken(stream, records)
+            coverage = self._store.coverage
+            taken = [one for stream, records in parts.items() for one in following(coverage, stream, records, partial(self._entry, stream))]
             if taken:
-                self._append(stream, taken)
-            return self._contiguous(stream)
+                self._append(taken)
+            return {stream: contiguous(coverage, stream) for stream in parts}
 
-    def _append(self, stream: Stream, taken: list[_Taken]) -> None:
+    def _append(self, taken: list[_Taken]) -> None:
         self.answers.changed()  # of an early settling too; also when it fails: what was written may be read all the same
         try:
             self._samples.append([entry for entry, _ in taken])
@@ -111,7 +117,7 @@ class Aggregator:
             raise HarnessError(
                 "os", f"cannot write the log of run {self.run_id}: {error}", "the agents keep what was not acknowledged"
             ) from error
-        self._expected.add(stream)
+        self._expected.update(entry.stream for entry, _ in taken)
         now_ns = self._clock.boot_ns()
         for entry, found in taken:
             self._live.absorb(entry.metrics, found, now_ns)
@@ -128,21 +134,6 @@ class Aggregator:
     def _settle(self) -> None:
         self._store.settle()
         self._samples.settle(self._store.coverage)
-
-    def _taken(self, stream: Stream, records: Iterable[tuple[int, bytes]]) -> list[_Taken]:
-        """Return the records that follow what is held, up to the first gap."""
-        taken: list[_Taken] = []
-        wanted = self._contiguous(stream) + 1
-        for sequence, data in sorted(records):
-            if sequence < wanted:
-                continue
-            one = self._entry(stream, sequence, data) if sequence == wanted else None
-            if one is None:
-                break
-            if not self._store.coverage.has(stream, sequence):
-                taken.append(one)
-            wanted += 1
-        return taken
 
     def _entry(self, stream: Stream, sequence: int, data: bytes) -> _Taken | None:
         """Return a record's entry and its histograms; None when the frame is not whole: it is sent again."""
@@ -169,10 +160,6 @@ class Aggregator:
         message = f"record {sequence} of {stream[0]} cannot be read: {error}"
         return events_batch([row | {"time": self._clock.wall_ns() // 1000, "sequence": 0, "message": message, "data": "{}"}])
 
-    def _contiguous(self, stream: Stream) -> int:
-        ranges = self._store.coverage.held.get(stream)
-        return ranges.contiguous if ranges else 0
-
     def end(self, node: str, incarnation: str, sequence: int, *, clean: bool = False) -> None:
         """State where a stream ends, when its own end record will not come (its outbox is lost, say). Durable at `finish`."""
         with self._lock:
@@ -191,7 +178,7 @@ class Aggregator:
         return {
             "node": stream[0],
             "incarnation": stream[1],
-            "received": self._contiguous(stream),
+            "received": contiguous(self._store.coverage, stream),
             "expected_end": end.sequence if end else None,
             "clean": end.clean if end else None,
         }

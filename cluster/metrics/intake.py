@@ -1,0 +1,40 @@
+"""Which records of a stream are taken: those that follow what is held, up to the first gap. Pure.
+
+One rule for whoever keeps windows, so that what is sent again is skipped and what is missing is never stepped over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from .store import Coverage, Stream
+
+_T = TypeVar("_T")
+
+
+def contiguous(coverage: Coverage, stream: Stream) -> int:
+    """Return the last number up to which a stream is held without a gap; 0 when nothing is."""
+    ranges = coverage.held.get(stream)
+    return ranges.contiguous if ranges else 0
+
+
+def following(
+    coverage: Coverage, stream: Stream, records: Iterable[tuple[int, bytes]], read: Callable[[int, bytes], _T | None]
+) -> list[_T]:
+    """Return what `read` makes of the records that are not held and follow without a gap, in their order.
+
+    `read` returns None for a record that is not whole: it and all that follow it are refused, and sent again.
+    """
+    taken: list[_T] = []
+    wanted = contiguous(coverage, stream) + 1
+    for sequence, data in sorted(records):
+        if sequence < wanted:
+            continue
+        one = read(sequence, data) if sequence == wanted else None
+        if one is None:
+            break
+        if not coverage.has(stream, sequence):
+            taken.append(one)
+        wanted += 1
+    return taken
