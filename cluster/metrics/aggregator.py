@@ -27,8 +27,10 @@ from .answers import Answers
 from .buckets import Buckets
 from .cache import TTL_S
 from .live import DoseWindow, Live, Sample
+from .parts import part_files
 from .query import Between
 from .query import peaks as peaks_of
+from .retention import Target, roll
 from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
 from .windows import EVENTS, METRICS, events_batch, histograms, unseal
 
@@ -308,8 +310,32 @@ class Aggregator:
             (self.directory / "log").rmdir()
         return made
 
+    def roll(self, target: Target) -> bool:
+        """Let old windows become longer, as `target` says; tell whether any did. For one thread at a time.
+
+        Windows are taken meanwhile: parts never change, and the new one comes into force in one step. Raises `HarnessError` when the disk
+        refuses; then everything stands as it was.
+        """
+        with self._lock:
+            self._check_open()
+            if self._store.unsettled:
+                self.answers.changed()
+                self._settle_early()
+            parts, staged = part_files(self.directory), self._store.staged
+        try:
+            if not roll(parts, target, staged):
+                return False
+            with self._lock:
+                if self._is_closed:  # the directory may have another writer by now
+                    return False
+                self.answers.changed()
+                self._store.replace(staged)
+        except OSError as error:
+            raise HarnessError("os", f"cannot roll up old windows of run {self.run_id}: {error}", "they stay as they are") from error
+        return True
+
     def files(self) -> list[dict[str, Any]]:
-        """Return name, size and modification time of every file, for mirroring; those outside log/ never change, only appear anew."""
+        """Return name, size and modification time of every file, for mirroring; those outside log/ never change, they come and go whole."""
         found = []
         for path in sorted(self.directory.rglob("*")):
             with suppress(FileNotFoundError):  # the log may go meanwhile
