@@ -137,6 +137,17 @@ _TABLE: Final = (
     Metric("agent.outbox", G, "bytes", "Sealed windows on disk that wait for the aggregator.", level=Level.DETAIL),
     Metric("metrics.dropped", C, "", "Samples that were not recorded, by reason.", ("reason",), vital=True),
     Metric("metrics.filtered", C, "", "Samples that a level or a filter left out on purpose, by reason.", ("reason",), vital=True),
+    Metric(
+        "metrics.series.rejected",
+        C,
+        "",
+        "Values that went into the overflow series of their metric, for it or its run has too many series.",
+        ("metric",),
+        vital=True,
+    ),
+    Metric(
+        "metrics.series.pruned", C, "", "Series that got no value for long and were forgotten; one that comes back begins anew.", vital=True
+    ),
     Metric("metrics.unflushed", C, "", "Recorders that died before their last drain: up to 100 ms of samples each are lost.", vital=True),
     Metric("errors.seen", C, "", "Errors of loads and of the harness, by stable code and category.", ("code", "category"), vital=True),
     Metric("errors.rate", G, "", "Errors a second in the last window; 0 once they stop.", ("code", "category"), vital=True),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from actors.clock import MILLISECOND_NS, SECOND_NS, Clock
 from actors.errors import CODES
@@ -25,13 +26,14 @@ from actors.metrics.segment import H_BACKLOG, H_LEFT_FILTER, H_LEFT_LEVEL, H_REF
 
 from ..outbox import Kind as RecordKind
 from ..outbox import Outbox, OutboxFullError
+from .cardinality import Caps, Cardinality
+from .cardinality import Key as _Key
 from .error_rates import rate_rows
 from .windows import Row, events_batch, metrics_batch, seal
 
 WINDOW_NS: Final = SECOND_NS
 _SNAP_NS: Final = 200 * MILLISECOND_NS
 _SLACK_NS: Final = 300 * MILLISECOND_NS  # a full second this close after a window's opening is the one that opened it
-_MAX_SERIES: Final = 10_000
 _MAX_EVENTS: Final = 10_000
 _MAX_VALUES: Final = 1_000_000
 
@@ -41,8 +43,6 @@ _LEFT: Final = (  # what a recorder counts of samples that it did not store: met
     ("metrics.filtered", "level", H_LEFT_LEVEL),
     ("metrics.filtered", "filter", H_LEFT_FILTER),
 )
-
-_Key = tuple[str, str, str, str, tuple[tuple[str, str], ...]]  # metric, unit, worker, phase, labels
 
 
 @dataclass(slots=True)
@@ -108,9 +108,12 @@ def _fill_histogram(row: Row, now: Cells, base: Cells | None, stamp: int) -> boo
 
 
 class MetricStream:
-    """One agent's stream. All methods may be called from any thread."""
+    """One agent's stream. All methods may be called from any thread.
 
-    def __init__(self, node: str, incarnation: str, run: str, outbox: Outbox, clock: Clock) -> None:
+    `caps` bound the series that `observe` makes; what passes them is merged into one series a metric and counted, see `cardinality`.
+    """
+
+    def __init__(self, node: str, incarnation: str, run: str, outbox: Outbox, clock: Clock, caps: Caps | None = None) -> None:
         assert (outbox.node, outbox.incarnation, outbox.run) == (node, incarnation, run), "an outbox belongs to one stream"
         self.node = node
         self.incarnation = incarnation
@@ -122,6 +125,7 @@ class MetricStream:
         self._own: dict[_Key, Row] = {}
         self._values: dict[_Key, list[float]] = {}
         self._totals: dict[_Key, float] = {}
+        self._series = Cardinality(caps or Caps())
         self._departed: list[Row] = []
         self._events: list[dict[str, Any]] = []
         self._events_seen = 0
@@ -141,23 +145,22 @@ class MetricStream:
         known = find(metric)
         key = (metric, known.checked_unit(unit), worker, phase, known.checked_labels(dict(labels or {})))
         with self._lock:
-            self._record(key, known.kind, float(value))
+            entered = self._series.admit(key, self._clock.boot_ns())
+            if entered != key:
+                self._record(("metrics.series.rejected", "", "", "", (("metric", metric),)), Kind.COUNTER, 1.0)
+            self._record(entered, known.kind, float(value))
 
     def _record(self, key: _Key, kind: Kind, value: float) -> None:
         if np.isnan(value) or (kind is Kind.COUNTER and not 0.0 <= value < np.inf):
             self._drop("invalid")
         elif kind is Kind.HISTOGRAM:
             self._sample(key, value)
-        elif key not in self._own and len(self._own) >= _MAX_SERIES and key[0] != "metrics.dropped":
-            self._drop("series_limit")
         else:
             _bump(self._own.setdefault(key, _row(key, kind)), value)
 
     def _sample(self, key: _Key, value: float) -> None:
         values = self._values.get(key)
-        if values is None and len(self._values) >= _MAX_SERIES:
-            self._drop("series_limit")
-        elif values is not None and len(values) >= _MAX_VALUES:
+        if values is not None and len(values) >= _MAX_VALUES:
             self._drop("window_limit")
         else:
             self._values.setdefault(key, []).append(value)
@@ -226,6 +229,7 @@ class MetricStream:
         """
         with self._lock:
             now_ns = self._clock.boot_ns()
+            self._prune(now_ns)
             elapsed_ns = max(now_ns - self._opened_ns, 1)
             gathered = [(one, *one.gather()) for one in self._attached]
             rows = self._united([*self._own_rows(), *self._departed, *(row for _, found, _, _ in gathered for row in found)])
@@ -242,6 +246,15 @@ class MetricStream:
             self._own, self._values, self._departed, self._events = {}, {}, [], []
             self._opened_ns = now_ns
             return sequence
+
+    def _prune(self, now_ns: int) -> None:
+        """Forget series that are idle for long, and their totals: one that comes back begins at 0."""
+        gone = self._series.prune(now_ns)
+        for key in gone:
+            self._totals.pop(key, None)
+        if gone:
+            pa.default_memory_pool().release_unused()  # windows of many series have left it large
+            self._record(("metrics.series.pruned", "", "", "", ()), Kind.COUNTER, float(len(gone)))
 
     def _united(self, rows: list[Row]) -> list[Row]:
         """Return one row per series, counters with their totals: a load that was replaced has two segments in one window."""
