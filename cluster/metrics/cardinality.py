@@ -69,6 +69,8 @@ class Cardinality:
             del self._seen[key]
             self._leave(key)
             gone.append(key)
+        if len(gone) > len(self._seen):
+            self._seen = OrderedDict(self._seen)  # a dict that has shrunk keeps its room
         self.pruned += len(gone)
         return gone
 
