@@ -27,6 +27,8 @@ from .conclusion import AFTER_S, Ending, conclude
 from .exporters.prometheus import MetricsServer, Options
 from .files import read_json, write_json_atomic, write_whole
 from .metrics.aggregator import Aggregator
+from .metrics.anomaly import hooks_of
+from .metrics.anomaly_watch import AnomalyWatch
 from .metrics.retention import Retention, cuts_of
 from .metrics.stream import MetricStream
 from .mirror import identity
@@ -56,11 +58,17 @@ class AggregatorShell:
         self._ending = threading.Event()
         self._manifest_lock = threading.Lock()
         self._retention = Retention.of_manifest(self._prometheus)
+        self._watch: AnomalyWatch | None = None
         self._replaced_ns = 0
         status = self._prometheus.get("status")
         if status == "running":  # only a predecessor that died leaves it so
             self._replaced_ns = self._clock.wall_ns()
         self._is_concluded = status not in {None, "running"}
+        try:
+            if status == "running":
+                self._look_for_anomalies(self._prometheus)
+        except StressError as error:  # a package that is gone meanwhile costs its findings, not the run
+            _LOG.warning("run %s: no anomaly hooks: %s", run, error)
         try:
             self._serve(self._prometheus.get("prometheus"), options)
         except StressError as error:  # a port that is taken meanwhile costs the endpoint, not the run
@@ -82,6 +90,7 @@ class AggregatorShell:
         """Write the manifest of a running run and its plan; serve Prometheus when a port is given."""
         write_whole(self.directory / "plan.json", lambda file: _write(file, plan))
         self._retention = Retention.of_manifest(manifest)
+        self._look_for_anomalies(manifest)
         options = Options.of_manifest(manifest)
         options = replace(options, buckets=self._core.use_buckets(options.buckets))
         self._serve({"host": host, "port": port} if port is not None else None, options)
@@ -204,9 +213,30 @@ class AggregatorShell:
             stream.observe("start.skew", ending.start_skew_ms / 1e3)
         if ending.halt_latency_ms is not None:
             stream.observe("halt.latency", ending.halt_latency_ms / 1e3)
+        self._add_anomalies(stream)
         stream.finish()
         while records := stream.unacked():
             stream.ack(self._core.push("orchestrator", incarnation, records))
+
+    def _look_for_anomalies(self, manifest: Mapping[str, Any]) -> None:
+        """Call the hooks that the settings name with each window from now on. Raises `InputError` for a hook that cannot be had."""
+        said = {path: one["value"] for path, one in (manifest.get("settings") or {}).items()}
+        hooks = hooks_of(said.get("metrics.anomaly", ""))
+        if hooks and self._watch is None:
+            self._watch = AnomalyWatch(hooks, said["metrics.anomaly_window_s"], self._clock)
+            self._core.listener = self._watch.offer
+
+    def _add_anomalies(self, stream: MetricStream) -> None:
+        """Let the hooks see the last windows, and add what they found."""
+        watch, self._core.listener = self._watch, None
+        if watch is None:
+            return
+        for event in watch.end():
+            stream.event(event)
+        for hook, number in watch.found.items():
+            stream.observe("anomaly.found", number, labels={"hook": hook})
+        for (hook, reason), number in watch.failures.items():
+            stream.observe("anomaly.failures", number, labels={"hook": hook, "reason": reason})
 
     def _serve(self, endpoint: Mapping[str, Any] | None, options: Options) -> None:
         if endpoint and self._server is None:

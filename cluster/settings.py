@@ -67,11 +67,13 @@ class PrometheusSettings:
 
 @dataclass(frozen=True, slots=True)
 class MetricsSettings:
-    """How a run's metrics are cut into windows, and how long these stay as they came; None is for ever."""
+    """How a run's metrics are cut into windows, how long these stay as they came (None is for ever), and which hooks look at them."""
 
     window_s: float = 1.0
     fine_for_s: float | None = 86_400.0
     medium_for_s: float | None = 604_800.0
+    anomaly: str = ""
+    anomaly_window_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,8 @@ FIELDS: Final[tuple[Field, ...]] = (
         120,
         optional=True,
     ),
+    Field("metrics.anomaly", "text", "anomaly hooks by name, on the aggregator's node: robust_z, ewma, or a package's; empty is none"),
+    Field("metrics.anomaly_window_s", "seconds", "length of the windows that anomaly hooks look at", 1, 3600),
     Field(
         "outbox.max_bytes", "bytes", "bytes of undelivered metrics kept per run and node; what passes it is dropped and counted", 1 << 20
     ),

@@ -164,6 +164,15 @@ _TABLE: Final = (
     Metric("export.dropped", C, "", "Rows that will not reach a destination, by reason.", ("exporter", "reason"), vital=True),
     Metric("export.unrouted", C, "", "Rows that no rule sends anywhere."),
     Metric("export.write", H, "seconds", "Time that a destination takes for a batch, taken or not.", ("exporter",)),
+    Metric("anomaly.found", C, "", "Windows that an anomaly hook found odd, told as an event or not.", ("hook",)),
+    Metric(
+        "anomaly.failures",
+        C,
+        "",
+        "Windows that an anomaly hook did not judge, and hooks given up, by reason.",
+        ("hook", "reason"),
+        vital=True,
+    ),
     Metric("start.skew", G, "seconds", "Latest less earliest first slice of load after the start barrier."),
     Metric("halt.latency", G, "seconds", "From the decision to halt to the last load gone.", vital=True),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -69,6 +69,7 @@ class Aggregator:
         self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
         self._live = Live(buckets)
         self._undecodable = 0
+        self.listener: Callable[[pa.RecordBatch], None] | None = None  # is told each record's rows once; must not wait or raise
         self._is_closed = False
         self.answers = Answers(directory, self._lock, clock, ttl_s=cache_ttl_s)
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
@@ -114,6 +115,8 @@ class Aggregator:
         now_ns = self._clock.boot_ns()
         for entry, found in taken:
             self._live.absorb(entry.metrics, found, now_ns)
+            if self.listener is not None and entry.metrics.num_rows:
+                self.listener(entry.metrics)
         if self._store.log_bytes >= self._settle_bytes:
             self._settle_early()
 
