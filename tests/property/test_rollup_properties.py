@@ -28,7 +28,7 @@ values = st.floats(-1e12, 1e12, allow_nan=False) | st.sampled_from([0.0, 0.1, 1e
 def rows(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from(list(Kind)))
     row: dict[str, Any] = {
-        "time": START_US + draw(st.integers(0, 150_000)) * 1000,
+        "time": START_US + draw(st.integers(0, 150_000) | st.integers(0, 15).map(lambda tenth: tenth * 10_000)) * 1000,
         "window_s": 1.0,
         "metric": f"some.{kind}",
         "kind": kind.value,
@@ -184,3 +184,15 @@ def test_lengths_that_are_none_are_refused(lengths_s: list[float], lateness_s: f
     """Lengths are above zero and each is there once; the lateness is not negative."""
     with pytest.raises(InputError, match="windows of"):
         Rollup(lengths_s, lateness_s=lateness_s)
+
+
+def test_a_window_closes_when_the_watermark_reaches_its_end() -> None:
+    """On the edge: the row that brings the watermark to a window's end closes it, and one that comes for it after that is late."""
+    usual = {"window_s": 1.0, "metric": "c", "kind": "counter", "unit": "", "worker": "", "phase": "", "labels": [], "count": 1, "sum": 1.0}
+
+    def taken(at_s: float) -> list[int]:
+        return rollup.take(table_of([usual | {"node": "n", "time": START_US + round(at_s * 1e6)}]))[10.0]["count"].to_pylist()
+
+    rollup = Rollup([10.0], lateness_s=2.0)
+    assert [taken(at_s) for at_s in (3.0, 11.999999, 9.0, 12.0, 9.0, 10.0)] == [[], [], [], [2], [], []]
+    assert (rollup.late, rollup.held) == ({10.0: 1}, {10.0: 3})
