@@ -21,6 +21,7 @@ from actors.errors import HarnessError
 from actors.messages import NodeSpec
 from actors.metrics.histogram import Histogram
 from actors.metrics.registry import Kind
+from cluster.exporters.downsample import WEIGHT, Downsample
 from cluster.fetch import LocalDirectory
 from cluster.metrics import aggregator as module
 from cluster.metrics.aggregator import Aggregator
@@ -325,3 +326,25 @@ def test_cuts_follow_from_the_first_dose() -> None:
     start_s = 1000.0 + operation.start_s
     doses = {operation.id: [DoseWindow(start_s, 0.5, 0.5, "ratio")]}
     assert cuts_of(plan, doses, 5.0, 60.0) == (5.0, 1000.0, 1000.0 + plan.duration_s, 1060.0 + plan.duration_s)
+
+
+def test_accumulators_see_the_rows_of_a_rolled_up_gauge(aggregator: Aggregator) -> None:
+    """What an accumulator says of a gauge is the same before and after: each row's mean, as often as it had values."""
+    fill(aggregator, nodes=("n1",))
+    aggregator.finish({"status": "x"})
+    before = aggregator.answers.summarise("host.cpu.busy", "mean_variance")
+    assert aggregator.roll(all_now())
+    after = aggregator.answers.summarise("host.cpu.busy", "mean_variance")
+    assert {name: one.value for name, one in after.items()} == {name: pytest.approx(one.value, rel=1e-9) for name, one in before.items()}
+
+
+def test_an_export_that_merges_windows_takes_rolled_up_gauges(aggregator: Aggregator) -> None:
+    """The means that a longer window of a gauge keeps are no histogram: who merges such windows passes them over."""
+    fill(aggregator, nodes=("n1",))
+    assert aggregator.roll(all_now())
+    rows = read_run(aggregator.directory).metrics
+    batch = rows.append_column(WEIGHT, pa.array([0] * rows.num_rows, pa.int64())).combine_chunks().to_batches()[0]
+    merger = Downsample(lambda found: pa.array([True] * found.num_rows), 86_400.0, ("node",), 0.0)
+    merger.take(batch)
+    counts = {row["metric"]: row["count"] for row in merger.drain(batch.schema).to_pylist()}
+    assert (counts["host.cpu.busy"], counts["probe.response"]) == (2 * HOUR, 5 * HOUR)
