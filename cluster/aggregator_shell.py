@@ -23,10 +23,13 @@ from actors.origin import code_id
 from actors.state import default_state_dir, open_state_dir
 from scenarios.plan import Plan
 
-from .conclusion import Ending, conclude
+from .conclusion import AFTER_S, Ending, conclude
 from .exporters.prometheus import MetricsServer, Options
 from .files import read_json, write_json_atomic, write_whole
 from .metrics.aggregator import Aggregator
+from .metrics.anomaly import hooks_of
+from .metrics.anomaly_watch import AnomalyWatch
+from .metrics.retention import Retention, cuts_of
 from .metrics.stream import MetricStream
 from .mirror import identity
 from .outbox import Outbox
@@ -36,6 +39,7 @@ _LOG: Final = logging.getLogger(__name__)
 LINGER_S = 30.0  # after the last question or window, or as long as the orchestrator idles if less: late data makes a new aggregator
 ORPHANED_S = 300.0  # without windows, when a run never got its end: `recover` gives it one
 HEARTBEAT_S = 1.0
+LOOK_S = 10.0  # between two looks whether old windows are due to become longer
 
 
 class AggregatorShell:
@@ -53,6 +57,8 @@ class AggregatorShell:
         self._touched_ns = self._clock.boot_ns()
         self._ending = threading.Event()
         self._manifest_lock = threading.Lock()
+        self._retention = Retention.of_manifest(self._prometheus)
+        self._watch: AnomalyWatch | None = None
         self._replaced_ns = 0
         self._linger_s = _linger_s(self._prometheus)
         status = self._prometheus.get("status")
@@ -60,10 +66,16 @@ class AggregatorShell:
             self._replaced_ns = self._clock.wall_ns()
         self._is_concluded = status not in {None, "running"}
         try:
+            if status == "running":
+                self._look_for_anomalies(self._prometheus)
+        except StressError as error:  # a package that is gone meanwhile costs its findings, not the run
+            _LOG.warning("run %s: no anomaly hooks: %s", run, error)
+        try:
             self._serve(self._prometheus.get("prometheus"), options)
         except StressError as error:  # a port that is taken meanwhile costs the endpoint, not the run
             _LOG.warning("run %s: no metrics endpoint: %s", run, error)
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
+        threading.Thread(target=self._retain, name="retention", daemon=True).start()
 
     def hello(self) -> dict[str, Any]:
         """Say who this is and where it writes."""
@@ -78,6 +90,8 @@ class AggregatorShell:
     def begin(self, manifest: Mapping[str, Any], plan: bytes, host: str, port: int | None) -> dict[str, Any]:
         """Write the manifest of a running run and its plan; serve Prometheus when a port is given."""
         write_whole(self.directory / "plan.json", lambda file: _write(file, plan))
+        self._retention = Retention.of_manifest(manifest)
+        self._look_for_anomalies(manifest)
         options = Options.of_manifest(manifest)
         options = replace(options, buckets=self._core.use_buckets(options.buckets))
         self._serve({"host": host, "port": port} if port is not None else None, options)
@@ -123,6 +137,16 @@ class AggregatorShell:
     def outcome(self) -> dict[str, Any] | None:
         """Return the outcome once there is one."""
         return self._outcome
+
+    def roll(self) -> bool:
+        """Let old windows of a run that goes on become longer, as its settings say; tell whether any did. Raises `HarnessError`."""
+        manifest = read_json(self.directory / "manifest.json") or {}
+        if self._is_concluded or self._retention.fine_s is None or "start" not in manifest:
+            return False
+        plan = Plan.from_json((self.directory / "plan.json").read_bytes())
+        began_s = dt.datetime.fromisoformat(manifest["start"]).timestamp()
+        cuts_s = cuts_of(plan, self._core.dose_windows(), began_s, AFTER_S)
+        return cuts_s is not None and self._core.roll(self._retention.target(self._clock.wall_ns() // 1000, cuts_s))
 
     def settle(self, dead: bool) -> dict[str, Any]:
         """Write what has arrived since into Parquet, and bring the documents up to date; a `dead` run without an end gets one."""
@@ -191,9 +215,30 @@ class AggregatorShell:
             stream.observe("start.skew", ending.start_skew_ms / 1e3)
         if ending.halt_latency_ms is not None:
             stream.observe("halt.latency", ending.halt_latency_ms / 1e3)
+        self._add_anomalies(stream)
         stream.finish()
         while records := stream.unacked():
             stream.ack(self._core.push("orchestrator", incarnation, records))
+
+    def _look_for_anomalies(self, manifest: Mapping[str, Any]) -> None:
+        """Call the hooks that the settings name with each window from now on. Raises `InputError` for a hook that cannot be had."""
+        said = {path: one["value"] for path, one in (manifest.get("settings") or {}).items()}
+        hooks = hooks_of(said.get("metrics.anomaly", ""))
+        if hooks and self._watch is None:
+            self._watch = AnomalyWatch(hooks, said["metrics.anomaly_window_s"], self._clock)
+            self._core.listener = self._watch.offer
+
+    def _add_anomalies(self, stream: MetricStream) -> None:
+        """Let the hooks see the last windows, and add what they found."""
+        watch, self._core.listener = self._watch, None
+        if watch is None:
+            return
+        for event in watch.end():
+            stream.event(event)
+        for hook, number in watch.found.items():
+            stream.observe("anomaly.found", number, labels={"hook": hook})
+        for (hook, reason), number in watch.failures.items():
+            stream.observe("anomaly.failures", number, labels={"hook": hook, "reason": reason})
 
     def _serve(self, endpoint: Mapping[str, Any] | None, options: Options) -> None:
         if endpoint and self._server is None:
@@ -215,6 +260,19 @@ class AggregatorShell:
         finally:  # the directory is given up whatever becomes of the endpoint
             self._close()
             self._on_end()
+
+    def _retain(self) -> None:
+        """Roll up what has become old, as often as the settings make it worth its while; a failure costs nothing but room."""
+        looked_ns = self._clock.boot_ns()
+        while not self._ending.wait(LOOK_S):
+            every_s = self._retention.every_s
+            if every_s is None or self._clock.boot_ns() - looked_ns < every_s * SECOND_NS:
+                continue
+            looked_ns = self._clock.boot_ns()
+            try:
+                self.roll()
+            except (StressError, OSError, ValueError) as error:
+                _LOG.warning("run %s: old windows stay as they are for now: %s", self._run, error)
 
     def _close(self) -> None:
         """Give up the directory; what came late, up to the last moment, is in the files of a run that has its end."""

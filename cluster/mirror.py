@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from actors.errors import InputError
+
 from .files import write_whole
 
 CHUNK_BYTES = 8 << 20
+ATTEMPTS = 3
 
 
 class RemoteDirectory(Protocol):
@@ -28,10 +31,27 @@ def mirror(source: RemoteDirectory, run_dir: Path, only: Sequence[str] = ()) -> 
     run_dir.mkdir(parents=True, exist_ok=True)
     if source.call("hello", timeout_s=20.0)["directory_identity"] == identity(run_dir):
         return  # OUT is STATE, as in a Ray job: the aggregator writes here itself
-    for entry in source.call("files", timeout_s=20.0):
+    for attempt in range(ATTEMPTS):
+        try:
+            _copy(source, run_dir, only)
+        except InputError:  # a part went meanwhile: another one took its place
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def _copy(source: RemoteDirectory, run_dir: Path, only: Sequence[str]) -> None:
+    entries = source.call("files", timeout_s=20.0)
+    names = {entry["name"] for entry in entries}
+    for entry in entries:
         name = entry["name"]
         if name in only or (not only and not name.startswith("log/")):
             copy_file(source, run_dir, name, entry["size"])
+    if not only:
+        for path in (run_dir / "metrics").glob("*.parquet"):
+            if f"metrics/{path.name}" not in names:  # would count twice for who does not know what took its place
+                path.unlink(missing_ok=True)
 
 
 def copy_file(source: RemoteDirectory, run_dir: Path, name: str, size: int) -> None:

@@ -67,9 +67,13 @@ class PrometheusSettings:
 
 @dataclass(frozen=True, slots=True)
 class MetricsSettings:
-    """How a run's metrics are cut into windows."""
+    """How a run's metrics are cut into windows, how long these stay as they came (None is for ever), and which hooks look at them."""
 
     window_s: float = 1.0
+    fine_for_s: float | None = 86_400.0
+    medium_for_s: float | None = 604_800.0
+    anomaly: str = ""
+    anomaly_window_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,22 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("prometheus.idle_s", "seconds", "counters and histograms not seen for this long are hidden until they come back", 1, 86400),
     Field("prometheus.timeout_s", "seconds", "how long a client may take to send its request, and to take the answer", 0.1, 300),
     Field("metrics.window_s", "seconds", "length of a metrics window", 0.1, 60),
+    Field(
+        "metrics.fine_for_s",
+        "seconds",
+        "how long windows stay as they came; then, in a run that still goes on, they become windows of 10 s; none keeps them",
+        120,
+        optional=True,
+    ),
+    Field(
+        "metrics.medium_for_s",
+        "seconds",
+        "how long windows of 10 s stay so; then they become windows of 60 s; none keeps them",
+        120,
+        optional=True,
+    ),
+    Field("metrics.anomaly", "text", "anomaly hooks by name, on the aggregator's node: robust_z, ewma, or a package's; empty is none"),
+    Field("metrics.anomaly_window_s", "seconds", "length of the windows that anomaly hooks look at", 1, 3600),
     Field(
         "outbox.max_bytes", "bytes", "bytes of undelivered metrics kept per run and node; what passes it is dropped and counted", 1 << 20
     ),

@@ -143,6 +143,17 @@ _TABLE: Final = (
     Metric("agent.outbox", G, "bytes", "Sealed windows on disk that wait for the aggregator.", level=Level.DETAIL),
     Metric("metrics.dropped", C, "", "Samples that were not recorded, by reason.", ("reason",), vital=True),
     Metric("metrics.filtered", C, "", "Samples that a level or a filter left out on purpose, by reason.", ("reason",), vital=True),
+    Metric(
+        "metrics.series.rejected",
+        C,
+        "",
+        "Values that went into the overflow series of their metric, for it or its run has too many series.",
+        ("metric",),
+        vital=True,
+    ),
+    Metric(
+        "metrics.series.pruned", C, "", "Series that got no value for long and were forgotten; one that comes back begins anew.", vital=True
+    ),
     Metric("metrics.unflushed", C, "", "Recorders that died before their last drain: up to 100 ms of samples each are lost.", vital=True),
     Metric("samples.produced", C, "", "Single samples that loads gave away in detailed mode: written or dropped.", vital=True),
     Metric("samples.dropped", C, "", "Single samples that are in no file, by reason.", ("reason",), vital=True),
@@ -161,6 +172,15 @@ _TABLE: Final = (
     Metric("export.dropped", C, "", "Rows that will not reach a destination, by reason.", ("exporter", "reason"), vital=True),
     Metric("export.unrouted", C, "", "Rows that no rule sends anywhere."),
     Metric("export.write", H, "seconds", "Time that a destination takes for a batch, taken or not.", ("exporter",)),
+    Metric("anomaly.found", C, "", "Windows that an anomaly hook found odd, told as an event or not.", ("hook",)),
+    Metric(
+        "anomaly.failures",
+        C,
+        "",
+        "Windows that an anomaly hook did not judge, and hooks given up, by reason.",
+        ("hook", "reason"),
+        vital=True,
+    ),
     Metric("start.skew", G, "seconds", "Latest less earliest first slice of load after the start barrier."),
     Metric("halt.latency", G, "seconds", "From the decision to halt to the last load gone.", vital=True),
 )

@@ -74,7 +74,7 @@ class _Group:
                 self.totals[source] = (time_us, row["last"])
             if time_us >= self.last_us:
                 self.last_us, self.last = time_us, row["last"]
-        if row["digest"] is not None:
+        if row["digest"] is not None and row["kind"] == Kind.HISTOGRAM:  # a rolled up gauge has means there
             self.digests.append(decode(row["digest"]))
             if len(self.digests) >= _MERGE_AT:
                 self.digests = [merge(self.digests)]

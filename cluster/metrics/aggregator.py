@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,10 @@ from .buckets import Buckets
 from .cache import TTL_S
 from .intake import contiguous, following
 from .live import DoseWindow, Live, Sample
+from .parts import part_files
 from .query import Between
 from .query import peaks as peaks_of
+from .retention import Target, roll
 from .samples import SampleStore
 from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
 from .windows import EVENTS, METRICS, events_batch, histograms, unseal, unseal_samples
@@ -71,6 +73,7 @@ class Aggregator:
         self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
         self._live = Live(buckets)
         self._undecodable = 0
+        self.listener: Callable[[pa.RecordBatch], None] | None = None  # is told each record's rows once; must not wait or raise
         self._is_closed = False
         self.answers = Answers(directory, self._lock, clock, ttl_s=cache_ttl_s)
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
@@ -121,6 +124,8 @@ class Aggregator:
         now_ns = self._clock.boot_ns()
         for entry, found in taken:
             self._live.absorb(entry.metrics, found, now_ns)
+            if self.listener is not None and entry.metrics.num_rows:
+                self.listener(entry.metrics)
         if self._store.log_bytes + self._samples.log_bytes >= self._settle_bytes:
             self._settle_early()
 
@@ -329,8 +334,32 @@ class Aggregator:
             (self.directory / "log").rmdir()
         return made
 
+    def roll(self, target: Target) -> bool:
+        """Let old windows become longer, as `target` says; tell whether any did. For one thread at a time.
+
+        Windows are taken meanwhile: parts never change, and the new one comes into force in one step. Raises `HarnessError` when the disk
+        refuses; then everything stands as it was.
+        """
+        with self._lock:
+            self._check_open()
+            if self._store.unsettled:
+                self.answers.changed()
+                self._settle_early()
+            parts, staged = part_files(self.directory), self._store.staged
+        try:
+            if not roll(parts, target, staged):
+                return False
+            with self._lock:
+                if self._is_closed:  # the directory may have another writer by now
+                    return False
+                self.answers.changed()
+                self._store.replace(staged)
+        except OSError as error:
+            raise HarnessError("os", f"cannot roll up old windows of run {self.run_id}: {error}", "they stay as they are") from error
+        return True
+
     def files(self) -> list[dict[str, Any]]:
-        """Return name, size and modification time of every file, for mirroring; those outside log/ never change, only appear anew."""
+        """Return name, size and modification time of every file, for mirroring; those outside log/ never change, they come and go whole."""
         found = []
         for path in sorted(self.directory.rglob("*")):
             with suppress(FileNotFoundError):  # the log may go meanwhile

@@ -1,7 +1,8 @@
 """Questions to a table of windows: one figure over series, windows and nodes. Pure.
 
 Figures of several windows and series are those of all their samples together: counts and sums add, extremes are extremes, quantiles
-come from merged digests. No rows is no answer (None), never zero: a counter that must read 0 is recorded with increments of 0.
+come from merged digests, also where windows are of unequal lengths. No rows is no answer (None), never zero: a counter that must read 0
+is recorded with increments of 0.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import InputError
 from actors.metrics import histogram
 from actors.metrics.registry import Kind, find
+
+from .rollup import means
 
 Between = tuple[float, float]  # seconds of UTC: windows that begin at or after the first and before the second
 
@@ -76,10 +80,17 @@ def _quantiles(table: pa.Table, metric: str, names: Sequence[str]) -> dict[str, 
     if kind is Kind.COUNTER:
         return dict.fromkeys(names)
     if kind is Kind.GAUGE:
-        means = np.asarray(pc.divide(table["sum"], table["count"].cast(pa.float64())))
+        means = _means(table)
         return {name: float(np.quantile(means, QUANTILES[name], method="lower")) for name in names}
     merged = histogram.merge(map(histogram.decode, table["digest"].drop_null().to_pylist()))
     return dict(zip(names, merged.quantiles([QUANTILES[name] for name in names]), strict=True))
+
+
+def _means(table: pa.Table) -> npt.NDArray[np.float64]:
+    """Return the mean of each window as it came, also of those that became part of a longer one."""
+    plain = table.filter(pc.is_null(table["digest"]))
+    rolled = [means(digest)[0] for digest in table["digest"].drop_null().to_pylist()]
+    return np.concatenate([np.asarray(pc.divide(plain["sum"], plain["count"].cast(pa.float64()))), *rolled])
 
 
 def _rate(table: pa.Table, _: str, between: Between | None) -> float | None:

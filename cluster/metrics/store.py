@@ -3,6 +3,7 @@
     log/metrics-<n>.arrows, log/events-<n>.arrows   Arrow IPC streams of what is not in Parquet yet
     log/streams.json                                streams that were announced
     metrics/part-<n>.parquet, events.parquet        whole files; the footer names the records that each one holds
+    metrics/rolled-<n>.parquet                      the same, in the place of other parts; see `parts`
 
 **Commit.** A record (node, incarnation, sequence) is held if and only if its batch can be read from a metrics log or lies within
 a metrics footer's ranges; every record has such a batch, also one without rows. Its events are written and synced before
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,13 +32,13 @@ import pyarrow.parquet as pq
 from actors.errors import HarnessError
 
 from ..files import sync_folder, write_whole
+from .parts import FOOTER, next_path, part_files, sweep_replaced
 from .ranges import Ranges
 from .windows import EVENTS, LOG_COLUMNS, METRICS, QUANTILES, with_quantiles
 
 Stream = tuple[str, str]  # node, incarnation
 _T = TypeVar("_T")
 
-FOOTER: Final = b"stress_cluster"
 _END_OF_STREAM: Final = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow IPC: what a closed stream has behind its last record
 _ATTEMPTS: Final = 8
 _GROUP: Final = 512  # records that are filtered at once
@@ -231,11 +232,6 @@ def log_files(directory: Path, stem: str) -> list[Path]:
     return sorted((directory / "log").glob(f"{stem}-*.arrows"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
-def part_files(directory: Path) -> list[Path]:
-    """Return the Parquet parts of metrics in the order of their making."""
-    return sorted((directory / "metrics").glob("part-*.parquet"))
-
-
 def sample_files(directory: Path) -> list[Path]:
     """Return the Parquet parts of single samples in the order of their making."""
     return sorted((directory / "samples").glob("part-*.parquet"))
@@ -366,6 +362,7 @@ class RunStore:
             raise HarnessError("busy", f"another process writes {directory}") from error
         for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:
             leftover.unlink()
+        sweep_replaced(directory)
         self._metrics: LogFile | None = None
         self._events: LogFile | None = None
         self.log_bytes = 0
@@ -418,11 +415,9 @@ class RunStore:
         for tagged in pending_metrics(self.directory, metrics_coverage(self.directory)):
             added.add(tagged.stream, tagged.sequence, tagged.end)
             batches.append(tagged.batch)
-        found = part_files(self.directory)
-        if added.held or not found:
-            number = int(found[-1].stem.rpartition("-")[2]) + 1 if found else 0
-            path = self.directory / "metrics" / f"part-{number:04d}.parquet"
-            write_parquet(path, with_quantiles(pa.Table.from_batches(batches, schema=METRICS)), added, list(_PLAIN))
+        if added.held or not part_files(self.directory):
+            path = next_path(self.directory)
+            write_parquet(path, with_quantiles(pa.Table.from_batches(batches, schema=METRICS)), added)
 
     def _settle_events(self) -> None:
         path = self.directory / "events.parquet"
@@ -431,6 +426,17 @@ class RunStore:
             return
         table = read_events(self.directory, covered).sort_by([("time", "ascending"), ("node", "ascending"), ("sequence", "ascending")])
         write_parquet(path, table, covered, ["node", "worker", "phase", "kind", "severity"])
+
+    @property
+    def staged(self) -> Path:
+        """Where a part is written that is to take the place of others; swept when its writer dies."""
+        return self.directory / "metrics" / ".rolled.tmp"
+
+    def replace(self, staged: Path) -> None:
+        """Let a part that `retention.roll` wrote count from now on, and remove what it replaces. Raises `OSError`."""
+        staged.replace(next_path(self.directory, rolled=True))
+        sync_folder(self.directory / "metrics")
+        sweep_replaced(self.directory)
 
     def close(self) -> None:
         """Give up the directory."""
@@ -446,18 +452,17 @@ class RunStore:
         self._metrics = self._events = None
 
 
-def write_parquet(path: Path, table: pa.Table, coverage: Coverage, dictionary: list[str]) -> None:
+def parquet_options(dictionary: Sequence[str] = _PLAIN) -> dict[str, Any]:
+    """Return how parts are written; `dictionary` names the columns whose values repeat."""
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": list(dictionary),
+        "write_statistics": ["time"],
+    }
+
+
+def write_parquet(path: Path, table: pa.Table, coverage: Coverage, dictionary: Sequence[str] = _PLAIN) -> None:
     """Write a whole file whose footer names the records that it holds. Raises `OSError`."""
     footed = table.replace_schema_metadata({FOOTER: coverage.to_footer()})
-    write_whole(
-        path,
-        lambda sink: pq.write_table(
-            footed,
-            sink,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=dictionary,
-            write_statistics=["time"],
-            row_group_size=1 << 20,
-        ),
-    )
+    write_whole(path, lambda sink: pq.write_table(footed, sink, row_group_size=1 << 20, **parquet_options(dictionary)))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from actors.clock import MILLISECOND_NS, SECOND_NS, Clock
 from actors.errors import CODES
@@ -36,6 +37,8 @@ from actors.metrics.segment import (
 
 from ..outbox import Kind as RecordKind
 from ..outbox import Outbox, OutboxFullError
+from .cardinality import Caps, Cardinality
+from .cardinality import Key as _Key
 from .error_rates import rate_rows
 from .raw_samples import SampleReader
 from .windows import Row, events_batch, metrics_batch, seal, seal_samples
@@ -43,7 +46,7 @@ from .windows import Row, events_batch, metrics_batch, seal, seal_samples
 WINDOW_NS: Final = SECOND_NS
 _SNAP_NS: Final = 200 * MILLISECOND_NS
 _SLACK_NS: Final = 300 * MILLISECOND_NS  # a full second this close after a window's opening is the one that opened it
-_MAX_SERIES: Final = 10_000
+_MAX_DECISIONS: Final = 10_000  # about what to leave out, that are kept
 _MAX_EVENTS: Final = 10_000
 _MAX_VALUES: Final = 1_000_000
 _SAMPLES: Final = 1 << 14  # of one record
@@ -55,8 +58,6 @@ _LEFT: Final = (  # what a recorder counts of samples that it did not store: met
     ("metrics.filtered", "level", H_LEFT_LEVEL),
     ("metrics.filtered", "filter", H_LEFT_FILTER),
 )
-
-_Key = tuple[str, str, str, str, tuple[tuple[str, str], ...]]  # metric, unit, worker, phase, labels
 
 
 @dataclass(slots=True)
@@ -125,9 +126,21 @@ def _fill_histogram(row: Row, now: Cells, base: Cells | None, stamp: int) -> boo
 
 
 class MetricStream:
-    """One agent's stream. All methods may be called from any thread."""
+    """One agent's stream. All methods may be called from any thread.
 
-    def __init__(self, node: str, incarnation: str, run: str, outbox: Outbox, clock: Clock, policy: RecordingPolicy | None = None) -> None:
+    `caps` bound the series that `observe` makes; what passes them is merged into one series a metric and counted, see `cardinality`.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        incarnation: str,
+        run: str,
+        outbox: Outbox,
+        clock: Clock,
+        policy: RecordingPolicy | None = None,
+        caps: Caps | None = None,
+    ) -> None:
         assert (outbox.node, outbox.incarnation, outbox.run) == (node, incarnation, run), "an outbox belongs to one stream"
         self.node = node
         self.incarnation = incarnation
@@ -141,6 +154,7 @@ class MetricStream:
         self._totals: dict[_Key, float] = {}
         self._policy = policy or RecordingPolicy(level=Verbosity.VERBOSE)
         self._left_out: dict[_Key, str] = {}  # why nothing of a series of the agent's own is recorded, "" for what is
+        self._series = Cardinality(caps or Caps())
         self._departed: list[Row] = []
         self._events: list[dict[str, Any]] = []
         self._events_seen = 0
@@ -165,10 +179,16 @@ class MetricStream:
             if why:
                 self._record(("metrics.filtered", "", "", "", (("reason", why),)), Kind.COUNTER, 1.0)
             else:
-                self._record(key, known.kind, float(value))
+                self._observe(key, known, float(value))
+
+    def _observe(self, key: _Key, metric: Metric, value: float) -> None:
+        entered = self._series.admit(key, self._clock.boot_ns())
+        if entered != key:
+            self._record(("metrics.series.rejected", "", "", "", (("metric", metric.name),)), Kind.COUNTER, 1.0)
+        self._record(entered, metric.kind, value)
 
     def _why_left_out(self, key: _Key, metric: Metric) -> str:
-        if key not in self._left_out and len(self._left_out) < _MAX_SERIES:
+        if key not in self._left_out and len(self._left_out) < _MAX_DECISIONS:
             self._left_out[key] = self._policy.leaves_out(metric, key[4])
         found = self._left_out.get(key)
         return self._policy.leaves_out(metric, key[4]) if found is None else found
@@ -183,16 +203,12 @@ class MetricStream:
             self._drop("invalid")
         elif kind is Kind.HISTOGRAM:
             self._sample(key, value)
-        elif key not in self._own and len(self._own) >= _MAX_SERIES and key[0] != "metrics.dropped":
-            self._drop("series_limit")
         else:
             _bump(self._own.setdefault(key, _row(key, kind)), value)
 
     def _sample(self, key: _Key, value: float) -> None:
         values = self._values.get(key)
-        if values is None and len(self._values) >= _MAX_SERIES:
-            self._drop("series_limit")
-        elif values is not None and len(values) >= _MAX_VALUES:
+        if values is not None and len(values) >= _MAX_VALUES:
             self._drop("window_limit")
         else:
             self._values.setdefault(key, []).append(value)
@@ -295,6 +311,7 @@ class MetricStream:
             for one in self._attached:
                 self._take_samples(one)
             now_ns = self._clock.boot_ns()
+            self._prune(now_ns)
             elapsed_ns = max(now_ns - self._opened_ns, 1)
             gathered = [(one, *one.gather()) for one in self._attached]
             rows = self._united([*self._own_rows(), *self._departed, *(row for _, found, _, _ in gathered for row in found)])
@@ -311,6 +328,16 @@ class MetricStream:
             self._own, self._values, self._departed, self._events = {}, {}, [], []
             self._opened_ns = now_ns
             return sequence
+
+    def _prune(self, now_ns: int) -> None:
+        """Forget series that are idle for long, and their totals: one that comes back begins at 0."""
+        gone = self._series.prune(now_ns)
+        for key in gone:
+            self._totals.pop(key, None)
+        if gone:
+            self._totals = dict(self._totals)  # a dict that has shrunk keeps its room
+            pa.default_memory_pool().release_unused()  # windows of many series have left it large
+            self._record(("metrics.series.pruned", "", "", "", ()), Kind.COUNTER, float(len(gone)))
 
     def _united(self, rows: list[Row]) -> list[Row]:
         """Return one row per series, counters with their totals: a load that was replaced has two segments in one window."""

@@ -2,8 +2,8 @@
 
 One row per series and window. What a column holds, by kind (null elsewhere):
 
-    counter     count: records, sum: increase, last: total since the stream began
-    gauge       count, sum, min, max: of the values seen in the window, last: the newest
+    counter     count: records, sum: increase, last: total since the stream began, or since the series came back from an idle hour
+    gauge       count, sum, min, max: of the values seen in the window, last: the newest; digest: of a rolled up window, see `rollup.means`
     histogram   count, sum, min, max, p50 to p999, digest (see actors.metrics.histogram)
 
 Quantiles stay empty on their way and in the log; Parquet files and what is read have them.

@@ -13,7 +13,15 @@ from cluster.outbox import Record, frame
 START_S = 1_700_000_000
 
 
-def record(node: str, sequence: int, *, rows: Iterable[Row] | None = None, events: int = 1) -> tuple[int, bytes]:
+def record(
+    node: str,
+    sequence: int,
+    *,
+    rows: Iterable[Row] | None = None,
+    events: int = 1,
+    start_s: int | None = None,
+    window_s: float = 1.0,
+) -> tuple[int, bytes]:
     """Return a window's record: a counter that gained `sequence`, a histogram of one sample, and events named after it."""
     made = Histogram.of([sequence * 1e-3])
     usual = [
@@ -23,10 +31,10 @@ def record(node: str, sequence: int, *, rows: Iterable[Row] | None = None, event
         ),
         Row("host.cpu.busy", Kind.GAUGE, "ratio", "", "p", (), 1, sequence / 100, sequence / 100, sequence / 100, sequence / 100),
     ]
-    start_ns = (START_S + sequence) * 10**9
+    start_ns = (START_S + sequence if start_s is None else start_s) * 10**9
     line = {"time": start_ns // 1000, "node": node, "worker": "", "phase": "", "kind": "k", "severity": "info", "data": "{}"}
     told = [line | {"sequence": sequence * 10 + at, "message": f"{node}/{sequence}.{at}"} for at in range(events)]
-    metrics = metrics_batch(usual if rows is None else list(rows), node=node, start_ns=start_ns, window_s=1.0)
+    metrics = metrics_batch(usual if rows is None else list(rows), node=node, start_ns=start_ns, window_s=window_s)
     return sequence, frame(Record(sequence, RecordKind.WINDOW, seal(metrics, events_batch(told))))
 
 

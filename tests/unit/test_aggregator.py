@@ -12,7 +12,8 @@ from actors.metrics.histogram import Histogram
 from actors.metrics.registry import Kind
 from cluster.files import read_json
 from cluster.metrics.aggregator import Aggregator
-from cluster.metrics.store import log_files, part_files, read_run
+from cluster.metrics.parts import part_files
+from cluster.metrics.store import log_files, read_run
 from cluster.metrics.windows import Row
 from cluster.outbox import Kind as RecordKind
 from cluster.outbox import Record, frame

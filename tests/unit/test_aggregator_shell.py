@@ -10,9 +10,18 @@ import pytest
 
 from actors.clock import SystemClock
 from actors.errors import HarnessError, InputError
+from actors.messages import NodeSpec
+from actors.metrics.registry import Kind
 from cluster.aggregator_shell import AggregatorShell
+from cluster.conclusion import Ending
 from cluster.files import read_json, write_json_atomic
 from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.retention import Retention
+from cluster.metrics.store import read_run
+from cluster.metrics.windows import Row
+from cluster.settings import load as load_settings
+from scenarios import catalogue
+from scenarios import plan as plans
 from tests.support.windows import end, record
 
 RUN = "20260101-120000-late-1a2b"
@@ -138,3 +147,50 @@ def test_a_wrong_endpoint_stops_the_start_and_never_a_run_under_way(tmp_path, mo
     finally:
         first.leave()
         second.leave()
+
+
+def test_old_windows_of_a_run_that_goes_on_become_longer(tmp_path, monkeypatch):
+    """The shell knows from settings, plan and doses what may be merged: nothing before the load's start is known, nor after the end."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    plan = plans.resolve(catalogue.get("burst"), (NodeSpec("head", is_head=True), NodeSpec("n1")), 3)
+    dose = Row("dose.requested", Kind.GAUGE, "ratio", plan.operations[0].id, "p", (), 1, 0.5, 0.5, 0.5, 0.5)
+    busy = Row("host.cpu.busy", Kind.GAUGE, "ratio", "", "p", (), 1, 0.5, 0.5, 0.5, 0.5)
+    shell = AggregatorShell(RUN, lambda: None)
+    try:
+        settings = load_settings({"metrics.fine_for_s": "2m"}, environ={}, folder=tmp_path).to_json()
+        shell.begin({"run": RUN, "settings": settings}, plan.to_json(), "127.0.0.1", None)
+        shell.push("n1", "a", [record("n1", at, rows=[busy]) for at in range(1, 301)])
+        assert not shell.roll()
+        shell.push("n1", "a", [record("n1", 301, rows=[busy, dose])])
+        assert shell.roll()
+        assert not shell.roll()
+        lengths = shell._core.query("host.cpu.busy").sort_by("time")["window_s"].to_pylist()
+        assert lengths[0] == 60.0
+        assert lengths[-1] == 1.0
+        assert shell.evaluate("host.cpu.busy", "sum") == 301 * 0.5
+        successor = Retention.of_manifest(read_json(shell.directory / "manifest.json"))
+        assert successor == Retention(120.0, 604_800.0)
+    finally:
+        shell.leave()
+
+
+def test_an_anomaly_is_an_event_of_its_run(tmp_path, monkeypatch):
+    """With a hook in the settings a planted step is in events.parquet and counted; a hook that nobody offers stops the start."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    plan = plans.resolve(catalogue.get("burst"), (NodeSpec("head", is_head=True), NodeSpec("n1")), 3)
+    shell = AggregatorShell(RUN, lambda: None)
+    try:
+        bad = load_settings({"metrics.anomaly": "robust_zz"}, environ={}, folder=tmp_path).to_json()
+        with pytest.raises(InputError, match="offered by none"):
+            shell.begin({"run": RUN, "settings": bad}, plan.to_json(), "127.0.0.1", None)
+        good = load_settings({"metrics.anomaly": "robust_z", "metrics.anomaly_window_s": "1s"}, environ={}, folder=tmp_path).to_json()
+        shell.begin({"run": RUN, "settings": good}, plan.to_json(), "127.0.0.1", None)
+        levels = [0.5] * 120 + [0.9]
+        rows = [Row("host.cpu.busy", Kind.GAUGE, "ratio", "", "p", (), 1, level, level, level, level) for level in levels]
+        shell.push("n1", "a", [record("n1", at, rows=[row], events=0) for at, row in enumerate(rows, 1)])
+        shell.conclude(Ending(RUN, (), (), (), 0, None, None))
+        events = read_run(shell.directory).events.to_pylist()
+        assert [(one["node"], one["severity"]) for one in events if one["kind"] == "anomaly"] == [("n1", "warning")]
+        assert shell.evaluate("anomaly.found", "sum", labels={"hook": "robust_z"}) == 1.0
+    finally:
+        shell.leave()

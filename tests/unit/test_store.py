@@ -11,6 +11,7 @@ import pytest
 from actors.errors import HarnessError
 from actors.metrics.registry import Kind
 from cluster.files import read_json, write_json_atomic, write_whole
+from cluster.metrics.parts import part_files
 from cluster.metrics.ranges import Ranges
 from cluster.metrics.store import (
     Coverage,
@@ -18,7 +19,6 @@ from cluster.metrics.store import (
     Entry,
     RunStore,
     log_files,
-    part_files,
     read_run,
 )
 from cluster.metrics.windows import EVENTS, METRICS, Row, events_batch, metrics_batch

@@ -19,6 +19,7 @@ from actors.errors import InputError
 from actors.metrics import histogram
 from actors.metrics.registry import Kind, find
 
+from ..rollup import means
 from .accumulator import Accumulator, AccumulatorRecord, Batch, Figure
 
 
@@ -56,6 +57,8 @@ def _numbers(table: pa.Table, kind: Kind) -> Iterator[Batch]:
         if kind is Kind.HISTOGRAM:
             found = histogram.decode(digest)
             yield Batch.of(found.middles(), found.counts, start_s=start_s, end_s=end_s)
+        elif kind is Kind.GAUGE and digest is not None:
+            yield Batch.of(*means(digest), start_s=start_s, end_s=end_s)
         elif kind is Kind.GAUGE:
             yield Batch.of(np.array([total / count]), [count], start_s=start_s, end_s=end_s)
         else:
