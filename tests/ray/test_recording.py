@@ -78,6 +78,9 @@ def test_minimal_records_no_host_and_still_judges_the_dose(standing: Terminal) -
     assert names >= {"dose.requested", "dose.achieved", "load.operations", "safety.verdict"}
     assert not [name for name in names if name.startswith(("host.", "agent.")) or name == "load.slice"]
     assert not (folder / "samples").exists()
+    report = standing.run("report", str(folder))
+    assert report.code == 0, str(report)
+    assert report.out.startswith("PASSED")
 
 
 def test_a_wrong_section_starts_nothing(standing: Terminal) -> None:

@@ -12,10 +12,11 @@ rows: list[dict[str, object]] = older.metrics.to_pylist()
 folder: Path = find_run("latest", out=Path("runs"))
 status = run.manifest["status"] if run.manifest is not None else "running"
 frame = run.metrics_frame()
+weights: list[int] = run.samples()["weight"].to_pylist()
 
 load()  # E: [call-arg]
 load(7)  # E: [arg-type]
 load("latest", folder="runs")  # E: [call-arg]
 run.manifest["status"]  # E: [index]
-run.samples  # E: [attr-defined]
+run.sample  # E: [attr-defined]
 run.path = folder  # E: [misc]
