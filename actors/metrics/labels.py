@@ -34,6 +34,8 @@ NAMES: Final[Mapping[str, str]] = {
     "probe": "a probe of the scenario",
     "exporter": "an exporter of the run",
     "reason": "the class of the error that a destination raised",
+    "metric": "a metric of the catalogue",
+    "hook": "an anomaly hook of the settings",
 }
 
 

@@ -73,7 +73,7 @@ def clock() -> VirtualClock:
 
 def stream_of(tmp_path: Path, clock: VirtualClock, caps: Caps) -> MetricStream:
     box = Outbox(tmp_path / "r" / "n1-a.box", node="n1", incarnation="a", run="r")
-    return MetricStream("n1", "a", "r", box, clock, caps)
+    return MetricStream("n1", "a", "r", box, clock, caps=caps)
 
 
 def closed(stream: MetricStream, clock: VirtualClock) -> dict[tuple[str, str], tuple[float, float]]:
