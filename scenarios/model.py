@@ -15,6 +15,7 @@ from actors.errors import InputError
 from actors.metrics.registry import Level
 
 from .combinators import Tree, check_tree
+from .exporters import Exporters
 from .hypotheses import ActorProbe, Hypothesis, Threshold, title
 from .targets import Targets
 from .units import DURATION_MAX_S, SIZE_MAX_BYTES, check_choice, check_number, check_text, check_whole
@@ -77,30 +78,6 @@ class LimitOverrides:
         """Return the limits that are set, by name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Prometheus:
-    """Serve this run's metrics at `http://host:port/metrics`; port 0 takes a free one."""
-
-    port: int = 0
-    host: str = "127.0.0.1"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "port", check_whole("Prometheus.port", self.port, 0, 65_535))
-        if not check_text("Prometheus.host", self.host, 253) or "\n" in self.host:
-            raise InputError("invalid_value", f"Prometheus.host must be a host name or address, got {self.host!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Exporters:
-    """Where metrics go beside the run directory."""
-
-    prometheus: Prometheus | None = None
-
-    def __post_init__(self) -> None:
-        if self.prometheus is not None and not isinstance(self.prometheus, Prometheus):
-            raise InputError("invalid_value", f"Exporters.prometheus must be Prometheus, got {self.prometheus!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,10 @@ class Coverage:
         """Tell whether a record is among these."""
         return sequence in self.held.get(stream, Ranges())
 
+    def holds(self, other: Coverage) -> bool:
+        """Tell whether all records of another are among these."""
+        return all(self.held.get(stream, Ranges()).union(ranges) == self.held.get(stream) for stream, ranges in other.held.items())
+
     def add(self, stream: Stream, sequence: int, end: End | None = None) -> None:
         """Add a record."""
         self.held.setdefault(stream, Ranges()).add(sequence)
@@ -328,11 +332,16 @@ def metrics_coverage(directory: Path) -> Coverage:
     return _coverage(part_files(directory))
 
 
+def coverage_of(path: Path) -> Coverage:
+    """Return the records that a Parquet file says it holds."""
+    return Coverage.of_footer(pq.read_schema(path).metadata)
+
+
 def _coverage(paths: Iterable[Path]) -> Coverage:
     found = Coverage()
     for path in paths:
         if path.exists():
-            found.absorb(Coverage.of_footer(pq.read_schema(path).metadata))
+            found.absorb(coverage_of(path))
     return found
 
 
