@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from actors.errors import RefusedError
+from actors.errors import RefusedError, StressError
 from scenarios.exporters import Destination, Exporters, Rule, When
 
 from .base import Exporter
@@ -143,7 +143,7 @@ def _refused(destination: Destination, key: str, what: str, hint: str) -> Refuse
 
 def give_up(exporter: Exporter) -> None:
     """Let go of a destination that goes on in another life: what appends is closed, what is not whole is removed."""
-    with suppress(Exception):  # whatever it is, it must not stop the others
+    with suppress(OSError, StressError):  # it must not keep the others; what it has not flushed comes again
         if isinstance(exporter, WholeFile):
             exporter.abandon()
         else:

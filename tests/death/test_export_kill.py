@@ -32,8 +32,8 @@ SCENARIO = {
     "plan": {"CpuLoad": {"fraction": 0.1}, "for": 5},
     "exporters": {
         "destinations": [
-            {"type": "jsonl", "path": "m.jsonl", "batch_age": 0.02, "flush": 0.05},
-            {"type": "csv", "path": "m.csv", "batch_age": 0.02, "flush": 0.05, "spill": True, "write_ahead": True},
+            {"type": "jsonl", "path": "m.jsonl", "batch_age": 0.1, "flush": 0.15},
+            {"type": "csv", "path": "m.csv", "batch_age": 0.1, "flush": 0.15, "spill": True, "write_ahead": True},
             {"type": "json", "path": "m.json", "batch_age": 0.02},
             {"type": "parquet", "path": "m.parquet", "batch_age": 0.02, "spill": True, "overflow": "spill"},
         ],
@@ -57,7 +57,7 @@ at = shell.push("n1", "a", [])
 while at < records:
     at = shell.push("n1", "a", [record("n1", number) for number in range(max(1, at - 1), min(at + 4, records + 1))])
     print(at, flush=True)
-    time.sleep(0.002)
+    time.sleep(0.004)
 """
 
 
@@ -68,7 +68,7 @@ def live_and_be_killed(manifest: dict, plan: bytes, chance: random.Random) -> in
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     try:
-        child.wait(chance.uniform(0.05, 0.4))
+        child.wait(chance.uniform(0.1, 0.6))
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGKILL)
     acknowledged = [int(line) for line in child.stdout.read().split()]
