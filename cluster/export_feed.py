@@ -39,6 +39,7 @@ class Feed:
         self._wake, self._is_empty = asyncio.Event(), asyncio.Event()
         self._known = {name: coverage.copy() for name, coverage in known.items()}
         self.given = {name: coverage.copy() for name, coverage in known.items()}
+        self._begun = {name: coverage.copy() for name, coverage in known.items()}  # given, or being given by somebody
         self.earlier_rows = dict.fromkeys(limits, 0)  # of `known`, so not given in this life
         self._marks: dict[str, deque[tuple[int, Coverage]]] = {name: deque() for name in limits}
         self._live: set[str] = set()  # who is given records as they come
@@ -72,16 +73,24 @@ class Feed:
                 self._wake.clear()
                 continue
             self._is_empty.clear()
-            to = [name for name in self._live if not self.given[name].has(entry.stream, entry.sequence)]
+            records = _record(entry.stream, entry.sequence)
+            to = [name for name in self._live if self._begin(name, records)]
             if to:
                 await self._pipeline.export(filled(entry.metrics), to=None if len(to) == len(self.given) else to)
-                self._note(to, _record(entry.stream, entry.sequence))
+                self._note(to, records)
 
     async def emptied(self) -> None:
         """Wait until all that was taken is given. Nothing may be taken meanwhile."""
         self._is_empty.clear()
         self._wake.set()
         await self._is_empty.wait()
+
+    def _begin(self, name: str, records: Coverage) -> bool:
+        """Tell whether these are to be given; nobody else is told so again."""
+        if self._begun[name].holds(records):
+            return False
+        self._begun[name].absorb(records)
+        return True
 
     def _note(self, names: Collection[str], records: Coverage) -> None:
         positions = self._pipeline.positions()
@@ -99,13 +108,15 @@ class Feed:
                 await self._bring(name)
             elif name in self._live:
                 return
+            if name in self._live:
+                await asyncio.sleep(_ROOM_S)  # what is missing may be on its way
             self._live.add(name)  # and look once more: what came since the look was given to nobody
 
     async def _bring(self, name: str) -> None:
         """Give what is missing. A Parquet file does not say which rows are whose: of one that is known in part all come again."""
         parts, pending = await asyncio.to_thread(self._core.stored)
         for path, records in parts:
-            if self.given[name].holds(records):
+            if not self._begin(name, records):
                 self._count(name, records, pq.read_metadata(path).num_rows)
             else:
                 for batch in _rows_of(path):
@@ -113,7 +124,7 @@ class Feed:
                 self._note((name,), records)
         for tagged in pending:
             records = _record(tagged.stream, tagged.sequence)
-            if self.given[name].holds(records):
+            if not self._begin(name, records):
                 self._count(name, records, tagged.batch.num_rows)
             else:
                 await self._give(name, filled(tagged.batch))

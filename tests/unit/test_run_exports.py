@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import threading
@@ -15,6 +16,7 @@ from actors.clock import SystemClock
 from cluster.exporters import destinations as kinds
 from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.limits import Limits
+from cluster.exporters.pipeline import ExportPipeline
 from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.store import read_run
 from cluster.run_exports import RunExports, bring_up_to_date
@@ -167,6 +169,38 @@ def test_what_an_inbox_has_no_room_for_is_read_from_the_run(core, monkeypatch):
     reports = exports.finish()
     core.finish()
     rows = of_run(core.directory)
+    for report in reports:
+        assert sorted(read(core.directory / report["path"])) == sorted(rows), report
+        assert balanced(report, len(rows))["complete"]
+
+
+def test_records_that_come_while_destinations_catch_up_are_given_once(core, monkeypatch):
+    """A record may be in the inbox and in the log that is being read: one of both gives it, whoever is first."""
+    read_back, export, numbers = core.stored, ExportPipeline.export, iter(range(1, 100))
+    looks = []
+
+    def push_some():
+        core.push("n1", "a", [record("n1", next(numbers)) for _ in range(3)])
+
+    def while_more_come():
+        looks.append(1)
+        if len(looks) <= 12:
+            push_some()
+        return read_back()
+
+    async def slowly(pipeline, *told, **more):
+        await asyncio.sleep(0.01)
+        await export(pipeline, *told, **more)
+
+    push_some()
+    monkeypatch.setattr(ExportPipeline, "export", slowly)
+    monkeypatch.setattr(core, "stored", while_more_come)
+    exports = RunExports(core, files(), CLOCK, tells=False)
+    until(lambda: len(looks) >= 6, 30, "some looks at the log")
+    reports = exports.finish(30.0)
+    core.finish()
+    rows = of_run(core.directory)
+    assert len(rows) >= 7 * 3 * 3
     for report in reports:
         assert sorted(read(core.directory / report["path"])) == sorted(rows), report
         assert balanced(report, len(rows))["complete"]
