@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.clock import SystemClock
+from cluster.export_feed import Feed
 from cluster.exporters import destinations as kinds
 from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.limits import Limits
-from cluster.exporters.pipeline import ExportPipeline
 from cluster.metrics.aggregator import Aggregator
-from cluster.metrics.store import read_run
+from cluster.metrics.store import Coverage, read_run
 from cluster.run_exports import RunExports, bring_up_to_date
 from scenarios.exporters import Breaker, Destination, Exporters, Route, Rule, When
 from tests.support.sinks import FlakySink, GateSink
@@ -174,36 +174,45 @@ def test_what_an_inbox_has_no_room_for_is_read_from_the_run(core, monkeypatch):
         assert balanced(report, len(rows))["complete"]
 
 
-def test_records_that_come_while_destinations_catch_up_are_given_once(core, monkeypatch):
-    """A record may be in the inbox and in the log that is being read: one of both gives it, whoever is first."""
-    read_back, export, numbers = core.stored, ExportPipeline.export, iter(range(1, 100))
-    looks = []
+class GatedPipeline:
+    """Takes rows when its gate is open."""
 
-    def push_some():
-        core.push("n1", "a", [record("n1", next(numbers)) for _ in range(3)])
+    def __init__(self) -> None:
+        self.gate, self.calls = asyncio.Event(), 0
+        self.called = [asyncio.Event() for _ in range(3)]
 
-    def while_more_come():
-        looks.append(1)
-        if len(looks) <= 12:
-            push_some()
-        return read_back()
+    async def export(self, batch, *, to):
+        self.called[self.calls].set()
+        self.calls += 1
+        await self.gate.wait()
 
-    async def slowly(pipeline, *told, **more):
-        await asyncio.sleep(0.01)
-        await export(pipeline, *told, **more)
+    def positions(self):
+        return {"a": (self.calls, self.calls)}
 
-    push_some()
-    monkeypatch.setattr(ExportPipeline, "export", slowly)
-    monkeypatch.setattr(core, "stored", while_more_come)
-    exports = RunExports(core, files(), CLOCK, tells=False)
-    until(lambda: len(looks) >= 6, 30, "some looks at the log")
-    reports = exports.finish(30.0)
-    core.finish()
-    rows = of_run(core.directory)
-    assert len(rows) >= 7 * 3 * 3
-    for report in reports:
-        assert sorted(read(core.directory / report["path"])) == sorted(rows), report
-        assert balanced(report, len(rows))["complete"]
+    def takes_whole(self, name, batch):
+        return True
+
+
+def test_a_record_in_the_inbox_and_in_the_log_is_given_by_one_of_both(core):
+    """While it is on its way to a destination, who reads the log does not give it again, and waits until it is there."""
+
+    async def scene():
+        pipeline = GatedPipeline()
+        feed = Feed(core, pipeline, {"a": Limits()}, {"a": Coverage()})
+        await feed.catch_up("a")
+        core.watch(feed.take)
+        feeding = asyncio.create_task(feed.run())
+        await asyncio.to_thread(core.push, "n1", "a", [record("n1", 1), record("n1", 2)])
+        await pipeline.called[0].wait()
+        catching = asyncio.create_task(feed.catch_up("a"))
+        await pipeline.called[1].wait()  # for the second record, from the log
+        pipeline.gate.set()
+        await catching
+        assert feed.given["a"].holds(core.held())
+        feeding.cancel()
+        return pipeline.calls
+
+    assert asyncio.run(scene()) == 2
 
 
 @pytest.mark.parametrize("settled", [False, True], ids=["log", "parquet"])
