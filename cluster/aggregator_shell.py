@@ -137,7 +137,7 @@ class AggregatorShell:
         """Write what has arrived since into Parquet, and bring the documents up to date; a `dead` run without an end gets one."""
         exported: Mapping[str, Any] = {}
         if dead and self._exports is not None:
-            exported = self._finish_exports()
+            exported = self._finish_exports(LATE_S)  # whoever asks waits a minute, whatever the scenario allows
         elif dead or self._is_concluded:
             exported = self._export_late()
         with self._manifest_lock:
@@ -219,11 +219,11 @@ class AggregatorShell:
     def _with_checks(self, options: Options) -> Options:
         return replace(options, checks=self._exports.checks()) if self._exports is not None else options
 
-    def _finish_exports(self) -> dict[str, Any]:
+    def _finish_exports(self, timeout_s: float | None = None) -> dict[str, Any]:
         """End the exporters; return what the summary says of them, nothing when there are none."""
         exports, self._exports = self._exports, None
         if exports is not None:
-            return {"exporters": exports.finish()}
+            return {"exporters": exports.finish(timeout_s)}
         late = self._export_late()  # they did not go on after a death, or the run was ended before
         said = (read_json(self.directory / "summary.json") or {}).get("exporters")
         return late or ({"exporters": said} if said else {})
