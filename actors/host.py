@@ -106,6 +106,16 @@ def level_available_bytes(level: MemoryLevel) -> int:
     return max(0, level.limit_bytes - max(0, used - cache))
 
 
+def memory_available_share(limits: Container, proc: Path = PROC) -> float:
+    """Return the share (0..1) of memory that may still be used: the machine's, or that of the tightest control group.
+
+    Raises `OSError` when /proc is gone.
+    """
+    text = (proc / "meminfo").read_text(encoding="ascii")
+    machine = meminfo_bytes(text, "MemAvailable") / max(1, meminfo_bytes(text, "MemTotal"))
+    return min([machine, *(level_available_bytes(level) / max(1, level.limit_bytes) for level in limits.memory_levels)])
+
+
 class HostSampler:
     """Takes snapshots of one host. Busy CPU is over the last `window_s`, so that single ticks do not count.
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError, StressError
@@ -35,11 +35,15 @@ from .mirror import identity
 from .outbox import Outbox
 from .recovery import end_dead
 
+if TYPE_CHECKING:
+    from .run_exports import RunExports
+
 _LOG: Final = logging.getLogger(__name__)
 LINGER_S = 30.0  # after the last question or window, or as long as the orchestrator idles if less: late data makes a new aggregator
 ORPHANED_S = 300.0  # without windows, when a run never got its end: `recover` gives it one
 HEARTBEAT_S = 1.0
 LOOK_S = 10.0  # between two looks whether old windows are due to become longer
+LATE_S: Final = 30.0  # that exporters have to take what came after the end
 
 
 class AggregatorShell:
@@ -61,9 +65,11 @@ class AggregatorShell:
         self._watch: AnomalyWatch | None = None
         self._replaced_ns = 0
         self._linger_s = _linger_s(self._prometheus)
+        self._exports: RunExports | None = None
         status = self._prometheus.get("status")
         if status == "running":  # only a predecessor that died leaves it so
             self._replaced_ns = self._clock.wall_ns()
+            self._go_on_exporting()
         self._is_concluded = status not in {None, "running"}
         try:
             if status == "running":
@@ -71,7 +77,7 @@ class AggregatorShell:
         except StressError as error:  # a package that is gone meanwhile costs its findings, not the run
             _LOG.warning("run %s: no anomaly hooks: %s", run, error)
         try:
-            self._serve(self._prometheus.get("prometheus"), options)
+            self._serve(self._prometheus.get("prometheus"), self._with_checks(options))
         except StressError as error:  # a port that is taken meanwhile costs the endpoint, not the run
             _LOG.warning("run %s: no metrics endpoint: %s", run, error)
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
@@ -88,13 +94,17 @@ class AggregatorShell:
         }
 
     def begin(self, manifest: Mapping[str, Any], plan: bytes, host: str, port: int | None) -> dict[str, Any]:
-        """Write the manifest of a running run and its plan; serve Prometheus when a port is given."""
+        """Write the manifest of a running run and its plan; open its exporters; serve Prometheus when a port is given.
+
+        Raises `RefusedError` for a destination that cannot be written.
+        """
+        self._exports = self._new_exports(manifest)
         write_whole(self.directory / "plan.json", lambda file: _write(file, plan))
         self._retention = Retention.of_manifest(manifest)
         self._look_for_anomalies(manifest)
         options = Options.of_manifest(manifest)
         options = replace(options, buckets=self._core.use_buckets(options.buckets))
-        self._serve({"host": host, "port": port} if port is not None else None, options)
+        self._serve({"host": host, "port": port} if port is not None else None, self._with_checks(options))
         endpoint = {"host": host, "port": self._server.port} if self._server else None
         self._linger_s = _linger_s(manifest)
         document = {**manifest, "status": "running", "exit_code": None, "prometheus": endpoint, "start": self._now()}
@@ -108,7 +118,7 @@ class AggregatorShell:
         held = self._core.push(node, incarnation, records)
         if self._is_concluded:
             with self._manifest_lock:
-                self._core.finish()  # late data: a new segment and a new revision of the summary
+                self._core.finish(self._outdated_summary())  # late data: a new segment and a new revision of the summary
         return held
 
     def expect(self, node: str, incarnation: str) -> None:
@@ -118,13 +128,14 @@ class AggregatorShell:
     def conclude(self, ending: Ending) -> dict[str, Any]:
         """Judge the run, write its documents and files, and return the outcome."""
         self._add_events(ending)
+        exported = self._finish_exports()
         plan = Plan.from_json((self.directory / "plan.json").read_bytes())
         concluded = conclude(ending, plan, self)
         with self._manifest_lock:
             manifest = read_json(self.directory / "manifest.json") or {}
             manifest |= {"status": concluded.conclusion.status, "exit_code": concluded.conclusion.exit_code, "end": self._now()}
             manifest.pop("heartbeat", None)
-            summary = self._core.finish(concluded.summary, manifest)
+            summary = self._core.finish(concluded.summary | exported, manifest)
             self._is_concluded = True
             self._outcome = {
                 "status": concluded.conclusion.status,
@@ -150,8 +161,13 @@ class AggregatorShell:
 
     def settle(self, dead: bool) -> dict[str, Any]:
         """Write what has arrived since into Parquet, and bring the documents up to date; a `dead` run without an end gets one."""
+        exported: Mapping[str, Any] = {}
+        if dead and self._exports is not None:
+            exported = self._finish_exports(LATE_S)  # whoever asks waits a minute, whatever the scenario allows
+        elif dead or self._is_concluded:
+            exported = self._export_late()
         with self._manifest_lock:
-            return end_dead(self._core) if dead else self._core.finish()
+            return end_dead(self._core, exported) if dead else self._core.finish(self._summary_with(exported))
 
     def files(self) -> list[dict[str, Any]]:
         """Return the run directory's files, for mirroring."""
@@ -165,6 +181,8 @@ class AggregatorShell:
 
     def abandon(self) -> None:
         """End, and remove the directory: the run was not admitted."""
+        if self._exports is not None:
+            self._exports.abandon()
         self._core.close()
         shutil.rmtree(self.directory)
         self._ending.set()
@@ -197,6 +215,65 @@ class AggregatorShell:
     def outstanding(self) -> Sequence[Mapping[str, Any]]:
         """Return the streams that have not arrived whole."""
         return self._core.outstanding()
+
+    # ---- exporters
+
+    def _new_exports(self, manifest: Mapping[str, Any]) -> RunExports | None:
+        """Start what the run's scenario asks for. Raises `StressError` where it cannot be had."""
+        if not (manifest.get("scenario") or {}).get("exporters"):
+            return None  # and nothing of theirs is imported
+        from .exporters.destinations import check  # noqa: PLC0415
+        from .run_exports import RunExports, exporters_of  # noqa: PLC0415
+
+        wanted = exporters_of(manifest)
+        if not wanted.destinations:
+            return None
+        if not self._replaced_ns:
+            check(wanted, self.directory)
+        return RunExports(self._core, wanted, self._clock)
+
+    def _go_on_exporting(self) -> None:
+        """Take over from a predecessor that died; what cannot be had costs the exporters, never the run."""
+        try:
+            self._exports = self._new_exports(self._prometheus)
+        except (StressError, OSError) as error:
+            from .export_story import end_streams  # noqa: PLC0415
+
+            _LOG.warning("run %s: its exporters do not go on: %s", self._run, error)
+            end_streams(self._core)
+
+    def _with_checks(self, options: Options) -> Options:
+        return replace(options, checks=self._exports.checks()) if self._exports is not None else options
+
+    def _finish_exports(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """End the exporters; return what the summary says of them, nothing when there are none."""
+        exports, self._exports = self._exports, None
+        if exports is not None:
+            return {"exporters": exports.finish(timeout_s)}
+        late = self._export_late()  # they did not go on after a death, or the run was ended before
+        said = (read_json(self.directory / "summary.json") or {}).get("exporters")
+        return late or ({"exporters": said} if said else {})
+
+    def _export_late(self) -> dict[str, Any]:
+        """Give exporters what came after the end; return what the summary says of them then, nothing when nothing came."""
+        if not ((read_json(self.directory / "manifest.json") or {}).get("scenario") or {}).get("exporters"):
+            return {}
+        from .run_exports import bring_up_to_date  # noqa: PLC0415
+
+        reports = bring_up_to_date(self._core, self._clock, LATE_S)
+        return {"exporters": reports} if reports is not None else {}
+
+    def _summary_with(self, exported: Mapping[str, Any]) -> dict[str, Any] | None:
+        return {**(read_json(self.directory / "summary.json") or {}), **exported} if exported else None
+
+    def _outdated_summary(self) -> dict[str, Any] | None:
+        """Return the summary with the word that exporters lack what has just come; None when there are none."""
+        reports = (read_json(self.directory / "summary.json") or {}).get("exporters")
+        if not reports:
+            return None
+        from .run_exports import outdated  # noqa: PLC0415
+
+        return self._summary_with({"exporters": outdated(reports)})
 
     # ---- inside
 
@@ -276,10 +353,13 @@ class AggregatorShell:
 
     def _close(self) -> None:
         """Give up the directory; what came late, up to the last moment, is in the files of a run that has its end."""
+        if self._exports is not None:
+            self._exports.give_up()
+        exported = self._export_late() if self._is_concluded else {}
         with self._manifest_lock:
-            if self._is_concluded and not self._core.is_settled:
+            if self._is_concluded and (exported or not self._core.is_settled):
                 with suppress(HarnessError):  # the disk refuses: the log stands, and `recover` goes on from it
-                    self._core.finish()
+                    self._core.finish(self._summary_with(exported))
             self._core.close()
 
     def _unfinished(self) -> bool:

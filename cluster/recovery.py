@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from .metrics.aggregator import Aggregator
 from .orchestrator_api import OrchestratorPort
 from .outbox import Outbox, OutboxFullError, leftovers
 
+EXPORT_S = 30.0  # that the exporters of a run have to take what it holds
 DIED = "the run died before its end and was recovered"
 
 
@@ -38,6 +39,8 @@ def _needs_end(directory: Path) -> bool:
 
 
 def _recover(directory: Path, run: str, boxes: list[Path]) -> bool:
+    from .run_exports import bring_up_to_date  # noqa: PLC0415  # an aggregator, which imports this module, may have no exporters
+
     try:
         aggregator = Aggregator(run, directory, SystemClock())
     except HarnessError as error:
@@ -47,21 +50,25 @@ def _recover(directory: Path, run: str, boxes: list[Path]) -> bool:
     try:
         for path in boxes:
             _deliver(aggregator, path)
-        end_dead(aggregator)
+        exported = bring_up_to_date(aggregator, SystemClock(), EXPORT_S)
+        end_dead(aggregator, {"exporters": exported} if exported is not None else {})
     finally:
         aggregator.close()
     return True
 
 
-def end_dead(aggregator: Aggregator) -> dict[str, Any]:
-    """Turn what has arrived into files and return the summary; a run that nobody gave an end ends as an error (3)."""
+def end_dead(aggregator: Aggregator, exported: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn what has arrived into files and return the summary; a run that nobody gave an end ends as an error (3).
+
+    `exported` is what the summary says of exporters, if that is new.
+    """
     manifest = read_json(aggregator.directory / "manifest.json") or {}
     if manifest.get("status") != "running":
-        return aggregator.finish()
+        return aggregator.finish({**(read_json(aggregator.directory / "summary.json") or {}), **exported} if exported else None)
     ended = {"status": "error", "exit_code": 3}
     reasons = [{"cause": "error", "reason": DIED}]
     manifest |= {**ended, "message": DIED, "end": manifest.pop("heartbeat", None)}  # its last sign of life
-    return aggregator.finish({**ended, "run": aggregator.run_id, "reasons": reasons}, manifest)
+    return aggregator.finish({**ended, "run": aggregator.run_id, "reasons": reasons, **exported}, manifest)
 
 
 def end_on_this_node(

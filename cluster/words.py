@@ -84,10 +84,30 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path | None) -> list[str]
     if status == "running":  # detached: nothing is judged yet
         return [*lines, *([f"Run directory: {run_dir}"] if run_dir is not None else [])]
     lines += [*_dose_lines(summary.get("dose") or ()), *_node_line(summary), *_broken_lines(summary)]
+    exporters = summary.get("exporters") or ()
+    lines += [f"Exporter {line}" for line in exporter_words(one for one in exporters if not one.get("complete"))]
     if run_dir is not None:
         report = run_dir / "report.html"
         lines.append(f"Report: {report}" if report.exists() else f"Run directory: {run_dir}")
     return lines
+
+
+def exporter_words(exporters: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each exporter of a run: what it has taken, where that is, and what it lacks and why."""
+    lines = []
+    for one in exporters:
+        dropped = ", ".join(f"{count} dropped ({reason})" for reason, count in (one.get("dropped_rows") or {}).items() if count)
+        left = [f"{one[key]} {words}" for key, words in _LEFT if one.get(key)]
+        spilled = f"{one['spilled_rows']} on disk in {one['spill']}" if one.get("spill") else ""
+        behind = "not all of the run was given to it" if one.get("is_behind") else ""
+        why = "; ".join(words for words in (dropped, *left, spilled, behind, text(one.get("detail"))) if words)
+        state = "complete" if one.get("complete") else f"NOT COMPLETE: {why or 'no reason is known'}"
+        taken = int(one.get("delivered_rows") or 0) + int(one.get("earlier_rows") or 0)
+        lines.append(f"{one.get('name')}: {taken} rows in {one.get('path') or one.get('type')}, {state}")
+    return lines
+
+
+_LEFT: Final = (("queued_rows", "still waited"), ("late_rows", "came too late for their window"))
 
 
 def reason_of(summary: Mapping[str, Any]) -> str:

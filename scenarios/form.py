@@ -13,6 +13,8 @@ from actors.errors import InputError
 
 from .combinators import DEPTH_MAX, Hold, Pause, Sequence, Together, Tree
 from .document import Entries, Node, wrong
+from .exporter_form import BREAKER, DESTINATION, EXPORTERS, PROMETHEUS, ROUTE, RULE, Truth, TruthOrPath
+from .exporter_form import WHEN as EXPORT_WHEN
 from .hypotheses import OPERATORS, PLACES, PROBE_STATS, STATS, WHEN, ActorProbe, Threshold
 from .model import (
     ON_NODE_LOST,
@@ -20,9 +22,7 @@ from .model import (
     SEED_MAX,
     VERSION,
     Budget,
-    Exporters,
     LimitOverrides,
-    Prometheus,
     Scenario,
 )
 from .recording import (
@@ -336,14 +336,6 @@ METRICS: Final = Record(
         Field("sampling", "sampling", Listed(OneOf(SAMPLING)), "how single samples are thinned; the first that matches decides"),
     ),
 )
-PROMETHEUS: Final = Record(
-    Prometheus,
-    (
-        Field("port", "port", Whole(0, 65_535), "0 takes a free one"),
-        Field("host", "host", Text(), "address to listen at"),
-    ),
-)
-EXPORTERS: Final = Record(Exporters, (Field("prometheus", "prometheus", PROMETHEUS, "serve metrics over HTTP"),))
 SCENARIO: Final = Record(
     Scenario,
     (
@@ -388,7 +380,8 @@ def reference() -> str:
     parts += [_rows("`metrics`", METRICS), _RULES]
     parts += [_rows(f"`metrics`: `filters`: `{name}`", record) for name, record in FILTERS.items()]
     parts += [_rows(f"`metrics`: `sampling`: `{name}`", record) for name, record in SAMPLING.items()]
-    parts += [_rows("`exporters`: `prometheus`", PROMETHEUS)]
+    parts += [_rows("`exporters`", EXPORTERS)]
+    parts += [_rows(f"`exporters`: {name}", record) for name, record in _EXPORT_PARTS.items()]
     parts += [_PLAN, _rows("Beside a simulator", _HOLD)]
     parts += [_rows(f"`{name}`", record) for name, record in SIMULATORS.items()]
     parts += [_SHAPES, *(_rows(f"`{name}`", record) for name, record in Strength("fraction").kinds().items())]
@@ -407,7 +400,8 @@ def _default(record: Record, item: Field) -> str:
     default = record.defaults().get(item.attribute)
     if default is None or default in ((), "") or isinstance(item.kind, (Record, Listed, Labels)):
         return "all" if isinstance(item.kind, CoresKind) else "-"
-    return f"`{item.kind.write(default)}`"
+    written = item.kind.write(default)
+    return f"`{str(written).lower() if isinstance(written, bool) else written}`"
 
 
 def _takes(kind: Any) -> str:
@@ -430,6 +424,16 @@ _KIND_WORDS: Final[Mapping[type, str]] = {
     CoresKind: "`all` or a number",
     OneOf: "mapping with one key",
     Labels: "mapping of texts",
+    Truth: "`true` or `false`",
+    TruthOrPath: "`true`, `false` or a path",
+}
+_EXPORT_PARTS: Final[Mapping[str, Record]] = {
+    "`prometheus`": PROMETHEUS,
+    "each of `destinations`": DESTINATION,
+    "`breaker`": BREAKER,
+    "each of `rules`": RULE,
+    "each of `routes`": ROUTE,
+    "`when`": EXPORT_WHEN,
 }
 _INTRODUCTION: Final = """# Scenario documents
 

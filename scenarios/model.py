@@ -14,6 +14,7 @@ from typing import Any, Final
 from actors.errors import InputError
 
 from .combinators import Tree, check_tree
+from .exporters import Exporters
 from .hypotheses import ActorProbe, Hypothesis, Threshold, title
 from .recording import Metrics
 from .targets import Targets
@@ -76,30 +77,6 @@ class LimitOverrides:
         """Return the limits that are set, by name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Prometheus:
-    """Serve this run's metrics at `http://host:port/metrics`; port 0 takes a free one."""
-
-    port: int = 0
-    host: str = "127.0.0.1"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "port", check_whole("Prometheus.port", self.port, 0, 65_535))
-        if not check_text("Prometheus.host", self.host, 253) or "\n" in self.host:
-            raise InputError("invalid_value", f"Prometheus.host must be a host name or address, got {self.host!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Exporters:
-    """Where metrics go beside the run directory."""
-
-    prometheus: Prometheus | None = None
-
-    def __post_init__(self) -> None:
-        if self.prometheus is not None and not isinstance(self.prometheus, Prometheus):
-            raise InputError("invalid_value", f"Exporters.prometheus must be Prometheus, got {self.prometheus!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ def render_html(report: Report) -> str:
         _list("Not arrived when the run ended", report.outstanding),
         _list("Lost metrics", report.losses),
         _list("Differs from the replayed plan", report.drift),
+        _list("Exporters", report.exporters),
         _events(report),
         _table("Figures", ("what", "value"), report.figures),
         _table("Versions", ("what", "version"), report.versions),

@@ -15,7 +15,7 @@ from typing import Any, Final
 from actors.clock import SystemClock
 
 from ..stored import judge_status, setting_of
-from ..words import HEADLINES, closing_lines, loss_words, moment, operation_kind, reason_of, sentence, stamp, text
+from ..words import HEADLINES, closing_lines, exporter_words, loss_words, moment, operation_kind, reason_of, sentence, stamp, text
 from .plots import Point
 
 __all__ = [
@@ -106,6 +106,7 @@ class Report:
     losses: tuple[str, ...]
     outstanding: tuple[str, ...]
     drift: tuple[str, ...]
+    exporters: tuple[str, ...]
     figures: tuple[tuple[str, str], ...]
     versions: tuple[tuple[str, str], ...]
 
@@ -207,6 +208,7 @@ def assemble(
         losses=tuple(loss_words(summary.get("losses"))),
         outstanding=tuple(sentence(one) for one in summary.get("outstanding") or ()),
         drift=tuple(sentence(one) for one in summary.get("drift") or ()),
+        exporters=tuple(exporter_words(summary.get("exporters") or ())),
         figures=_figures(summary),
         versions=tuple((str(name), text(value)) for name, value in sorted(_versions(manifest).items())),
     )

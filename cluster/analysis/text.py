@@ -30,6 +30,7 @@ def render_text(report: Report) -> str:
         _section("Not arrived", [f"  {one}" for one in report.outstanding]),
         _section("Lost metrics", [f"  {one}" for one in report.losses]),
         _section("Differs from the replayed plan", [f"  {one}" for one in report.drift]),
+        _section("Exporters", [f"  {one}" for one in report.exporters]),
         _section("Figures", [f"  {name}: {value}" for name, value in report.figures]),
         _section("Events", _event_lines(report)),
         _section("Versions", [f"  {name} {value}" for name, value in report.versions]),

@@ -73,7 +73,15 @@ def _exporters() -> Records:
     from ..settings import FIELDS  # noqa: PLC0415
 
     files = {
-        name: {"name": name, "summary": form.summary, "options": {"--to": name, "--out": f"the file, by default RUN_ID{form.suffix}"}}
+        name: {
+            "name": name,
+            "summary": form.summary,
+            "options": {
+                "export --to": name,
+                "export --out": f"the file, by default RUN_ID{form.suffix}",
+                "run --export": f"{name}:PATH, while the run goes on; more in a scenario's exporters.destinations",
+            },
+        }
         for name, form in FORMS.items()
     }
     return {

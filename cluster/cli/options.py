@@ -28,6 +28,15 @@ Sets = Annotated[
         "--set", metavar="PATH=VALUE", help="Change one value of the scenario, such as seed=7 or plan.together.0.for=20s; repeatable."
     ),
 ]
+Exports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--export",
+        metavar="TYPE:PATH",
+        help="Write metrics to a file while the run goes on: json, jsonl, csv, parquet or arrow, under exports/ of the run directory or "
+        "absolute on the aggregator's node, where {run} is the run's id; repeatable.",
+    ),
+]
 Profile = Annotated[str | None, typer.Option("--profile", help="Safety profile: conservative, balanced or aggressive.")]
 Out = Annotated[str | None, typer.Option("--out", help="Folder for run directories. Default: runs/.")]
 AllowHead = Annotated[bool, typer.Option("--allow-head", help="The head node may be a target.")]

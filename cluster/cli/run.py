@@ -35,6 +35,7 @@ def run(
     nodes: options.Nodes = None,
     seed: options.Seed = None,
     sets: options.Sets = None,
+    export: options.Exports = None,
     profile: options.Profile = None,
     out: options.Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only: the same as the `plan` command.")] = False,
@@ -72,7 +73,7 @@ def run(
     if detach and not address:
         raise InputError("invalid_value", "--detach needs a cluster that outlives this command", "give --address, or leave out --detach")
     timeout_s = source.duration(timeout, "--timeout")
-    loaded = source.load(scenario, sets or [], seed, config, out)
+    loaded = source.load(scenario, sets or [], seed, config, out, exports=export or ())
     settings = source.resolve_settings(loaded, config, profile=profile, out=out, prometheus__port=prometheus_port)
     if dry_run:
         limits = limits_for(settings.profile, loaded.scenario.limits, allow_starve=allow_starve)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from actors.errors import InputError
 from scenarios import Scenario, catalogue, text
+from scenarios.exporters import Destination
 from scenarios.plan import Plan
 from scenarios.units import parse_duration
 
@@ -40,13 +41,19 @@ class Loaded:
         return self.scenario.seed
 
 
-def load(named: str, sets: Sequence[str], seed: int | None, config: Path | None = None, out: str | None = None) -> Loaded:
-    """Return the scenario of a catalogue name, a file, or `replay:RUN`, with `--set` and `--seed` applied.
+def load(
+    named: str, sets: Sequence[str], seed: int | None, config: Path | None = None, out: str | None = None, *, exports: Sequence[str] = ()
+) -> Loaded:
+    """Return the scenario of a catalogue name, a file, or `replay:RUN`, with `--set`, `--seed` and `--export` applied.
 
     `config` and `out` say, as for the run itself, where the run to be replayed lies.
     Raises `InputError` (exit code 2) with the place, what was expected and what to do.
     """
     if named.startswith(REPLAY):
+        if exports:
+            raise InputError(
+                "invalid_setting", "a replay has the exporters of the run that it repeats", "leave --export out, or `export` it later"
+            )
         return _replay(named.removeprefix(REPLAY), sets, seed, settings_module.load({"out": out}, config=config))
     is_file = named.endswith(SUFFIXES) or "/" in named or Path(named).is_file()
     scenario = text.load_file(named) if is_file else catalogue.get(named)
@@ -54,7 +61,24 @@ def load(named: str, sets: Sequence[str], seed: int | None, config: Path | None 
         scenario = text.apply_settings(scenario, sets)
     if seed is not None:
         scenario = replace(scenario, seed=seed)
+    if exports:
+        scenario = _with_exports(scenario, exports)
     return Loaded(scenario, text.dump(scenario))
+
+
+def _with_exports(scenario: Scenario, exports: Sequence[str]) -> Scenario:
+    """Return the scenario with a destination more for each `TYPE:PATH`, named by the type, or `TYPE-2` where that is taken."""
+    found = list(scenario.exporters.destinations)
+    for one in exports:
+        kind, colon, path = one.partition(":")
+        if not colon:
+            raise InputError("invalid_setting", f"--export {one!r}: expected TYPE:PATH", "such as --export csv:metrics.csv")
+        number = 1 + sum(other.name == kind or other.name.startswith(f"{kind}-") for other in found)
+        try:
+            found.append(Destination(kind, path, kind if number == 1 else f"{kind}-{number}"))
+        except InputError as error:
+            raise InputError("invalid_setting", f"--export {one!r}: {error.message}", error.hint) from error
+    return replace(scenario, exporters=replace(scenario.exporters, destinations=tuple(found)))
 
 
 def _replay(run: str, sets: Sequence[str], seed: int | None, settings: Settings) -> Loaded:

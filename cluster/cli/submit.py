@@ -32,6 +32,7 @@ def submit(
     ] = None,
     seed: options.Seed = None,
     sets: options.Sets = None,
+    export: options.Exports = None,
     profile: options.Profile = None,
     timeout: Annotated[str | None, typer.Option("--timeout", help="End the run after this long, such as 90s or 5m: exit code 7.")] = None,
     allow_head: options.AllowHead = False,
@@ -51,7 +52,7 @@ def submit(
     if not address or not address.startswith(("http://", "https://")):
         raise InputError("invalid_value", f"submit needs the head's dashboard, got {address!r}", "give --address http://HEAD:8265")
     source.duration(timeout, "--timeout")
-    loaded = source.load(scenario, sets or [], seed, config)
+    loaded = source.load(scenario, sets or [], seed, config, exports=export or ())
     if loaded.replay_of:
         raise InputError("invalid_value", "a replay cannot be submitted: its run directory is here", "use `run replay:... --address`")
     settings = source.resolve_settings(loaded, config, profile=profile)

@@ -56,6 +56,12 @@ class Lane:
         """Tell whether there is room in memory for these rows."""
         return self._has_room(batch.num_rows, batch.nbytes)
 
+    def takes_whole(self, batch: pa.RecordBatch) -> bool:
+        """Tell whether `offer` would take all of these rows; a single row that never finds room counts as taken, and is dropped."""
+        if self._write_ahead or self.limits.overflow is Overflow.SPILL or (batch.num_rows == 1 and batch.nbytes > self.limits.queue_bytes):
+            return True
+        return self.fits(batch) and not (self.limits.overflow is Overflow.SAMPLE and self._is_half_full())
+
     def offer(self, batch: pa.RecordBatch, now_ns: int, marks: Sequence[tuple[int, Trace]] = ()) -> None:
         """Take rows, or drop and count some by the overflow policy. `marks` are traced rows by their position.
 
@@ -313,6 +319,16 @@ class Lane:
     def is_idle(self) -> bool:
         """Whether nothing waits, here or on disk."""
         return not self._rows and not self._spilled()
+
+    @property
+    def after(self) -> int:
+        """Sequence number behind the last row that came in."""
+        return self._next
+
+    @property
+    def settled(self) -> int:
+        """Sequence number below which no row is lost when this process dies: delivered, dropped and counted, or on disk."""
+        return min((chunk.first for chunk in (*self._flight, *self._chunks) if not chunk.durable), default=self._next)
 
     def snapshot(self) -> LaneState:
         """Return the lane as it stands."""

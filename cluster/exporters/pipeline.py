@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -146,8 +146,8 @@ class ExportPipeline:
 
     # rows
 
-    async def export(self, batch: pa.RecordBatch, timeout_s: float | None = None) -> None:
-        """Take rows for every destination that the rules name.
+    async def export(self, batch: pa.RecordBatch, timeout_s: float | None = None, *, to: Collection[str] | None = None) -> None:
+        """Take rows for every destination that the rules name; `to`: of these only, and the rest is not counted as unrouted.
 
         Waits only for destinations that block when full, and at most this long (None: for ever); then what found no room is dropped
         there and counted as `deadline`, or as `cancelled` when the caller is. Raises `InputError` for other columns than the
@@ -160,8 +160,8 @@ class ExportPipeline:
         self._received += batch.num_rows
         traces = self._traced(batch, now_ns)
         marked = batch.append_column(MARK, _marks(batch.num_rows, traces)) if traces else batch
-        split, unrouted = self._rules.split(marked, self._taking())
-        self._unrouted += unrouted
+        split, unrouted = self._rules.split(marked, [name for name in self._taking() if to is None or name in to])
+        self._unrouted += unrouted if to is None else 0
         waits = {}
         for name, rows in split.items():
             port = self._ports[name]
@@ -215,6 +215,17 @@ class ExportPipeline:
         return paths
 
     # figures
+
+    def takes_whole(self, name: str, batch: pa.RecordBatch) -> bool:
+        """Tell whether a destination has room for these rows, so that none would be dropped for lack of it."""
+        return self._port(name).lane.takes_whole(batch)
+
+    def positions(self) -> dict[str, tuple[int, int]]:
+        """Return, by destination, the number behind its last row, and the one below which the process may die: see `Port.settled`.
+
+        Numbers count the rows that came through the rules into a destination's lane.
+        """
+        return {name: (port.lane.after, port.settled()) for name, port in self._ports.items()}
 
     def report(self) -> PipelineReport:
         """Return everything as it stands; destinations that were removed keep their last report, until a namesake is added."""

@@ -60,6 +60,8 @@ class Port:
         self._is_opened = False  # belongs to the worker's thread
         self._is_ending = False
         self._unflushed_ns: int | None = None
+        self._is_firm = True  # whether all that was written was flushed as well
+        self._settled = lane.after
         self._at_once = False
         self._idle = asyncio.Event()
         self._calls = Latencies()
@@ -181,6 +183,7 @@ class Port:
         else:
             now_ns = self._clock.boot_ns()
             self.lane.succeeded(now_ns)
+            self._is_firm = False
             if self._unflushed_ns is None:
                 self._unflushed_ns = now_ns
         self._calls.record((self._clock.boot_ns() - began_ns) / SECOND_NS)
@@ -199,6 +202,9 @@ class Port:
         except Exception as error:
             self._flush_failures += 1
             self.lane.note(f"flush: {type(error).__name__}: {error}")
+        else:
+            self._is_firm = True
+            self.settled()
 
     # changes and the end
 
@@ -274,6 +280,15 @@ class Port:
             self.lane.note(f"close: {type(error).__name__}: {error}")
 
     # figures
+
+    def settled(self) -> int:
+        """Return the lane's number below which no row is lost when this process dies: dropped, on disk, or delivered and flushed.
+
+        It stands still while rows wait outside of the lane: in open windows of the rules, or with producers.
+        """
+        if self._is_firm and not self.chain.held and not self._waiting:
+            self._settled = self.lane.settled
+        return self._settled
 
     def health(self) -> Health:
         """Tell whether rows get through: the breaker first, then what the destination says of itself."""

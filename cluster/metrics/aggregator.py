@@ -34,7 +34,19 @@ from .query import Between
 from .query import peaks as peaks_of
 from .retention import Target, roll
 from .samples import SampleStore
-from .store import Coverage, End, Entry, RunStore, Stream, read_metrics, read_parts
+from .store import (
+    Coverage,
+    End,
+    Entry,
+    RunStore,
+    Stream,
+    Tagged,
+    coverage_of,
+    metrics_coverage,
+    pending_metrics,
+    read_metrics,
+    read_parts,
+)
 from .windows import EVENTS, METRICS, events_batch, histograms, unseal, unseal_samples
 
 _LOG: Final = logging.getLogger(__name__)
@@ -75,6 +87,7 @@ class Aggregator:
         self._undecodable = 0
         self.listener: Callable[[pa.RecordBatch], None] | None = None  # is told each record's rows once; must not wait or raise
         self._is_closed = False
+        self._watcher: Callable[[list[Entry]], None] | None = None
         self.answers = Answers(directory, self._lock, clock, ttl_s=cache_ttl_s)
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
         self._live.absorb_doses(read_parts(directory, ["time", "metric", "unit", "worker", "count", "sum"], doses))
@@ -92,6 +105,11 @@ class Aggregator:
                 streams = [{"node": node, "incarnation": incarnation} for node, incarnation in sorted(self._expected)]
                 (self.directory / "log").mkdir(exist_ok=True)
                 write_json_atomic(self.directory / "log" / "streams.json", {"streams": streams})
+
+    def watch(self, watcher: Callable[[list[Entry]], None] | None) -> None:
+        """Tell someone of all records once they are on disk. It is called between writing and acknowledging: it must not wait."""
+        with self._lock:
+            self._watcher = watcher
 
     def push(self, node: str, incarnation: str, records: Iterable[tuple[int, bytes]]) -> int:
         """Take frames of one stream and return the last sequence number up to which everything is on disk; see `push_many`."""
@@ -126,6 +144,8 @@ class Aggregator:
             self._live.absorb(entry.metrics, found, now_ns)
             if self.listener is not None and entry.metrics.num_rows:
                 self.listener(entry.metrics)
+        if self._watcher is not None:
+            self._watcher([entry for entry, _ in taken])
         if self._store.log_bytes + self._samples.log_bytes >= self._settle_bytes:
             self._settle_early()
 
@@ -376,6 +396,17 @@ class Aggregator:
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def held(self) -> Coverage:
+        """Return which records are held now."""
+        with self._lock:
+            return self._store.coverage.copy()
+
+    def stored(self) -> tuple[list[tuple[Path, Coverage]], list[Tagged]]:
+        """Return the Parquet parts of metrics with the records that each holds, and the metrics of the log's other records."""
+        with self._lock:
+            parts = [(path, coverage_of([path])) for path in part_files(self.directory)]
+            return parts, list(pending_metrics(self.directory, metrics_coverage(self.directory)))
 
     def close(self) -> None:
         """Give up the directory; everything acknowledged is on disk."""

@@ -78,6 +78,10 @@ class Coverage:
         """Tell whether a record is among these."""
         return sequence in self.held.get(stream, Ranges())
 
+    def holds(self, other: Coverage) -> bool:
+        """Tell whether all records of another are among these."""
+        return all(self.held.get(stream, Ranges()).union(ranges) == self.held.get(stream) for stream, ranges in other.held.items())
+
     def add(self, stream: Stream, sequence: int, end: End | None = None) -> None:
         """Add a record."""
         self.held.setdefault(stream, Ranges()).add(sequence)

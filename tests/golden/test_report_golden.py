@@ -67,7 +67,32 @@ MANIFEST = {
     "end": "2026-01-01T12:00:14+00:00",
     "heartbeat": "2026-01-01T12:00:14+00:00",
 }
+EXPORTERS = [
+    {
+        "name": "csv",
+        "path": "exports/m.csv",
+        "complete": True,
+        "delivered_rows": 1200,
+        "earlier_rows": 34,
+        "dropped_rows": {},
+        "detail": "",
+    },
+    {
+        "name": "probes",
+        "path": "/data/<probes>.jsonl",
+        "complete": False,
+        "delivered_rows": 90,
+        "earlier_rows": 0,
+        "dropped_rows": {"newest": 30, "shutdown": 4},
+        "queued_rows": 0,
+        "spilled_rows": 12,
+        "spill": "/fast/probes",
+        "is_behind": True,
+        "detail": "OSError: no space left on device",
+    },
+]
 SUMMARY = {
+    "exporters": EXPORTERS,
     "status": "inconclusive",
     "exit_code": 5,
     "message": "the dose of 0.0.CpuLoad@n2 was missed",

@@ -291,6 +291,33 @@ def test_sampling_keeps_one_in_n_over_all_batches() -> None:
     assert lane.snapshot().dropped == {"sampled": 20}
 
 
+def test_what_is_settled_is_what_no_death_takes() -> None:
+    """Rows that wait in memory are not settled, whatever was dropped behind them; delivered rows are, and so are those on disk."""
+    clock = VirtualClock()
+    lane = Lane(Limits(queue_rows=10, batch_rows=5), BreakerPolicy())
+    lane.offer(numbered(0, 10), clock.boot_ns())
+    lane.offer(numbered(10, 10), clock.boot_ns())
+    assert (lane.settled, lane.after, lane.snapshot().dropped) == (0, 10, {"newest": 10})
+    assert lane.take(clock.boot_ns(), at_once=True) is not None
+    assert lane.settled == 0
+    lane.succeeded(clock.boot_ns())
+    assert lane.settled == 5
+    ahead = Lane(Limits(queue_rows=10, batch_rows=5), BreakerPolicy(), MemorySpill(100), write_ahead=True)
+    ahead.offer(numbered(0, 10), clock.boot_ns())
+    assert (ahead.settled, ahead.after) == (10, 10)
+
+
+def test_a_lane_says_before_whether_it_would_drop_or_thin() -> None:
+    """What it says it takes whole, it takes whole, for every policy."""
+    clock = VirtualClock()
+    for overflow in Overflow:
+        lane = Lane(Limits(overflow, queue_rows=10, batch_rows=5), BreakerPolicy(), MemorySpill(1000))
+        for rows in (4, 1, 3, 4, 1, 2):
+            is_taken, before = lane.takes_whole(numbered(0, rows)), lane.counts.dropped_rows
+            lane.offer(numbered(0, rows), clock.boot_ns())
+            assert not is_taken or lane.counts.dropped_rows == before, overflow
+
+
 def test_rows_that_are_on_disk_too_are_not_dropped_from_memory() -> None:
     """With DROP_OLDEST, what an earlier life left is delivered; the newest rows make way, since those on disk would be counted twice."""
     clock, spill = VirtualClock(), MemorySpill(100)

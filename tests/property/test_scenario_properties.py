@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors import shape as shapes
 from actors.errors import InputError
 from actors.metrics.registry import CATALOGUE
-from scenarios import combinators, document, hypotheses, model, recording, simulators, targets, text, units
+from scenarios import combinators, document, exporters, hypotheses, model, recording, simulators, targets, text, units
 
 fraction = st.floats(0, 1)
 size = st.integers(0, 1 << 53)
@@ -130,6 +130,57 @@ def made(metrics, hypotheses, **parts):
     return model.Scenario(metrics=metrics, hypotheses=tuple(asked), **parts)
 
 
+when = st.builds(exporters.When, st.none() | line, st.none() | line, st.none() | line, labels=st.dictionaries(word, line, max_size=2))
+names = st.lists(word, min_size=1, max_size=3)
+rules = st.one_of(
+    st.builds(exporters.Rule, when, keep=st.booleans()),
+    st.builds(exporters.Rule, when, one_in=st.integers(1, 1000)),
+    st.builds(exporters.Rule, when, drop_labels=names),
+    st.builds(exporters.Rule, when, rename=word),
+    st.builds(
+        exporters.Rule,
+        when,
+        every_s=seconds,
+        by=st.lists(st.sampled_from(["node", "worker", "labels", "labels.x"])),
+        late_s=st.floats(0, 60),
+    ),
+)
+
+
+@st.composite
+def destination(draw, at):
+    batch_rows, batch_bytes = draw(st.integers(1, 10_000)), draw(st.integers(1, 1 << 30))
+    spill = draw(st.sampled_from([False, True, "/fast"]))
+    return exporters.Destination(
+        draw(st.sampled_from(exporters.TYPES)),
+        f"{draw(word)}-{at}".replace("/", "_"),
+        f"d{at}",
+        draw(st.sampled_from([one for one in exporters.OVERFLOWS if spill or one != "spill"])),
+        batch_rows + draw(st.integers(0, 10_000)),
+        batch_bytes + draw(st.integers(0, 1 << 30)),
+        batch_rows,
+        batch_bytes,
+        draw(seconds),
+        draw(seconds),
+        draw(st.integers(1, 1000)),
+        draw(st.builds(exporters.Breaker, st.integers(1, 9), seconds, st.integers(1, 9), st.floats(0.001, 1), st.floats(1, 60))),
+        spill,
+        draw(st.integers(1 << 20, 1 << 40)),
+        draw(st.booleans()) if spill else False,
+        draw(st.lists(rules, max_size=2)),
+    )
+
+
+@st.composite
+def where_to(draw):
+    prometheus = draw(st.none() | st.builds(exporters.Prometheus, st.integers(0, 65_535), word))
+    found = [draw(destination(at)) for at in range(draw(st.integers(0, 2)))]
+    known = [one.name for one in found]
+    some = st.lists(st.sampled_from(known), min_size=1, max_size=2) if known else st.nothing()
+    routes = draw(st.lists(st.builds(exporters.Route, some, when), max_size=2)) if known else []
+    return exporters.Exporters(prometheus, found, routes, draw(some) if known and draw(st.booleans()) else (), draw(st.floats(0, 60)))
+
+
 scenario = st.builds(
     made,
     name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True),
@@ -150,7 +201,7 @@ scenario = st.builds(
     on_node_lost=st.sampled_from(model.ON_NODE_LOST),
     hypotheses=st.lists(threshold() | probe, max_size=3, unique_by=hypotheses.title).map(tuple),
     metrics=metrics,
-    exporters=st.builds(model.Exporters, st.none() | st.builds(model.Prometheus, st.integers(0, 65_535), word)),
+    exporters=where_to(),
 )
 
 
@@ -268,3 +319,21 @@ def test_setting_what_is_already_so_changes_nothing(value, seed):
     """--set with the canonical document's own value is the identity, and a seed that is set is the seed."""
     assert text.apply_settings(value, [f"seed={value.seed}", f"name='{value.name}'"]) == value
     assert text.apply_settings(value, [f"seed={seed}"]).seed == seed
+
+
+@given(where_to())
+@QUICK
+def test_what_a_scenario_says_of_exporters_is_what_the_pipeline_takes(value):
+    """Every valid value makes limits, a breaker and rules without a complaint."""
+    from cluster.exporters import destinations
+    from cluster.exporters.rules import parse
+
+    for one in value.destinations:
+        limits, policy = destinations.limits_of(one), destinations.policy_of(one)
+        assert (limits.queue_rows, limits.batch_bytes, policy.reset_s) == (one.queue_rows, one.batch_bytes, one.breaker.reset_s)
+    made = parse(destinations.rules_of(value))
+    made.check([one.name for one in value.destinations])
+    assert [route.to for route in made.routes] == [route.to for route in value.routes]
+    assert {name: len(chain) for name, chain in made.chains.items()} == {
+        one.name: len(one.rules) for one in value.destinations if one.rules
+    }

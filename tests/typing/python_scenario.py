@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from actors.shape import Burst, Ramp
 from scenarios import ActorProbe, Budget, CpuLoad, DiskFill, MemoryPressure, Scenario, Targets, Threshold, hold, pause, sequence, together
-from scenarios.model import LimitOverrides, Prometheus
+from scenarios.exporters import Prometheus
+from scenarios.model import LimitOverrides
 from scenarios.plan import Plan, resolve
 from scenarios.text import dump, load
 

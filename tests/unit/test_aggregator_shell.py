@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+import urllib.error
 import urllib.request
 
+import pyarrow.parquet as pq
 import pytest
 
 from actors.clock import SystemClock
-from actors.errors import HarnessError, InputError
-from actors.messages import NodeSpec
+from actors.errors import HarnessError, InputError, RefusedError
+from actors.messages import Event, NodeSpec
 from actors.metrics.registry import Kind
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
@@ -19,9 +21,12 @@ from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.retention import Retention
 from cluster.metrics.store import read_run
 from cluster.metrics.windows import Row
+from cluster.recovery import deliver_local
 from cluster.settings import load as load_settings
-from scenarios import catalogue
+from scenarios import catalogue, text
 from scenarios import plan as plans
+from scenarios.plan import resolve
+from tests.support.waiting import until
 from tests.support.windows import end, record
 
 RUN = "20260101-120000-late-1a2b"
@@ -194,3 +199,110 @@ def test_an_anomaly_is_an_event_of_its_run(tmp_path, monkeypatch):
         assert shell.evaluate("anomaly.found", "sum", labels={"hook": "robust_z"}) == 1.0
     finally:
         shell.leave()
+
+
+def manifest_exporting(*destinations):
+    plan = {"CpuLoad": {"fraction": 0.1}, "for": 5}
+    return {
+        "run": RUN,
+        "scenario": {"version": 1, "name": "small", "plan": plan, "exporters": {"destinations": list(destinations)}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("destination", "words"),
+    [
+        pytest.param({"type": "csv", "path": "{tmp}/none/m.csv"}, "none is not a folder", id="no-folder"),
+        pytest.param({"type": "csv", "path": "{tmp}/there.csv"}, "there.csv exists already", id="there-already"),
+        pytest.param({"type": "csv", "path": "/proc/m.csv"}, "/proc cannot be written", id="not-to-be-written"),
+        pytest.param({"type": "csv", "path": "m.csv", "spill": "{tmp}/none"}, "spill of 'csv'", id="spill"),
+    ],
+)
+def test_a_destination_that_cannot_be_written_refuses_the_run(tmp_path, monkeypatch, destination, words):
+    """Before any load, with what is wrong and where (6); nothing is left."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "there.csv").write_text("mine")
+    said = {key: value.replace("{tmp}", str(tmp_path)) for key, value in destination.items()}
+    shell = AggregatorShell(RUN, lambda: None)
+    with pytest.raises(RefusedError, match=words) as caught:
+        shell.begin(manifest_exporting(said), b"{}", "127.0.0.1", None)
+    assert caught.value.exit_code == 6
+    shell.abandon()
+    assert not shell.directory.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state", "there.csv"]
+    assert (tmp_path / "there.csv").read_text() == "mine"
+
+
+def rows_of(path):
+    return sorted((row["metric"], row["node"], row["sum"]) for row in map(json.loads, path.read_text().splitlines()))
+
+
+def ready(shell):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{shell._server.port}/readyz", timeout=30) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return json.loads(error.read())
+
+
+def ending_of_nothing():
+    return Ending(RUN, (), (), (Event("k", "told"),), 0, None, None)
+
+
+def test_a_run_with_exporters_says_so_in_its_documents_and_on_its_endpoint(tmp_path, monkeypatch):
+    """Metrics, /readyz, summary and files agree; a verdict is what it would be without; late data is there when all has ended."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "out").mkdir()
+    said = [{"type": "jsonl", "path": f"{tmp_path}/out/{{run}}.jsonl"}, {"type": "parquet", "path": "m.parquet"}]
+    ended = threading.Event()
+    shell = AggregatorShell(RUN, ended.set)
+    plan = resolve(text.from_data(manifest_exporting()["scenario"]), [NodeSpec("n1", "127.0.0.1")], 0)
+    shell.begin(manifest_exporting(*said), plan.to_json(), "127.0.0.1", 0)
+    shell.push("n1", "a", [record("n1", number) for number in range(1, 11)])
+    checks = {one["name"]: one for one in ready(shell)["checks"]}
+    assert checks["exporter jsonl"]["ok"]
+    assert checks["exporter parquet"]["detail"]["breaker"] == "closed"
+    until(
+        lambda: 'export_delivered_total{exporter="jsonl"' in page(shell).replace(f'run="{RUN}",', "") or "export_queue" in page(shell), 10
+    )
+    outcome = shell.conclude(ending_of_nothing())
+    told = outcome["summary"]["exporters"]
+    rows = [(row["metric"], row["node"], row["sum"]) for row in read_run(shell.directory).metrics.to_pylist()]
+    assert [(one["name"], one["complete"], one["delivered_rows"]) for one in told] == [
+        ("jsonl", True, len(rows)),
+        ("parquet", True, len(rows)),
+    ]
+    assert rows_of(tmp_path / "out" / f"{RUN}.jsonl") == sorted(rows)
+    assert "exports/m.parquet" in {file["name"] for file in shell.files()}
+    assert [one["node"] for one in shell.outstanding()] == ["n1"]  # its stream has no end yet; that of the exporters has
+    assert shell.push("n1", "a", [record("n1", 11), end(12)]) == 12
+    told = read_json(shell.directory / "summary.json")["exporters"]
+    assert [(one["complete"], one["is_behind"]) for one in told] == [(False, True)] * 2
+    shell.leave()
+    assert ended.wait(30)
+    told = read_json(shell.directory / "summary.json")["exporters"]
+    rows = [(row["metric"], row["node"], row["sum"]) for row in read_run(shell.directory).metrics.to_pylist()]
+    assert [one["complete"] for one in told] == [True, True]
+    assert rows_of(tmp_path / "out" / f"{RUN}.jsonl") == sorted(rows)
+    assert pq.read_metadata(shell.directory / "exports" / "m.parquet").num_rows == len(rows)
+
+
+def test_a_run_that_died_has_its_exports_after_recovery(tmp_path, monkeypatch):
+    """What the aggregator had on disk when it went for good is in every file once the run was recovered."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    ended = threading.Event()
+    shell = AggregatorShell(RUN, ended.set)
+    said = [{"type": "jsonl", "path": "m.jsonl"}, {"type": "json", "path": "m.json"}]
+    shell.begin(manifest_exporting(*said), b"{}", "127.0.0.1", None)
+    shell.push("n1", "a", [record("n1", number) for number in range(1, 11)])
+    shell.leave()  # without a conclusion
+    assert ended.wait(30)
+    assert not (shell.directory / "exports" / "m.json").exists()
+    assert list(deliver_local(tmp_path / "state")) == [RUN]
+    told = read_json(shell.directory / "summary.json")
+    rows = sorted((row["metric"], row["node"], row["sum"]) for row in read_run(shell.directory).metrics.to_pylist())
+    assert (told["status"], [one["complete"] for one in told["exporters"]]) == ("error", [True, True])
+    assert set(rows_of(shell.directory / "exports" / "m.jsonl")) == set(rows)
+    found = json.loads((shell.directory / "exports" / "m.json").read_text())
+    assert sorted((row["metric"], row["node"], row["sum"]) for row in found) == rows
+    assert [one for one in told["outstanding"] if one["node"] == "aggregator"] == []

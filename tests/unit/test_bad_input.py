@@ -12,6 +12,7 @@ from scenarios import Budget, CpuLoad, MemoryPressure, Scenario, Targets, Thresh
 HEAD = "version: 1\nname: x\n"
 PLAN = "plan:\n  CpuLoad: {fraction: 50%}\n  for: 10s\n"
 GOOD = HEAD + PLAN
+EXPORT = GOOD + "exporters:\n  destinations:\n    - "
 
 
 def refusal(document) -> InputError:
@@ -110,6 +111,23 @@ def test_the_base_document_is_good():
             id="two-of-a-name",
         ),
         pytest.param(HEAD + "plan:\n  sequence: []\n", "invalid_value", "4:13", "at least one part", id="empty-sequence"),
+        pytest.param(EXPORT + "{type: cvs, path: x}\n", "invalid_value", "8:14", "did you mean 'csv'", id="unknown-export-type"),
+        pytest.param(EXPORT + "{type: csv}\n", "invalid_document", "8:7", "expected the key 'path'", id="export-without-path"),
+        pytest.param(EXPORT + "{type: csv, path: ../x}\n", "invalid_value", "8:25", "without `..`", id="export-outside"),
+        pytest.param(EXPORT + "{type: csv, path: x, que_rows: 3}\n", "unknown_key", "8:28", "did you mean 'queue_rows'", id="export-key"),
+        pytest.param(EXPORT + "{type: csv, path: x, flush: 3cm}\n", "invalid_value", "8:35", "expected a duration", id="export-unit"),
+        pytest.param(
+            EXPORT + "{type: csv, path: x, overflow: block}\n", "invalid_value", "8:38", "expected one of drop_oldest", id="block"
+        ),
+        pytest.param(EXPORT + "{type: csv, path: x, overflow: spill}\n", "invalid_value", "8:38", "add spill: true", id="no-spill"),
+        pytest.param(EXPORT + "{type: csv, path: x, batch_rows: 9, queue_rows: 3}\n", "invalid_value", "8:40", "queue", id="export-batch"),
+        pytest.param(EXPORT + "{type: csv, path: x}\n    - {type: csv, path: y}\n", "invalid_value", "8:5", "of its own", id="twice"),
+        pytest.param(
+            EXPORT + "{type: csv, path: x, rules: [{keep: true, rename: y}]}\n", "invalid_value", "8:36", "exactly one", id="two-actions"
+        ),
+        pytest.param(
+            EXPORT + "{type: csv, path: x}\n  routes: [{to: [csw]}]\n", "invalid_value", "9:11", "there are: csv", id="route-to-nowhere"
+        ),
         pytest.param(HEAD + "plan:\n  pause: 10s\n", "invalid_value", "4:3", "holds no load", id="only-pauses"),
         pytest.param(HEAD + "plan: {}\n", "invalid_document", "3:7", "exactly one of", id="empty-plan"),
         pytest.param(HEAD + "plan: burst\n", "invalid_value", "3:7", "expected a mapping", id="plan-word"),

@@ -272,10 +272,14 @@ def test_status_of_one_run_without_a_cluster(place: Place, alone: Connection, mo
 
 
 class FakeAggregator:
-    """The remote end of an aggregator's core."""
+    """The remote end of an aggregator's core, of a run without exporters."""
+
+    _exports = None
+    _is_concluded = False
+    _export_late, _summary_with = AggregatorShell._export_late, AggregatorShell._summary_with
 
     def __init__(self, core: Aggregator) -> None:
-        self.core, self.calls = core, list[tuple[Any, ...]]()
+        self.core, self.directory, self.calls = core, core.directory, list[tuple[Any, ...]]()
 
     def call(self, method: str, *args: Any, timeout_s: float = 30.0) -> Any:
         self.calls.append((method, *args))

@@ -64,7 +64,26 @@ metrics:
     - rate: {metric: "*.slice", rate_hz: 100}
     - first: {metric: load.slice, count: 5}
     - adaptive: {metric: "load.*", rate_hz: 1000}
-exporters: {prometheus: {port: 9464, host: 0.0.0.0}}
+exporters:
+  prometheus: {port: 9464, host: 0.0.0.0}
+  destinations:
+    - {type: csv, path: "/data/{run}.csv", name: table, overflow: drop_oldest, queue_rows: 500, queue_size: 8MiB, batch_rows: 100}
+    - type: jsonl
+      path: probes.jsonl
+      batch_size: 1MiB
+      batch_age: 250ms
+      flush: 2s
+      spill: true
+      spill_max: 64MiB
+      write_ahead: true
+      breaker: {threshold: 2, reset: 5s, probes: 2, backoff: 50ms, backoff_max: 1s}
+      rules:
+        - {when: {metric: probe.*, labels: {probe: x*}}, keep: true}
+        - {when: {metric: probe.response}, every: 10s, by: [node, labels.probe], late: 5s}
+    - {type: arrow, path: m.arrow, spill: /fast, overflow: sample, sample_one_in: 5, rules: [{one_in: 3}, {rename: m, when: {node: n1}}]}
+  routes: [{when: {kind: counter, worker: "", phase: p*}, to: [table, jsonl]}]
+  default: [arrow]
+  drain: 10s
 plan:
   phase: all
   sequence:

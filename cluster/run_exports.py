@@ -1,0 +1,324 @@
+"""The exporters of one run, beside its aggregator: rows go to every destination once they are on disk, and never before.
+
+A thread with an event loop owns the pipeline. The aggregator's push puts a reference into a bounded inbox and goes on: nothing here
+delays an acknowledgement, and that is why no destination may block. What the inbox has no room for, what came before this life and what
+came after the run's end is read again from the run directory: see `export_feed`. A record goes to a destination at least once, and twice
+only after a death of this process, as far back as the destination's last flush. Files that appear whole then begin anew.
+
+Nothing here raises into the run: what fails is told in the report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from actors.clock import SECOND_NS, Clock
+from actors.host import memory_available_share
+from actors.limits import find_container
+from scenarios.exporters import Destination, Exporters
+
+from .export_feed import Feed
+from .export_memory import Kept, added, load, save
+from .export_story import Story, end_streams
+from .exporters import destinations as kinds
+from .exporters.base import Exporter
+from .exporters.figures import ExporterReport, PipelineReport
+from .exporters.pipeline import ExportPipeline
+from .exporters.prometheus import Finding
+from .exporters.rules import parse
+from .exporters.spill import SpillLog
+from .exporters.wal import WriteAheadLog
+from .files import read_json
+from .metrics.aggregator import Aggregator
+from .metrics.store import Coverage
+
+_LOG: Final = logging.getLogger(__name__)
+TICK_S: Final = 1.0
+SAVE_S: Final = 5.0
+_UNHEARD_S: Final = 10.0
+_GRACE_S: Final = 5.0  # beyond the drain: for the last figures, and for files to be finished
+LATE: Final = "data came after the end and is not here yet"
+
+Reports = list[dict[str, Any]]
+
+
+class RunExports:
+    """See the module. `tells`: its own metrics and events go into the run, as a stream of the aggregator's own.
+
+    Raises `StressError` when a spill cannot be had.
+    """
+
+    def __init__(
+        self,
+        core: Aggregator,
+        wanted: Exporters,
+        clock: Clock,
+        *,
+        tells: bool = True,
+        make: Callable[[Destination, Path], Exporter] = kinds.make,
+        memory: Callable[[], float] | None = None,
+    ) -> None:
+        self._core, self._wanted, self._clock, self._make = core, wanted, clock, make
+        self._folder = kinds.state_folder(core.directory)
+        self._memory = memory or partial(memory_available_share, find_container())
+        self._kept = load(self._folder)
+        self._begin_anew()
+        self._story = Story(core, clock) if tells else None
+        self._made: dict[str, Exporter] = {}
+        self._spills: dict[str, SpillLog] = {}
+        self._told: PipelineReport | None = None
+        self._told_ns = self._saved_ns = clock.boot_ns()
+        self._is_unsaved = False
+        self._trouble: dict[str, str] = {}
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="exports", daemon=True)
+        self._thread.start()
+        started.result()
+
+    def _begin_anew(self) -> None:
+        """Forget what does not go on: files that appear whole have nothing of an earlier life, so neither has their disk."""
+        for one in self._wanted.destinations:
+            kept = self._kept.setdefault(one.name, Kept())
+            if kinds.KINDS[one.type].is_whole:
+                kept.held, kept.report = Coverage(), None
+                _remove(kinds.spill_of(one, self._core.directory))
+
+    # asked from other threads
+
+    def checks(self) -> tuple[Callable[[], Finding], ...]:
+        """Return a check of each destination, for /readyz."""
+        return tuple(partial(self._finding, one.name) for one in self._wanted.destinations)
+
+    def _finding(self, name: str) -> Finding:
+        now_ns = self._clock.boot_ns()
+        if self._told is None or now_ns - self._told_ns > _UNHEARD_S * SECOND_NS:
+            return Finding(f"exporter {name}", ok=False, reason="nothing was heard of it for a while")
+        report = self._told.exporters[name]
+        last_ns = report.lane.last_success_ns
+        detail = {
+            "breaker": report.lane.breaker.value,
+            "queued_rows": report.lane.queued,
+            "spilled_rows": report.lane.spilled,
+            "last_success_s_ago": None if last_ns is None else round((now_ns - last_ns) / SECOND_NS, 1),
+        }
+        return Finding(f"exporter {name}", report.health.ok, report.health.detail or report.lane.last_error, detail)
+
+    def finish(self, timeout_s: float | None = None) -> Reports:
+        """End: let destinations take what they lack for this long, close them, and return each one's report. To be called once."""
+        seconds = self._wanted.drain_s if timeout_s is None else timeout_s
+        try:
+            return asyncio.run_coroutine_threadsafe(self._finish(seconds), self._loop).result(seconds + 2 * _GRACE_S)
+        except Exception as error:
+            _LOG.exception("run %s: the exporters did not end as they should", self._core.run_id)
+            end_streams(self._core)
+            why = f"the exporters did not end as they should: {type(error).__name__}: {error}"
+            return [
+                {"name": one.name, "type": one.type, "ok": False, "complete": False, "detail": why} for one in self._wanted.destinations
+            ]
+        finally:
+            self._core.watch(None)
+            self._stop()
+
+    def give_up(self) -> None:
+        """End without an end: what is not finished stays so, and another life goes on from what is on disk."""
+        self._core.watch(None)
+        self._stop()
+        for exporter in self._made.values():
+            kinds.give_up(exporter)
+
+    def abandon(self) -> None:
+        """End, and leave nothing: the run was not admitted, so no row was ever given."""
+        self.give_up()
+        for one in self._wanted.destinations:
+            folder = kinds.spill_of(one, self._core.directory)
+            _remove(folder)
+            if folder is not None:
+                with suppress(OSError):  # it has others, or is gone
+                    folder.parent.rmdir()
+        _remove(self._folder)
+
+    def _stop(self) -> None:
+        with suppress(RuntimeError):  # it has ended by itself
+            self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(_GRACE_S)
+        for spill in self._spills.values():
+            with suppress(OSError):
+                spill.close()
+
+    # the thread
+
+    def _run(self, started: Future[None]) -> None:
+        try:
+            asyncio.run(self._work(started))
+        except BaseException as error:
+            if started.done():
+                _LOG.exception("run %s: the exporters have ended", self._core.run_id)
+            else:
+                started.set_exception(error)
+
+    async def _work(self, started: Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ended, self._closing = asyncio.Event(), asyncio.Event()
+        self._pipeline = ExportPipeline(clock=self._clock)
+        for one in self._wanted.destinations:
+            self._add(one)
+        await self._pipeline.set_rules(parse(kinds.rules_of(self._wanted)))
+        limits = {one.name: kinds.limits_of(one) for one in self._wanted.destinations}
+        self._feed = Feed(self._core, self._pipeline, limits, {name: self._kept[name].held for name in limits})
+        self._look()
+        self._core.watch(self._feed.take)
+        started.set_result(None)
+        self._behind = [asyncio.create_task(self._feed.catch_up(name)) for name in limits]
+        self._ticking = asyncio.create_task(self._tick())
+        feeding = asyncio.create_task(self._feed.run())
+        await self._ended.wait()
+        feeding.cancel()
+
+    def _add(self, one: Destination) -> None:
+        path, folder = kinds.path_of(one, self._core.directory), kinds.spill_of(one, self._core.directory)
+        if path.is_relative_to(self._core.directory):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            self._spills[one.name] = SpillLog(WriteAheadLog(folder, max_bytes=one.spill_bytes_max, clock=self._clock))
+        self._made[one.name] = self._make(one, path)
+        spill = self._spills.get(one.name)
+        self._pipeline.add(one.name, self._made[one.name], kinds.limits_of(one), kinds.policy_of(one), spill, write_ahead=one.write_ahead)
+
+    async def _tick(self) -> None:
+        while not self._closing.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), TICK_S)
+            self._look()
+            if self._story is not None:
+                await asyncio.to_thread(self._story.send)
+            self._settle()
+            if self._is_unsaved and self._clock.boot_ns() - self._saved_ns >= SAVE_S * SECOND_NS:
+                await self._save()
+
+    def _look(self) -> None:
+        """Look at the memory and at every destination, and say what there is to say."""
+        with suppress(OSError):  # there is no /proc to ask
+            self._pipeline.memory(self._memory())
+        self._told, self._told_ns = self._pipeline.report(), self._clock.boot_ns()
+        if self._story is not None and self._story.is_sent:
+            self._story.tell(self._told, self._pipeline.self_metrics(), self._pipeline.audit)
+
+    def _settle(self) -> None:
+        for name, records in self._feed.settled().items():
+            self._kept[name].held.absorb(records)
+            self._kept[name].report = None
+            self._is_unsaved = True
+
+    async def _save(self) -> None:
+        kept = {name: Kept(one.held.copy(), one.report) for name, one in self._kept.items()}
+        try:
+            await asyncio.to_thread(save, self._folder, kept)
+        except OSError as error:  # more comes twice after a death, no more
+            _LOG.warning("run %s: what its exporters have is not written down: %s", self._core.run_id, error)
+        else:
+            self._is_unsaved, self._saved_ns = False, self._clock.boot_ns()
+
+    # the end
+
+    async def _finish(self, timeout_s: float) -> Reports:
+        until_s = self._loop.time() + timeout_s
+        self._closing.set()
+        await self._ticking
+        if self._story is not None:  # the last rows that go out are those that say how rows go out
+            await asyncio.to_thread(self._story.end)
+        self._core.watch(None)
+        await self._feed.emptied()
+        behind = [asyncio.create_task(self._up_to_date(name, task)) for name, task in zip(self._made, self._behind, strict=True)]
+        _, late = await asyncio.wait(behind, timeout=max(0.0, until_s - self._loop.time()))
+        for task in late:
+            task.cancel()
+        told = await self._pipeline.shutdown(max(0.0, until_s - self._loop.time()))
+        self._told, self._told_ns = told, self._clock.boot_ns()
+        held = await asyncio.to_thread(self._core.held)
+        reports = [self._report(one, told.exporters[one.name], held) for one in self._wanted.destinations]
+        self._kept = {report["name"]: Kept(self._feed.given[report["name"]], report) for report in reports}
+        await self._save()
+        self._clear_spills()
+        return reports
+
+    async def _up_to_date(self, name: str, begun: asyncio.Task[None]) -> None:
+        try:
+            await begun
+            await self._feed.catch_up(name)
+        except Exception as error:  # told with its report: it is behind then
+            self._trouble[name] = f"the run cannot be read again: {type(error).__name__}: {error}"
+
+    def _report(self, one: Destination, now: ExporterReport, held: Coverage) -> dict[str, Any]:
+        """Return a destination's report. `complete`: it has every row that the run holds, as far as its rules let them through."""
+        path, directory = kinds.path_of(one, self._core.directory), self._core.directory
+        about = {
+            "name": one.name,
+            "type": one.type,
+            "path": str(path.relative_to(directory) if path.is_relative_to(directory) else path),
+            "earlier_rows": self._feed.earlier_rows[one.name],
+            "is_behind": not self._feed.given[one.name].holds(held),
+        }
+        report = added(self._kept[one.name].report, about | now.to_json())
+        spill = kinds.spill_of(one, directory)
+        if spill is not None and now.lane.spilled:
+            report["spill"] = str(spill)
+        lost = sum(report["dropped_rows"].values()) + report["late_rows"]
+        report["detail"] = self._trouble.get(one.name) or report["detail"]
+        report["complete"] = not (lost or report["is_behind"] or now.lane.queued or now.lane.spilled or now.waiting or now.held)
+        return report
+
+    def _clear_spills(self) -> None:
+        for spill in self._spills.values():
+            if not spill.pending_rows:
+                spill.close()
+                _remove(spill.log.folder)
+                with suppress(OSError):  # it has others
+                    spill.log.folder.parent.rmdir()
+        self._spills = {name: spill for name, spill in self._spills.items() if spill.pending_rows}
+
+
+def exporters_of(manifest: Mapping[str, Any]) -> Exporters:
+    """Return what the scenario in a run's manifest says of exporters; none when it says nothing, or cannot be read."""
+    from scenarios import text  # noqa: PLC0415  # reads YAML too, which a run without exporters has no use for
+
+    scenario = manifest.get("scenario") or {}
+    return text.from_data(scenario).exporters if scenario.get("exporters") else Exporters()
+
+
+def bring_up_to_date(core: Aggregator, clock: Clock, timeout_s: float) -> Reports | None:
+    """Give the exporters of a run that has ended, or died, what they lack; return their reports, None when there is nothing to do.
+
+    Never raises: a run's files do not depend on its exporters.
+    """
+    try:
+        wanted = exporters_of(read_json(core.directory / "manifest.json") or {})
+        if not wanted.destinations:
+            return None
+        end_streams(core)
+        kept, held = load(kinds.state_folder(core.directory)), core.held()
+        done = [kept[one.name] for one in wanted.destinations if one.name in kept]
+        if len(done) == len(wanted.destinations) and all(one.report is not None and one.held.holds(held) for one in done):
+            return None
+        return RunExports(core, wanted, clock, tells=False).finish(timeout_s)
+    except Exception:
+        _LOG.exception("run %s: its exporters could not be brought up to date", core.run_id)
+        return None
+
+
+def outdated(reports: Any) -> Reports:
+    """Return reports of destinations for which data has come that they have not been given."""
+    return [{**one, "complete": False, "is_behind": True, "detail": LATE} for one in reports]
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

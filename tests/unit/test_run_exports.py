@@ -1,0 +1,315 @@
+"""The exporters of a run, with real files: what each row of the run became, at the end, after a death, and with late data."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.clock import SystemClock
+from cluster.export_feed import Feed
+from cluster.exporters import destinations as kinds
+from cluster.exporters.breaker import BreakerPolicy
+from cluster.exporters.limits import Limits
+from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.store import Coverage, read_run
+from cluster.run_exports import RunExports, bring_up_to_date
+from scenarios.exporters import Breaker, Destination, Exporters, Route, Rule, When
+from tests.support.sinks import FlakySink, GateSink
+from tests.support.waiting import until
+from tests.support.windows import end, record
+
+RUN = "20260101-120000-small-1a2b"
+FORMS = ("json", "jsonl", "csv", "parquet", "arrow")
+CLOCK = SystemClock()
+
+
+def read(path: Path) -> list[tuple[str, str, float]]:
+    """Return (metric, node, count) of each row of a file of any kind."""
+    match path.suffix:
+        case ".json":
+            rows = json.loads(path.read_text())
+        case ".jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+        case ".csv":
+            rows = list(csv.DictReader(path.read_text().splitlines()))
+        case ".parquet":
+            rows = pq.read_table(path).to_pylist()
+        case _:
+            rows = pa.ipc.open_file(path).read_all().to_pylist()
+    return [(row["metric"], row["node"], float(row["sum"] or 0)) for row in rows]
+
+
+def of_run(directory: Path) -> list[tuple[str, str, float]]:
+    return [(row["metric"], row["node"], float(row["sum"] or 0)) for row in read_run(directory).metrics.to_pylist()]
+
+
+@pytest.fixture
+def core(tmp_path):
+    made = Aggregator(RUN, tmp_path / "state" / "runs" / RUN, CLOCK)
+    yield made
+    made.close()
+
+
+def files(**more) -> Exporters:
+    return Exporters(destinations=tuple(Destination(form, f"m.{form}") for form in FORMS), **more)
+
+
+def write_manifest(core, exporters) -> None:
+    from scenarios.exporter_form import EXPORTERS
+
+    scenario = {"version": 1, "name": "small", "plan": {"CpuLoad": {"fraction": 0.1}, "for": 5}, "exporters": EXPORTERS.write(exporters)}
+    (core.directory / "manifest.json").write_text(json.dumps({"run": RUN, "status": "running", "scenario": scenario}))
+
+
+def balanced(report: dict, rows: int) -> dict:
+    """Assert that every row of the run is accounted for at a destination without rules."""
+    lane = report["produced_rows"] + report["recovered_rows"]
+    gone = report["delivered_rows"] + sum(report["dropped_rows"].values()) + report["queued_rows"] + report["spilled_rows"]
+    assert lane == gone, report
+    assert report["earlier_rows"] + report["produced_rows"] == rows, report
+    return report
+
+
+def test_every_kind_of_file_holds_every_row_of_the_run(core):
+    """Without rules a file is the run's metrics, quantiles and the exporters' own figures included, and says that it is complete."""
+    exports = RunExports(core, files(), CLOCK)
+    for node in ("n1", "n2"):
+        for number in range(1, 31):
+            core.push(node, "a", [record(node, number)])
+    reports = exports.finish()
+    core.finish()
+    rows = of_run(core.directory)
+    assert {metric for metric, node, _ in rows if node == "aggregator"} >= {"export.queue", "export.delivered", "export.breaker"}
+    assert [report["name"] for report in reports] == list(FORMS)
+    for report in reports:
+        assert balanced(report, len(rows))["delivered_rows"] == len(rows)
+        assert (report["complete"], report["ok"], report["is_behind"]) == (True, True, False)
+        assert sorted(read(core.directory / report["path"])) == sorted(rows)
+    assert core.outstanding() == [{"node": node, "incarnation": "a", "from": 31} for node in ("n1", "n2")]
+    exported = pq.read_table(core.directory / "exports" / "m.parquet")
+    assert {*exported.filter(pa.compute.equal(exported["metric"], "probe.response"))["p99"].is_valid().to_pylist()} == {True}
+
+
+def test_a_failing_exporter_is_named_and_every_row_of_it_is_counted(core):
+    """One that fails always has everything dropped and counted, its breaker opens, an event says so; the other has it all."""
+    wanted = Exporters(
+        destinations=(
+            Destination("jsonl", "bad.jsonl", name="bad", queue_rows=20, batch_rows=5, breaker=Breaker(threshold=2)),
+            Destination("jsonl", "good.jsonl", name="good"),
+        ),
+        drain_s=0.5,
+    )
+    failed = threading.Event()
+
+    def refuse():
+        failed.set()
+        return OSError("the disk is gone")
+
+    exports = RunExports(core, wanted, CLOCK, make=lambda one, path: FlakySink(refuse) if one.name == "bad" else kinds.make(one, path))
+    for number in range(1, 41):
+        core.push("n1", "a", [record("n1", number)])
+    assert failed.wait(10)
+    bad, good = exports.finish()
+    core.finish()
+    rows = of_run(core.directory)
+    assert balanced(bad, len(rows))["delivered_rows"] == 0
+    assert set(bad["dropped_rows"]) <= {"newest", "shutdown"}
+    assert (bad["complete"], "disk is gone" in bad["detail"]) == (False, True)
+    assert bad["failures"]["OSError"] == bad["attempts"] > 0
+    assert balanced(good, len(rows))["complete"] is True
+
+
+def test_rules_say_which_rows_go_where(core):
+    """Routes, the default and each destination's own rules act as they do in the rule engine."""
+    wanted = Exporters(
+        destinations=(
+            Destination("csv", "probes.csv", name="probes", rules=(Rule(When(metric="probe.response"), keep=False),)),
+            Destination("jsonl", "rest.jsonl", name="rest", rules=(Rule(When(metric="host.cpu.*"), rename="cpu"),)),
+        ),
+        routes=(Route(("probes",), When(metric="probe.*")),),
+        default=("rest",),
+    )
+    exports = RunExports(core, wanted, CLOCK, tells=False)
+    core.push("n1", "a", [record("n1", number) for number in range(1, 11)])
+    probes, rest = exports.finish()
+    assert {metric for metric, _, _ in read(core.directory / "exports" / "probes.csv")} == {"probe.requests"}
+    assert {metric for metric, _, _ in read(core.directory / "exports" / "rest.jsonl")} == {"cpu"}
+    assert (probes["delivered_rows"], probes["filtered_rows"], rest["delivered_rows"]) == (10, 10, 10)
+    assert probes["complete"]
+
+
+def test_pushing_waits_for_no_destination(core):
+    """While a destination hangs for ever in its first write, pushes are acknowledged, the rest is counted, and the end is bounded."""
+    gate = GateSink()
+    wanted = Exporters(destinations=(Destination("jsonl", "x.jsonl", queue_rows=10, batch_rows=5),), drain_s=0.2)
+    exports = RunExports(core, wanted, CLOCK, make=lambda *_: gate)
+    core.push("n1", "a", [record("n1", number) for number in range(1, 6)])
+    assert gate.entered.wait(10)
+    assert core.push("n1", "a", [record("n1", number) for number in range(6, 101)]) == 100
+    (report,) = exports.finish()
+    core.finish()
+    balanced(report, len(of_run(core.directory)))
+    assert report["delivered_rows"] == 0
+    assert not report["complete"]
+    gate.gate.set()
+
+
+def test_what_an_inbox_has_no_room_for_is_read_from_the_run(core, monkeypatch):
+    """Nothing is lost to a destination that could not be told in time: it is brought up to date at the end."""
+    monkeypatch.setattr("cluster.export_feed.INBOX_BYTES", 1)
+    exports = RunExports(core, files(), CLOCK)
+    core.push("n1", "a", [record("n1", number) for number in range(1, 301)])
+    reports = exports.finish()
+    core.finish()
+    rows = of_run(core.directory)
+    for report in reports:
+        assert sorted(read(core.directory / report["path"])) == sorted(rows), report
+        assert balanced(report, len(rows))["complete"]
+
+
+class GatedPipeline:
+    """Takes rows when its gate is open."""
+
+    def __init__(self) -> None:
+        self.gate, self.calls = asyncio.Event(), 0
+        self.called = [asyncio.Event() for _ in range(3)]
+
+    async def export(self, batch, *, to):
+        self.called[self.calls].set()
+        self.calls += 1
+        await self.gate.wait()
+
+    def positions(self):
+        return {"a": (self.calls, self.calls)}
+
+    def takes_whole(self, name, batch):
+        return True
+
+
+def test_a_record_in_the_inbox_and_in_the_log_is_given_by_one_of_both(core):
+    """While it is on its way to a destination, who reads the log does not give it again, and waits until it is there."""
+
+    async def scene():
+        pipeline = GatedPipeline()
+        feed = Feed(core, pipeline, {"a": Limits()}, {"a": Coverage()})
+        await feed.catch_up("a")
+        core.watch(feed.take)
+        feeding = asyncio.create_task(feed.run())
+        await asyncio.to_thread(core.push, "n1", "a", [record("n1", 1), record("n1", 2)])
+        await pipeline.called[0].wait()
+        catching = asyncio.create_task(feed.catch_up("a"))
+        await pipeline.called[1].wait()  # for the second record, from the log
+        pipeline.gate.set()
+        await catching
+        assert feed.given["a"].holds(core.held())
+        feeding.cancel()
+        return pipeline.calls
+
+    assert asyncio.run(scene()) == 2
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["log", "parquet"])
+def test_late_data_is_in_every_file_once(core, settled):
+    """What comes after the end is added to files that are appended to, and files that appear whole are written anew."""
+    write_manifest(core, files())
+    exports = RunExports(core, files(), CLOCK)
+    core.push("n1", "a", [record("n1", number) for number in range(1, 11)])
+    exports.finish()
+    core.finish({}, None)
+    assert bring_up_to_date(core, CLOCK, 10.0) is None
+    core.push("n1", "a", [record("n1", number) for number in range(11, 16)] + [end(16)])
+    if settled:
+        core.finish()
+    reports = bring_up_to_date(core, CLOCK, 10.0)
+    core.finish()
+    rows = of_run(core.directory)
+    assert reports is not None
+    for report in reports:
+        assert sorted(read(core.directory / report["path"])) == sorted(rows), report
+        assert balanced(report, len(rows))["complete"]
+    assert bring_up_to_date(core, CLOCK, 10.0) is None
+    assert core.outstanding() == []
+
+
+def test_a_disk_behind_a_destination_keeps_what_it_did_not_take(core):
+    """With a spill nothing is dropped at the end; it lies where the report says, and goes out when the run is brought up to date."""
+    wanted = Exporters(destinations=(Destination("jsonl", "m.jsonl", overflow="spill", spill=True),), drain_s=0.2)
+    write_manifest(core, wanted)
+    exports = RunExports(core, wanted, CLOCK, make=lambda *_: FlakySink(lambda: OSError("down")))
+    core.push("n1", "a", [record("n1", number) for number in range(1, 11)])
+    (report,) = exports.finish()
+    core.finish()
+    rows = of_run(core.directory)
+    assert balanced(report, len(rows))["spilled_rows"] == len(rows)
+    assert Path(report["spill"]).is_relative_to(core.directory.parent.parent / "exports")
+    core.push("n1", "a", [record("n1", 11)])
+    (report,) = bring_up_to_date(core, CLOCK, 10.0) or [{}]
+    core.finish()
+    rows = of_run(core.directory)
+    assert balanced(report, len(rows))["delivered_rows"] == len(rows)
+    assert sorted(read(core.directory / "exports" / "m.jsonl")) == sorted(rows)
+    assert not Path(core.directory.parent.parent / "exports" / RUN / "jsonl").exists()
+
+
+def test_short_memory_shrinks_what_waits_and_is_told(core):
+    """The pipeline hears of the memory, and what it does about it is an event of the run."""
+    wanted = Exporters(destinations=(Destination("jsonl", "m.jsonl"),))
+    exports = RunExports(core, wanted, CLOCK, memory=lambda: 0.01)
+    exports.finish()
+    core.finish()
+    events = read_run(core.directory).events.to_pylist()
+    assert [row["message"] for row in events if row["kind"] == "exporters_memory"] == [
+        "exporters: memory: 0.010 available, bounds at 0.062"
+    ]
+
+
+def test_a_run_that_is_not_admitted_leaves_nothing(core, tmp_path):
+    """Abandoned exporters have written no file and keep no folder."""
+    (tmp_path / "disk").mkdir()
+    wanted = Exporters(destinations=(Destination("csv", str(tmp_path / "m.csv"), spill=str(tmp_path / "disk")),))
+    exports = RunExports(core, wanted, CLOCK)
+    exports.abandon()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "state"]
+    assert not list((tmp_path / "disk").iterdir())
+    assert not (core.directory.parent.parent / "exports" / RUN).exists()
+
+
+def test_checks_say_which_exporter_is_not_well(core):
+    """/readyz names each destination with its breaker, what waits and its last success."""
+    told = threading.Event()
+
+    def fail():
+        told.set()
+        return OSError("no route")
+
+    wanted = Exporters(destinations=(Destination("jsonl", "m.jsonl", name="bad", breaker=Breaker(threshold=1), batch_age_s=0.01),))
+    exports = RunExports(core, wanted, CLOCK, make=lambda *_: FlakySink(fail))
+    (check,) = exports.checks()
+    assert check().ok
+    core.push("n1", "a", [record("n1", 1)])
+    assert told.wait(10)
+    until(lambda: exports._loop.call_soon_threadsafe(exports._look) and not check().ok, 10, "a check that is not ok")
+    found = check()
+    assert "no route" in found.reason
+    assert found.detail["breaker"] == "open"
+    assert found.detail["last_success_s_ago"] is None
+    exports.finish(0.1)
+
+
+def test_the_words_of_a_scenario_are_those_of_the_pipeline():
+    """Every type has its row, and defaults are the pipeline's own."""
+    from cluster.exporters.limits import Overflow
+    from scenarios.exporters import OVERFLOWS, TYPES
+
+    assert tuple(kinds.KINDS) == TYPES
+    assert set(OVERFLOWS) == {*Overflow} - {Overflow.BLOCK}
+    plain = Destination("csv", "m.csv")
+    assert kinds.limits_of(plain) == Limits()
+    assert kinds.policy_of(plain) == BreakerPolicy()
