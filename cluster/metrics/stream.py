@@ -335,7 +335,7 @@ class MetricStream:
         for key in gone:
             self._totals.pop(key, None)
         if gone:
-            self._totals = dict(self._totals)  # a dict that has shrunk keeps its room
+            self._totals, self._left_out = dict(self._totals), {}  # a dict that has shrunk keeps its room
             pa.default_memory_pool().release_unused()  # windows of many series have left it large
             self._record(("metrics.series.pruned", "", "", "", ()), Kind.COUNTER, float(len(gone)))
 

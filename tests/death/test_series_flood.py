@@ -20,7 +20,7 @@ from cluster.outbox import Outbox
 offers, cap = int(sys.argv[1]), int(sys.argv[2])
 clock = VirtualClock()
 box = Outbox(Path(sys.argv[3]) / "n1-a.box", node="n1", incarnation="a", run="r")
-stream = MetricStream("n1", "a", "r", box, clock, Caps(series=cap, by_metric=cap, by_label=cap, idle_s=60.0))
+stream = MetricStream("n1", "a", "r", box, clock, caps=Caps(series=cap, by_metric=cap, by_label=cap, idle_s=60.0))
 
 def close():
     clock.advance(1.0)
