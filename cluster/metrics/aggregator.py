@@ -158,7 +158,7 @@ class Aggregator:
 
     def _settle(self) -> None:
         self._store.settle()
-        self._samples.settle(self._store.coverage)
+        self._samples.settle(metrics_coverage(self.directory))  # what the log held beyond what was acknowledged is in there too
 
     def _entry(self, stream: Stream, sequence: int, data: bytes) -> _Taken | None:
         """Return a record's entry and its histograms; None when the frame is not whole: it is sent again."""

@@ -13,7 +13,7 @@ from cluster.orchestrator_shell import OrchestratorShell
 from cluster.probes.prober import Prober
 
 INSIDE = {
-    AggregatorShell: {"evaluate", "windows", "outstanding"},  # what the conclusion asks
+    AggregatorShell: {"evaluate", "windows", "outstanding", "roll"},  # what the conclusion asks, and what it does by itself
     Prober: {"incarnation"},
 }
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.clock import VirtualClock
+from actors.errors import HarnessError
 from actors.metrics import Recorder, Segment
 from actors.metrics.policy import Filter, Mode, RecordingPolicy, Sampling
 from actors.metrics.ring import Consumer, Ring
@@ -23,7 +24,7 @@ from cluster.files import read_json
 from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.raw_samples import SampleReader
 from cluster.metrics.samples import read_samples
-from cluster.metrics.store import read_run
+from cluster.metrics.store import LogFile, read_run
 from cluster.metrics.stream import MetricStream
 from cluster.outbox import Kind, Outbox, Record, frame
 
@@ -203,6 +204,31 @@ def test_samples_of_a_record_that_nobody_can_read_are_missing(tmp_path: Path) ->
     summary = way.end()
     assert (summary["samples"], summary["losses"]["single_samples"]) == ({"produced": 7, "written": 0}, {"missing": 7})
     assert summary["losses"]["undecodable_records"] == 1
+
+
+def test_samples_of_a_record_that_was_refused_once_it_was_written_stay_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk refuses the last sync: a reader finds the record, and in the files its samples too; sent again they are no more."""
+    way = Way(tmp_path)
+    way.record([0.5] * 7, [])
+    way.stream.close_window(way.clock.wall_ns())
+    records = way.stream.unacked()
+    real = LogFile.sync
+
+    def sync(file: LogFile) -> int:
+        if "/metrics-" in str(file._file.name):
+            raise OSError(28, "No space left on device")
+        return real(file)
+
+    with monkeypatch.context() as full:
+        full.setattr(LogFile, "sync", sync)
+        with pytest.raises(HarnessError, match="No space left"):
+            way.aggregator.push("n1", "a", records)
+    way.aggregator.finish({"status": "passed"})
+    assert read_run(way.directory).coverage.has(("n1", "a"), 1)
+    assert read_samples(way.directory).num_rows == 7
+    way.deliver()
+    assert way.end()["samples"] == {"produced": 7, "written": 7}
+    assert read_samples(way.directory).num_rows == 7
 
 
 def test_late_samples_come_as_a_further_part(tmp_path: Path) -> None:
