@@ -52,8 +52,8 @@ class Made:
 
     @property
     def was_disturbed(self) -> bool:
-        """Tell whether the machine stood still meanwhile and nothing but the dose was missed."""
-        return self.code == 5 and self.stalls > 0
+        """Tell whether the machine stood still meanwhile and nothing but the dose was missed: make names the command's code 5."""
+        return self.stalls > 0 and re.search(r"\brun\] Error 5$", self.said, re.MULTILINE) is not None
 
     @property
     def ray_s(self) -> float:
