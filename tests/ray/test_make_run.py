@@ -228,6 +228,13 @@ def only_what_may_stay(clone: Clone) -> None:
     assert not list(clone.state.rglob("*.sock"))
 
 
+@pytest.mark.parametrize(("code", "stalls", "disturbed"), [(5, 1, True), (5, 0, False), (3, 1, False)])
+def test_a_missed_dose_beside_a_stall_is_a_disturbed_run(code: int, stalls: int, disturbed: bool) -> None:
+    """Make ends with 2 whatever the command's code is, and names that."""
+    made = Made(2, f"Broke: nothing\nmake: *** [Makefile:34: run] Error {code}\n", 60.0, set(), 36.0, stalls, ())
+    assert made.was_disturbed is disturbed
+
+
 def test_make_run_in_a_fresh_clone(installed: Clone) -> None:
     """`make run` installs, passes, tells in plain words what happened, writes the run directory, and leaves nothing behind."""
     assert (installed.checkout / ".venv/.installed").exists()

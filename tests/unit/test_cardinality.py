@@ -114,6 +114,7 @@ def test_an_idle_series_begins_anew(tmp_path: Path, clock: VirtualClock) -> None
         clock.advance(29.0)
         stream.observe("probe.requests", 1, labels={"probe": "steady"})
         pruned += closed(stream, clock).get(("metrics.series.pruned", ""), (0.0, 0.0))[0]
+    assert all(dict(key[4]).get("probe") != "idle" for key in stream._left_out), "what was decided about a series goes with it"
     stream.observe("probe.requests", 2, labels={"probe": "idle"})
     found = closed(stream, clock)
     assert (found["probe.requests", "idle"], pruned) == ((2.0, 2.0), 1.0)
