@@ -14,7 +14,6 @@ one late. A window closes when its node's watermark reaches its end. Pure but fo
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from actors.errors import InputError
 from actors.metrics import histogram
 from actors.metrics.registry import Kind
 
+from .sums import total_of
 from .windows import METRICS, QUANTILES
 
 MICROSECONDS: Final = 1_000_000
@@ -104,13 +104,8 @@ def _pick(of: Callable[[float, float], float], one: float | None, other: float |
 
 
 def added(values: Sequence[float]) -> float | None:
-    """Return the sum, rounded once and so the same in any order; None of nothing."""
-    if not values:
-        return None
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):  # past 1.8e308, or infinities of both signs: as IEEE has it
-        return sum(sorted(values))
+    """Return the sum, the same in any order; None of nothing."""
+    return total_of(values) if values else None
 
 
 def means(digest: bytes) -> Means:

@@ -26,6 +26,8 @@ import numpy.typing as npt
 from actors.errors import InputError
 from actors.metrics.histogram import Counts, Floats, Histogram
 
+from ..sums import total_of
+
 DELTA: Final = 500
 MAX_COUNT: Final = 1 << 53  # samples: what float64 counts exactly
 _HEAD: Final = struct.Struct(
@@ -223,17 +225,6 @@ def merge(digests: Iterable[TDigest], *, delta: int | None = None) -> TDigest:
     ends = min((one.lowest for one in found), default=math.inf), max((one.highest for one in found), default=-math.inf)
     apart = (sum(one.nan for one in found), sum(one.below for one in found), sum(one.above for one in found))
     return _made(means[order], weights[order], total_of(one.sum for one in found), ends, apart, chosen)
-
-
-def total_of(sums: Iterable[float]) -> float:
-    """Return the sum, the same in whatever order the parts come; past the largest float it is infinite."""
-    parts = list(sums)
-    try:
-        return math.fsum(parts)
-    except OverflowError:
-        return math.copysign(math.inf, math.fsum(part / 2.0**64 for part in parts))
-    except ValueError:  # both infinities
-        return math.nan
 
 
 def checked_weights(weights: npt.ArrayLike | None, size: int) -> Counts:
