@@ -33,7 +33,11 @@ PINS := pyproject.toml constraints.txt
 run: $(VENV)/.installed
 	$(BIN)/stress-cluster run "$(SCENARIO)" $(WHERE) $(ARGS)
 
+# Compiled once: a run starts a dozen processes and a test session some thousand, which may not be allowed to write what they compiled.
+COMPILE = $(BIN)/python -m compileall -q actors cluster scenarios
+
 test: $(VENV)/.installed-test
+	@$(COMPILE)
 	$(BIN)/python -m pytest -rfEs $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-test
@@ -56,6 +60,7 @@ bench: $(VENV)/.installed-bench
 # The stamps are written last, so an interrupted installation is repeated.
 $(VENV)/.installed: $(PINS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-test: $(PINS) | $(BIN)/python

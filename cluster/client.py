@@ -55,7 +55,7 @@ class Connection:
         from . import ray_port  # noqa: PLC0415  # Ray reads its environment when it is imported
 
         if not self._is_connected:
-            ray_port.connect(self.address, ship=shipped() if self._ship else ())
+            ray_port.connect(self.address, ship=shipped(self._settings) if self._ship else ())
             self._is_connected = True
         return ray_port
 

@@ -123,7 +123,7 @@ class Driver:
         from . import ray_port  # noqa: PLC0415  # Ray reads its environment when it is imported
 
         assert address is not None
-        ray_port.connect(address, ship=() if self._embedded else shipped())
+        ray_port.connect(address, ship=() if self._embedded else shipped(self._settings))
         self.heed_signals()
         seconds = (self._clock.boot_ns() - begun_ns) / SECOND_NS
         self._orchestrator = ray_port.orchestrator(orchestrator_config(self._settings))
@@ -378,8 +378,10 @@ def orchestrator_config(settings: Settings) -> Any:
     )
 
 
-def shipped() -> tuple[Path, ...]:
-    """Return the package folders to send to a standing cluster, so that every node runs this code."""
+def shipped(settings: Settings) -> tuple[Path, ...]:
+    """Return the package folders to send to a standing cluster, so that every node runs this code; none where it has it already."""
+    if settings.ship == "never":
+        return ()
     import importlib  # noqa: PLC0415
 
     return tuple(Path(str(importlib.import_module(name).__file__)).parent for name in PACKAGES)

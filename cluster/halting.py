@@ -110,9 +110,10 @@ def order(request: Mapping[str, Any]) -> dict[str, Any]:
     late = threading.Timer(CONNECT_S, os._exit, (1,))  # Ray waits two minutes and longer, and cannot be told not to
     late.daemon = True
     late.start()
-    ray_port.connect(request["address"], ship=shipped() if request["ship"] else ())
+    settings = from_dict(request["settings"])
+    ray_port.connect(request["address"], ship=shipped(settings) if request["ship"] else ())
     late.cancel()
-    config = orchestrator_config(from_dict(request["settings"]))
+    config = orchestrator_config(settings)
     found = ray_port.find(ray_port.ORCHESTRATOR)  # of any code and settings: an emergency is no time to compare them
     with contextlib.suppress(ray_port.Lost):  # it was about to leave: the next one begins with what it wrote
         if found is not None:

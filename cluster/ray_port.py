@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -65,9 +66,18 @@ def wait(reference: Any, timeout_s: float) -> Any:
         cause = error.cause
         if isinstance(cause, StressError):
             raise cause from None
+        _raise_missing(error)
         raise HarnessError("internal", f"an actor failed: {str(error).strip().splitlines()[-1]}") from error
     except ray_errors.RayError as error:
+        _raise_missing(error)
         raise Lost("lost", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _raise_missing(error: Exception) -> None:
+    """Raise `HarnessError` when an actor could not begin because its node lacks a module: nothing was done there, and nothing will be."""
+    if found := re.search(r"No module named '[\w.]+'", str(error)):
+        hint = "install the same version on every node, or leave the setting `ship` at always"
+        raise HarnessError("code_mismatch", f"an actor cannot begin there: {found[0]}", hint) from error
 
 
 class Actor:

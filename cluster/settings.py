@@ -90,6 +90,7 @@ class Settings:
     state_dir: str = ""
     out: str = "runs"
     profile: str = "balanced"
+    ship: str = "always"
     lease_s: float = 5.0
     renew_s: float = 1.0
     sample_hz: float = 10.0
@@ -150,6 +151,12 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("state_dir", "text", "STATE: undo journal, halt bit, reservations, outbox; empty is the default of this user"),
     Field("out", "text", "folder that run directories are written to"),
     Field("profile", "choice", "safety profile: the limits on each node (`list limits`)", choices=PROFILES),
+    Field(
+        "ship",
+        "choice",
+        "send this code to a cluster's nodes: always, or never where each node has this very version installed (runs begin sooner there)",
+        choices=("always", "never"),
+    ),
     Field("lease_s", "seconds", "a load ends by itself when its lease was not renewed for this long", 1, 60),
     Field("renew_s", "seconds", "how often leases are renewed; at most half of lease_s", 0.1, 30),
     Field("sample_hz", "number", "host samples a second on each node", 1, 100),

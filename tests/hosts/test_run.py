@@ -76,7 +76,7 @@ def show(fabric: Fabric) -> Shown:
     fills: dict[str, int] = {}
     head_roles: set[str] = set()
     with Witness() as witness, watching.Watch(fabric.hosts, every_s=0.003) as watch:
-        run = runs.Run(fabric, CPU_STEPS)
+        run = runs.Run(fabric, CPU_STEPS, env={"STRESS_CLUSTER_SHIP": "always"})  # as it comes: the code is sent to every node
         runs.await_load(watch, run, fabric.targets)
         begun_s = boot_s()
         while run.process.poll() is None:

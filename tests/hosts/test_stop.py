@@ -42,10 +42,14 @@ def assert_ended(hosts: Fabric, run: runs.Run, ended: runs.Ended, code: int, sta
     runs.assert_exact(run.out, gapless=("h2", "h3", "h4"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: signal.Signals(number).name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.soak) for number in (signal.SIGTERM, signal.SIGHUP))],
+    ids=lambda number: signal.Signals(number).name,
+)
 @promised
 def test_signal_stops_and_undoes(hosts: Fabric, number: int) -> None:
-    """Ctrl-C, and likewise SIGTERM and a closed terminal, end the run with 130 and leave nothing."""
+    """Ctrl-C, and likewise SIGTERM and a closed terminal (in tests/ray too), end the run with 130 and leave nothing."""
     with watching.Watch(hosts.hosts) as watch:
         run = in_mid_run(hosts, watch, "signalled")
         at_s = run.signal(number)

@@ -74,9 +74,9 @@ class Sight:
 
 
 class Watch:
-    """Follows all load processes and fills of some hosts, every few milliseconds, in a thread: `with Watch(hosts) as watch`."""
+    """Follows all load processes and fills of some hosts, many times a second, in a thread: `with Watch(hosts) as watch`."""
 
-    def __init__(self, hosts: Sequence[Host], every_s: float = 0.005) -> None:
+    def __init__(self, hosts: Sequence[Host], every_s: float = 0.02) -> None:
         self.hosts, self.every_s = hosts, every_s
         self.sights: dict[tuple[int, str], Sight] = {}  # by pid and start time
         self.fills: dict[str, tuple[float, float]] = {}  # by host when one was first and last seen

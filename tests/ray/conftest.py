@@ -106,9 +106,8 @@ def finished() -> Iterator[FinishedRun]:
 
 @pytest.fixture
 def standing(raylets: Raylets) -> Iterator[Terminal]:
-    """Return a terminal for the standing cluster, with its STATE: `--address` is in the environment."""
+    """Return a terminal for the standing cluster, with its STATE: `--address` is in the environment, and this code on every node."""
     ray_settings = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    with terminal(
-        shared_state=Path(os.environ["STRESS_CLUSTER_STATE_DIR"]), settings={**ray_settings, "RAY_ADDRESS": raylets.address}
-    ) as here:
+    ours = {"RAY_ADDRESS": raylets.address, "STRESS_CLUSTER_SHIP": "never"}
+    with terminal(shared_state=Path(os.environ["STRESS_CLUSTER_STATE_DIR"]), settings={**ray_settings, **ours}) as here:
         yield here

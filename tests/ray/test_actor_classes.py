@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+from pathlib import Path
 
 import pytest
+from conftest import Raylets
 
+from actors.errors import HarnessError
 from cluster import ray_port
 from cluster.agent_shell import AgentShell
 from cluster.aggregator_shell import AggregatorShell
@@ -42,3 +46,17 @@ def test_an_actors_class_is_found_by_name(actor: type) -> None:
     """Pickled by reference: a handle needs this port and no more."""
     assert getattr(ray_port, actor.__name__) is actor
     assert actor.__bases__ == (object,)
+
+
+def test_a_node_without_our_code_is_named_so(driver: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor whose module its node lacks cannot begin: the error says what is missing and what to do, not that a call was lost."""
+    made = tmp_path / "gone_from_the_nodes.py"
+    made.write_text("class Lacking:\n    def hello(self):\n        return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lacking = importlib.import_module(made.stem).Lacking
+    made.unlink()
+    actor = ray_port.create(lacking, "lacking", driver.node_id("n1"), (), detached=False)
+    with pytest.raises(HarnessError, match=r"No module named 'gone_from_the_nodes'") as raised:
+        actor.call("hello", timeout_s=60)
+    assert raised.value.code == "code_mismatch"
+    assert "ship" in raised.value.hint

@@ -88,7 +88,11 @@ def doctored(here: Terminal) -> None:
 
 
 def test_ctrl_c_stops_and_undoes(standing: Terminal) -> None:
-    """SIGINT in the run's terminal: load gone at once, everything undone when the command returns, 130."""
+    """SIGINT in the run's terminal: load gone at once, everything undone when the command returns, 130.
+
+    This one sends its code to every node, as a run does where nobody says that it is there.
+    """
+    standing.settings["STRESS_CLUSTER_SHIP"] = "always"
     made = documents.document("interrupted", 60, cpu="10%")
     command = standing.start("run", documents.write(standing.folder, made), "--yes", "--json")
     command.await_text("running", 60)
