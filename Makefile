@@ -36,9 +36,19 @@ run: $(VENV)/.installed
 # Compiled once: a run starts a dozen processes and a test session some thousand, which may not be allowed to write what they compiled.
 COMPILE = $(BIN)/python -m compileall -q actors cluster scenarios
 
+# Tests that hold promised times to the machine run one at a time; the others share its cores before that. Named ones run as named.
+TIMED := tests/death tests/load tests/hosts tests/ray
+
 test: $(VENV)/.installed-test
 	@$(COMPILE)
+ifneq ($(findstring tests/,$(PYTEST_ARGS)),)
 	$(BIN)/python -m pytest -rfEs $(PYTEST_ARGS)
+else
+	export SUITE_BEGUN_S=$$(date +%s); \
+	$(BIN)/python -m pytest -rfEs -n logical --maxprocesses 4 --dist worksteal tests $(TIMED:%=--ignore=%) $(PYTEST_ARGS); untimed=$$?; \
+	$(BIN)/python -m pytest -rfEs $(TIMED) $(PYTEST_ARGS); timed=$$?; \
+	case $$untimed,$$timed in 0,0|0,5|5,0) ;; *) exit 1;; esac # 5: the arguments chose none of these
+endif
 
 check: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .

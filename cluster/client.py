@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from actors.clock import SystemClock
+from actors.clock import SECOND_NS, SystemClock
 from actors.errors import HarnessError, InputError, RefusedError, StressError
 from actors.guardian import GuardianClient
 from actors.messages import NodeSpec
@@ -33,6 +33,8 @@ from .settings import Settings, state_path
 from .stored import judge_status
 
 RECOVER_S = 20.0
+END_S = 90.0  # within which a run that was told to stop has ended
+LOST_S = 10.0  # how long STATE is asked for the end of a run whose orchestrator has gone
 
 
 class Connection:
@@ -160,14 +162,23 @@ class Connection:
         raise InputError("unknown_name", f"no run {run!r} is known here", f"known: {', '.join(known) or 'none'}")
 
     def _await_end(self, name: str) -> dict[str, Any]:
+        """Wait for a run's end: its orchestrator tells it, or STATE does, where a driver of this machine has ended that Ray meanwhile."""
         clock = SystemClock()
-        begun_ns = clock.boot_ns()
+        begun_ns, lost_ns = clock.boot_ns(), 0
         while True:
-            news = self._orchestrator.call("follow", name, 0, group="control")
-            if news["outcome"] is not None:
-                return {"run": name, "status": news["outcome"]["status"], "exit_code": news["outcome"]["exit_code"]}
-            if clock.boot_ns() - begun_ns > 90e9:
-                raise HarnessError("timeout", f"run {name} is still {news['phase']} after 90 s", "see `stress-cluster status`")
+            try:
+                outcome = self._orchestrator.call("follow", name, 0, group="control")["outcome"]
+            except HarnessError as error:
+                outcome = _stored_status(name, self._state_dir / "runs" / name)
+                lost_ns = lost_ns or clock.boot_ns()
+                if outcome["exit_code"] is None and clock.boot_ns() - lost_ns > LOST_S * SECOND_NS:
+                    raise HarnessError(
+                        error.code, f"run {name} was told to stop, but not how it ended: {error.message}", error.hint
+                    ) from error
+            if outcome is not None and outcome["exit_code"] is not None:
+                return {"run": name, "status": outcome["status"], "exit_code": outcome["exit_code"]}
+            if clock.boot_ns() - begun_ns > END_S * SECOND_NS:
+                raise HarnessError("timeout", f"run {name} has not ended after {END_S:g} s", "see `stress-cluster status`")
             clock.sleep(0.1)
 
     def _set_halt(self, note: Callable[[str], None], *, on: bool) -> dict[str, Any]:

@@ -104,6 +104,24 @@ def test_make_run_asks_for_raylets_only_where_nothing_else_is_said(clone: Path, 
     assert make(clone, "-n", "run", *given).stdout.rstrip().endswith(says)
 
 
+@pytest.mark.parametrize(
+    ("untimed", "timed", "is_good"), [(0, 0, True), (5, 0, True), (0, 5, True), (5, 5, False), (1, 0, False), (0, 1, False), (2, 5, False)]
+)
+def test_make_test_runs_both_parts_and_fails_with_either(clone: Path, untimed: int, timed: int, is_good: bool) -> None:
+    """A part of which the arguments choose nothing is no failure; a part that fails keeps the other from nothing."""
+    installed(clone, f'case "$*" in *-n*) echo untimed; exit {untimed};; *tests/hosts*) echo timed; exit {timed};; esac')
+    done = make(clone, "--silent", "test", "PYTEST_ARGS=-k some")
+    assert done.stdout.split() == ["untimed", "timed"]
+    assert (done.returncode == 0) is is_good
+
+
+def test_make_test_runs_named_tests_as_they_are_named(clone: Path) -> None:
+    """Paths among the arguments take the place of the whole suite."""
+    installed(clone, 'case "$*" in *pytest*) echo "$@";; esac')
+    done = make(clone, "--silent", "test", "PYTEST_ARGS=tests/unit -k lease")
+    assert done.stdout.strip() == "-m pytest -rfEs tests/unit -k lease"
+
+
 def test_make_bench_runs_all_and_names_what_failed(clone: Path) -> None:
     """A benchmark that fails keeps none from running; make fails at the end and names it."""
     installed(clone, 'echo "ran $1"; case $1 in *bad*) exit 3;; esac')

@@ -193,8 +193,9 @@ def test_loads_begin_together_at_the_default_lease(hosts: Fabric) -> None:
     assert least_ms <= SKEW_MS
 
 
+@pytest.mark.soak
 def test_nothing_is_left_on_any_host(hosts: Fabric) -> None:
-    """A short run changes nothing on the hosts that a look before and after can tell."""
+    """A short run alone changes nothing on the hosts that a look before and after can tell: the suite looks around all runs together."""
     before = census.Comparison(runs.census_of(hosts.hosts))
     ended = runs.Run(hosts, runs.scenario("brief", 3)).wait(90)
     assert ended.code in {0, 5}, str(ended)

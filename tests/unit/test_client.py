@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -152,3 +153,46 @@ def test_a_dead_head_is_known_without_ray(monkeypatch):
         assert halting.is_answered(f"127.0.0.1:{port}")
     assert "nothing listens" in ClusterOrder(f"127.0.0.1:{port}", Settings(), on=True, above=1, ship=False).answer()["unreached"][0]
     assert all(halting.is_answered(address) for address in ("auto", "local", "ray://head:10001"))
+
+
+class Orchestrator:
+    """An orchestrator with one run that is gone, with its Ray, as soon as it was told to stop it."""
+
+    def __init__(self, at_stop):
+        self.at_stop, self.is_gone = at_stop, False
+
+    def call(self, word, *arguments, **_):
+        if self.is_gone:
+            raise HarnessError("lost", "the actor died")
+        if word == "stop":
+            self.is_gone = True
+            self.at_stop()
+        return {"status": {"runs": {"r-1": {}}}, "stop": True}[word]
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """Return a function that stops a run whose orchestrator goes away at once, having left this manifest; gives the answer."""
+    monkeypatch.setattr(client, "LOST_S", 0.3)
+
+    def stop(manifest):
+        folder = tmp_path / "runs" / "r-1"
+        folder.mkdir(parents=True)
+        link = Connection(Settings(state_dir=str(tmp_path)), "1.2.3.4:6379")
+        link.__dict__["_orchestrator"] = Orchestrator(lambda: (folder / "manifest.json").write_text(json.dumps(manifest)))
+        return link.stop("latest")
+
+    return stop
+
+
+def test_a_run_that_took_its_ray_along_when_it_was_stopped_is_told_from_state(stopped):
+    """The driver of an embedded Ray ends it as soon as the run has ended: `stop` is not too late to say how."""
+    told = stopped({"run": "r-1", "status": "cancelled", "exit_code": 130})
+    assert told["runs"] == [{"run": "r-1", "status": "cancelled", "exit_code": 130}]
+
+
+def test_a_run_whose_end_nobody_wrote_down_is_lost(stopped):
+    """It says running, and its orchestrator is gone: `stop` waits a while, and then says what it does not know."""
+    with pytest.raises(HarnessError, match="not how it ended: the actor died") as raised:
+        stopped({"run": "r-1", "status": "running", "heartbeat": "2100-01-01T00:00:00Z"})
+    assert raised.value.code == "lost"
