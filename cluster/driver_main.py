@@ -275,14 +275,12 @@ class Driver:
     # ---- the end
 
     def _tear_down(self) -> str:
-        """End an embedded Ray and say what of it is left."""
+        """Leave the cluster; end an embedded Ray, without leave since nobody in it stays behind, and say what of it is left."""
         from . import ray_port  # noqa: PLC0415
 
-        with contextlib.suppress(StressError, ray_port.RayError, RuntimeError):  # a cluster that is gone cannot be left politely
-            if self._embedded is not None and self._orchestrator is not None:
-                self._orchestrator.send("leave", group="control")
-            ray_port.disconnect()
         if self._embedded is None:
+            with contextlib.suppress(StressError, ray_port.RayError, RuntimeError):  # a cluster that is gone cannot be left politely
+                ray_port.disconnect()
             return ""
         try:
             outcomes = self._embedded.stop()
