@@ -35,7 +35,6 @@ from .query_api import Ask, answered
 
 _LOG: Final = logging.getLogger(__name__)
 _FRESH_NS: Final = 500 * MILLISECOND_NS
-_SMALL_BYTES: Final = 1024  # below it, compression is not worth its while
 _PATHS: Final = ("/metrics", "/healthz", "/readyz")
 _QUERY: Final = "/api/v1/query"
 
@@ -271,14 +270,12 @@ class MetricsServer:
         if coding is None:
             raise Refused(HTTPStatus.NOT_ACCEPTABLE, "there is gzip and identity")
         try:
-            body = self._shown.body(form)
-            zipped = coding == "gzip" and len(body) > _SMALL_BYTES
-            body = self._shown.body(form, zipped=True) if zipped else body
+            body = self._shown.body(form, zipped=coding == "gzip")
         except Exception as error:
             _LOG.exception("cannot render metrics")
             raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot render metrics: {error}") from error
         headers = [("Content-Type", form.value), ("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "no-store")]
-        return Response(HTTPStatus.OK, body, (*headers, ("Content-Encoding", "gzip")) if zipped else tuple(headers))
+        return Response(HTTPStatus.OK, body, (*headers, ("Content-Encoding", "gzip")) if coding == "gzip" else tuple(headers))
 
     # health
 
