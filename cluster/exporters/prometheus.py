@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -30,6 +29,7 @@ from .exposition import Form
 from .http_message import Refused, Request, Response
 from .http_server import Bounds, HttpServer
 from .negotiation import coding_of, form_of
+from .packing import packed
 from .page import Page, Rendered
 from .query_api import Ask, answered
 
@@ -145,7 +145,7 @@ class _Shown:
             if not zipped:
                 return body
             if form not in self._zipped:
-                self._zipped[form] = zlib.compress(body, 1, wbits=31)
+                self._zipped[form] = packed(body)
             return self._zipped[form]
 
     def last(self) -> Finding:
