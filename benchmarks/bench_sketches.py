@@ -1,11 +1,11 @@
 """What do sketches cost, and how far off are they? Histogram, t-digest, distinct count, top list, moments, query cache, with peers.
 
-Run: python benchmarks/bench_sketches.py. Peers that are not installed are named with that reason. Rates are million samples a second, best
-of some rounds; errors are of seeded data against an exact sort. `rank` tables are shares of all samples, `value` tables per cent.
-`ingest` is 100,000 samples into one series and into many, by our recorder (which copies, drains into shared memory, and is the only one
-that is safe against a kill) and by the quickest peers (sorted by series first, then a sketch of each). `bytes` of a histogram are those of
-its digest, `bytes_zstd` what is left of it in a run's files, `bytes_lz4` on its way and in the log. `interpolated_percent` is what the
-same buckets would answer by interpolation, which guarantees half as much (docs/decisions/0012).
+Run: python benchmarks/bench_sketches.py. Peers that are not installed are named with that reason. Rates are million samples a second of
+CPU time, best of some rounds; errors are of seeded data against an exact sort. `rank` tables are shares of all samples, `value` tables
+per cent. `ingest` is 100,000 samples into one series and into many, by our recorder (which copies, drains into shared memory, and is the
+only one that is safe against a kill) and by the quickest peers (sorted by series first, then a sketch of each). `bytes` of a histogram are
+those of its digest, `bytes_zstd` what is left of it in a run's files, `bytes_lz4` on its way and in the log. `interpolated_percent` is
+what the same buckets would answer by interpolation, which guarantees half as much (docs/decisions/0013).
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ INGEST = {100: 150.0, 1_000: 75.0, 10_000: 20.0}  # series: goal in million samp
 
 
 def seconds(call: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    """Return the best time of a call."""
+    """Return the best CPU time of a call."""
     times = []
     for _ in range(rounds):
-        begun = time.perf_counter()
+        begun = time.process_time()
         call()
-        times.append(time.perf_counter() - begun)
+        times.append(time.process_time() - begun)
     return min(times)
 
 

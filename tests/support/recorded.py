@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,33 +20,43 @@ from cluster.outbox import Outbox
 WINDOWS, BATCHES, BATCH = 100, 10, 10_000  # of `main`: 10^7 samples
 
 
-class MetricPath:
-    """From a handle of `recorder` to an aggregator of run `r`, on node `n1`, worker `w`, phase `p`."""
+class Node:
+    """One node's part: a load's recorder, its segment, the agent's stream."""
 
-    def __init__(self, folder: Path) -> None:
-        self._clock = SystemClock()
-        self._segment = Segment.create()
-        self._stream = MetricStream("n1", "a", "r", Outbox(folder / "n1-a.box", node="n1", incarnation="a", run="r"), self._clock)
-        self._stream.attach(self._segment, "w", "p")
-        self.recorder = Recorder(Segment.open(self._segment.path), self._clock)
-        self.aggregator = Aggregator("r", folder / "run", self._clock)
+    def __init__(self, name: str, folder: Path) -> None:
+        clock = SystemClock()
+        self.segment = Segment.create()
+        self.stream = MetricStream(name, "a", "r", Outbox(folder / f"{name}-a.box", node=name, incarnation="a", run="r"), clock)
+        self.stream.attach(self.segment, "w", "p")
+        self.recorder = Recorder(Segment.open(self.segment.path), clock)
+
+
+class MetricPath:
+    """From handles of recorders to the aggregator of run `r`; worker `w`, phase `p`."""
+
+    def __init__(self, folder: Path, names: Sequence[str] = ("n1",)) -> None:
+        self.nodes = {name: Node(name, folder) for name in names}
+        self.aggregator = Aggregator("r", folder / "run", SystemClock())
 
     def close_window(self) -> None:
-        """Let the aggregator have what was recorded."""
-        self.recorder.tick()
-        self._stream.close_window(self._clock.wall_ns())
-        self._stream.ack(self.aggregator.push("n1", "a", self._stream.unacked(1 << 30)))
+        """Let the aggregator have what was recorded on every node."""
+        for name, node in self.nodes.items():
+            node.recorder.tick()
+            node.stream.close_window(SystemClock().wall_ns())
+            node.stream.ack(self.aggregator.push(name, "a", node.stream.unacked(1 << 30)))
 
     def close(self) -> None:
         """Give up files and memory."""
         self.aggregator.close()
-        self._segment.close()
+        for node in self.nodes.values():
+            node.segment.close()
 
 
 def main(folder: Path) -> None:
     """Take 10^7 samples of a histogram and a counter, a page with each window; wait for a line after a tenth of them, and at the end."""
     path = MetricPath(folder)
-    response, requests = path.recorder.histogram("probe.response", probe="x"), path.recorder.counter("probe.requests", probe="x")
+    recorder = path.nodes["n1"].recorder
+    response, requests = recorder.histogram("probe.response", probe="x"), recorder.counter("probe.requests", probe="x")
     chance = np.random.default_rng(1)
     for window in range(1, WINDOWS + 1):
         for _ in range(BATCHES):

@@ -1,7 +1,7 @@
 """Data processing by vector code, each kernel beside a plain loop that does the same.
 
-For the test that answers are the same on every processor, and for benchmarks/bench_vector.py. As a command it prints the answers for seeded
-samples, as JSON; `levels` names the environments in which it then runs as on a lesser processor.
+For the test that answers are the same on every processor. As a command it prints the answers for seeded samples, as JSON; `levels` names
+the environments in which it then runs as on a lesser processor.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -21,13 +22,14 @@ from tests.support.recorded import BATCH, BATCHES, WINDOWS, MetricPath
 
 ROOT = Path(__file__).parents[2]
 PARSERS = {Form.TEXT: parse_text, Form.OPENMETRICS: parse_openmetrics}
+NODES = ("n1", "n2")
 TEXTS = ("a", 'b "quoted", \\ and\nbroken')
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[MetricPath]:
-    made = MetricPath(tmp_path)
+    made = MetricPath(tmp_path, NODES)
     yield made
     made.close()
 
@@ -52,51 +54,53 @@ def series(name: str, **labels: str) -> Series:
     return name, tuple(sorted(labels.items()))
 
 
-def of_load(name: str, **labels: str) -> Series:
-    return series(name, run="r", node="n1", worker="w", phase="p", **labels)
+def of_load(name: str, node: str, **labels: str) -> Series:
+    return series(name, run="r", node=node, worker="w", phase="p", **labels)
 
 
 @pytest.mark.parametrize("form", Form)
 def test_two_label_sets_incremented_k_times_read_k_each(path: MetricPath, form: Form) -> None:
-    """Each label set of a counter has its own total of single increments, over several windows, in either form."""
-    counts = dict(zip(TEXTS, (7, 11), strict=True))
+    """Each label set of a counter has its own total of single increments, on each of two nodes, over several windows, in either form."""
+    counts = {("n1", TEXTS[0]): 7, ("n1", TEXTS[1]): 11, ("n2", TEXTS[0]): 5, ("n2", TEXTS[1]): 3}
     for _ in range(3):
-        for probe, count in counts.items():
+        for (node, probe), count in counts.items():
             for _ in range(count):
-                path.recorder.counter("probe.requests", probe=probe).record(1.0)
+                path.nodes[node].recorder.counter("probe.requests", probe=probe).record(1.0)
         path.close_window()
     found = {key: value for key, value in scraped(path, form).items() if key[0] == "probe_requests_total"}
-    assert found == {of_load("probe_requests_total", probe=probe): 3.0 * count for probe, count in counts.items()}
+    assert found == {of_load("probe_requests_total", node, probe=probe): 3.0 * count for (node, probe), count in counts.items()}
 
 
 @pytest.mark.parametrize("form", Form)
 def test_each_label_set_of_a_gauge_keeps_its_state(path: MetricPath, form: Form) -> None:
-    """A gauge shows the newest value of each label set, and not one for all."""
-    for value in (0.25, 0.5):
-        for at, resource in enumerate(TEXTS):
-            path.recorder.gauge("safety.ceiling", resource=resource).record(value + at)
+    """A gauge shows the newest value of each label set on each node, and not one for all."""
+    states = {(node, resource): float(at) for at, (node, resource) in enumerate(itertools.product(NODES, TEXTS))}
+    for later in (0.25, 0.5):
+        for (node, resource), state in states.items():
+            path.nodes[node].recorder.gauge("safety.ceiling", resource=resource).record(state + later)
         path.close_window()
     found = {key: value for key, value in scraped(path, form).items() if key[0] == "safety_ceiling_ratio"}
-    assert found == {of_load("safety_ceiling_ratio", resource=resource): 0.5 + at for at, resource in enumerate(TEXTS)}
+    assert found == {of_load("safety_ceiling_ratio", node, resource=resource): 0.5 + state for (node, resource), state in states.items()}
 
 
 @pytest.mark.parametrize("form", Form)
 def test_recorded_histograms_are_cumulative_and_keep_their_labels(path: MetricPath, form: Form) -> None:
     """For each label set buckets never fall, +Inf is the count, and each holds all samples up to its bound and none past it by 0.8 %."""
     chance = np.random.default_rng(5)
-    values = {probe: chance.lognormal(-5, 2, 3_000 + at) for at, probe in enumerate(TEXTS)}
+    sets = list(itertools.product(NODES, TEXTS))
+    values = {one: chance.lognormal(-5, 2, 3_000 + at) for at, one in enumerate(sets)}
     for part in range(3):
-        for probe, mine in values.items():
-            path.recorder.histogram("probe.response", probe=probe).record_many(np.array_split(mine, 3)[part])
+        for (node, probe), mine in values.items():
+            path.nodes[node].recorder.histogram("probe.response", probe=probe).record_many(np.array_split(mine, 3)[part])
         path.close_window()
     found = scraped(path, form)
     bounds = sorted({float(dict(key[1])["le"]): dict(key[1])["le"] for key in found if key[0] == "probe_response_seconds_bucket"}.items())
-    for probe, mine in values.items():
-        counts = [found[of_load("probe_response_seconds_bucket", probe=probe, le=le)] for _, le in bounds]
+    for (node, probe), mine in values.items():
+        counts = [found[of_load("probe_response_seconds_bucket", node, probe=probe, le=le)] for _, le in bounds]
         assert counts == sorted(counts)
         assert (bounds[-1], counts[-1]) == ((math.inf, "+Inf"), mine.size)
-        assert found[of_load("probe_response_seconds_count", probe=probe)] == mine.size
-        assert found[of_load("probe_response_seconds_sum", probe=probe)] == pytest.approx(mine.sum(), rel=1e-9)
+        assert found[of_load("probe_response_seconds_count", node, probe=probe)] == mine.size
+        assert found[of_load("probe_response_seconds_sum", node, probe=probe)] == pytest.approx(mine.sum(), rel=1e-9)
         for (bound, _), count in zip(bounds, counts, strict=True):
             assert (mine <= bound).sum() <= count <= (mine < bound * (1 + 2**-7)).sum()
 
