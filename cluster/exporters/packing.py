@@ -1,4 +1,4 @@
-"""gzip of a page, at the quickest level: by ISA-L where the extra `gzip` is installed, a fifth of zlib's time or less, else by zlib. Pure."""
+"""gzip of a page, at the quickest level: by ISA-L where the extra `gzip` is installed, a fifth of zlib's time, else by zlib. Pure."""
 
 from __future__ import annotations
 
