@@ -4,7 +4,7 @@ Run: python benchmarks/bench_prometheus.py. Times are milliseconds, best of the 
 value, as it does between two scrapes. `first` has no layout to go on from, `one more` has one new series. The pages of ours
 and the client's are compared byte for byte. `numbers` is the part that turns floats into text, `repr` the same by Python. Ratios are of
 CPU time, so that other work on the same cores falls on neither side. `scrape` is a whole request with gzip over loopback, to our server
-and to the client's, both in this process. The page passes promtool where there is one.
+and to the client's, both in this process. The page passes promtool where there is one. `gzip` is by what is installed, ISA-L or zlib.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from actors.clock import SystemClock
 from actors.metrics.registry import CATALOGUE, Kind
 from cluster.exporters.exposition import Form
 from cluster.exporters.numbers import texts
+from cluster.exporters.packing import packed
 from cluster.exporters.page import COMMON, Page
 from cluster.exporters.prometheus import MetricsServer, Options, _Shown
 from cluster.metrics.live import Sample, SeriesKey
@@ -201,12 +202,14 @@ def main() -> int:
     for form in Form:
         of_form(form, run, figures)
     body = Page("run-1", Form.TEXT).render(run.samples).body
-    figures["gzip_ms"], _ = best_ms(lambda: zlib.compress(body, 1, wbits=31), PEER_ROUNDS)
-    figures["gzip_bytes"] = len(zlib.compress(body, 1, wbits=31))
+    figures["gzip_ms"], figures["gzip_cpu_ms"] = best_ms(lambda: packed(body), PEER_ROUNDS)
+    figures["gzip_zlib_ms"], figures["gzip_zlib_cpu_ms"] = best_ms(lambda: zlib.compress(body, 1, wbits=31), PEER_ROUNDS)
+    figures["gzip_bytes"] = len(packed(body))
+    figures["gzip_zlib_bytes"] = len(zlib.compress(body, 1, wbits=31))
     figures["client_gzip_ms"], figures["client_gzip_cpu_ms"] = best_ms(lambda: gzip.compress(body), 1)
     shown = _Shown(run, Options(), SystemClock(), dict, fresh_ns=0)
     shown.body(Form.TEXT)
-    figures["served_ms"], _ = best_ms(lambda: shown.body(Form.TEXT), ROUNDS, run.move)
+    figures["served_ms"], figures["served_cpu_ms"] = best_ms(lambda: shown.body(Form.TEXT), ROUNDS, run.move)
     figures["served_gzip_ms"], figures["served_gzip_cpu_ms"] = best_ms(lambda: shown.body(Form.TEXT, zipped=True), ROUNDS, run.move)
     values = np.array([one.value for one in run.samples])
     figures["numbers_ms"], _ = best_ms(lambda: texts(values), ROUNDS)
@@ -232,9 +235,11 @@ def main() -> int:
     reported = {
         "text of 100,000 series, byte-equal numbers, ms": at_most(40.0, figures["text_ms"]),
         "text with gzip, ms": at_most(40.0, figures["served_gzip_ms"]),
+        "text with gzip, ms of CPU": at_most(40.0, figures["served_gzip_cpu_ms"]),
+        "text with gzip, by zlib alone, ms of CPU": at_most(40.0, round(figures["served_cpu_ms"] + figures["gzip_zlib_cpu_ms"], 2)),
         "a scrape, ms": at_most(400.0, figures["scrape_ms"]),
     }
-    packages = ("numpy", "pyarrow", "prometheus_client", *installed("opentelemetry-exporter-prometheus"))
+    packages = ("numpy", "pyarrow", "prometheus_client", *installed("isal", "opentelemetry-exporter-prometheus"))
     return store("prometheus", figures, goals, packages, reported=reported)
 
 

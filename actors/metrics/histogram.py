@@ -14,9 +14,10 @@ Zero also holds what is nearer to it than 2^-30 (0.93 ns, where the unit is seco
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -25,6 +26,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Keys = npt.NDArray[np.int16]
 Counts = npt.NDArray[np.int64]
+Cells = npt.NDArray[np.int64]
 
 K: Final = 7
 SUB: Final = 1 << K
@@ -37,9 +39,9 @@ ERROR: Final = 2.0 ** -(K + 1)  # relative, of a quantile of values within the r
 _SHIFT: Final = np.int64(52 - K)
 _BIAS: Final = np.int64((1023 + LOWEST_EXPONENT) << K)
 _WIDTHS: Final = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
-_HEAD: Final = struct.Struct("<2sBBIQddd")  # magic, version, log2 of a count's bytes, buckets, NaNs, sum, min, max
+_HEAD: Final = struct.Struct("<2sBBIQddd")  # magic, version, widths, buckets, NaNs, sum, min, max; see docs/reference/files.md
 _MAGIC: Final = b"SH"
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 def _edges() -> Floats:
@@ -48,6 +50,7 @@ def _edges() -> Floats:
 
 
 EDGES: Final[Floats] = _edges()  # EDGES[i] is the lower edge of key i + 1; the last one is 2^34
+LEAST, MOST = float(EDGES[0]), float(EDGES[-1])  # what lies in [LEAST, MOST) has a bucket of its own among the positive ones
 
 
 def _middles() -> Floats:
@@ -64,6 +67,12 @@ def keys_of(values: Floats) -> Keys:
     keys = np.clip((bits >> _SHIFT) - _BIAS + 1, 0, OVERFLOW)
     signed: Keys = np.where(values < 0.0, -keys, keys).astype(np.int16)
     return signed
+
+
+def cells_of(values: Floats) -> Cells:
+    """Return key - 1 of each value. All must lie in [LEAST, MOST), one after the other in memory: four steps fewer than `keys_of`."""
+    cells: Cells = (values.view(np.int64) >> _SHIFT) - _BIAS
+    return cells
 
 
 def bounds(key: int) -> tuple[float, float]:
@@ -92,14 +101,16 @@ class Histogram:
         array = values if isinstance(values, np.ndarray) else np.fromiter(values, np.float64)
         if weights is not None:
             return cls._weighted(array, weights)
-        good = array[~np.isnan(array)]
-        nan = int(array.size - good.size)
-        if not good.size:
-            return Histogram(np.empty(0, np.int16), np.empty(0, np.int64), nan=nan)
-        keys, counts = np.unique(keys_of(good), return_counts=True)
+        if not array.size:
+            return Histogram(np.empty(0, np.int16), np.empty(0, np.int64))
+        low, high = float(array.min()), float(array.max())
+        if math.isnan(low):  # as it is where one sample is
+            good = array[~np.isnan(array)]
+            return replace(cls.of(good), nan=array.size - good.size)
+        keys, counts = _counted(array, low, high)
+        finite = array if -np.inf < low and high < np.inf else array[np.isfinite(array)]
         with np.errstate(over="ignore", invalid="ignore"):  # a sum past 1.8e308 is infinite, as IEEE has it
-            total = float(good[np.isfinite(good)].sum())
-        return Histogram(keys, counts.astype(np.int64), total, float(good.min()), float(good.max()), nan)
+            return Histogram(keys, counts, float(finite.sum()), low, high)
 
     @classmethod
     def _weighted(cls, values: Floats, weights: Counts) -> Histogram:
@@ -154,29 +165,50 @@ class Histogram:
         return below[np.searchsorted(self.keys, keys, side="left")]
 
     def encode(self) -> bytes:
-        """Return the digest: a 40-byte head, the keys (int16), the counts in the narrowest unsigned type; little-endian."""
+        """Return the digest: a 40-byte head, the first key (int16), the steps to the others, the counts; little-endian.
+
+        Steps and counts each have the narrowest unsigned type. Most steps are 1, which is what makes a compressed digest small.
+        """
         highest = int(self.counts.max()) if self.counts.size else 0
         width = (highest > 0xFF) + (highest > 0xFFFF) + (highest > 0xFFFFFFFF)
-        head = _HEAD.pack(_MAGIC, _VERSION, width, self.keys.size, self.nan, self.sum, self.min, self.max)
-        return b"".join((head, self.keys.astype("<i2", copy=False).tobytes(), self.counts.astype(_WIDTHS[width]).tobytes()))
+        steps = np.diff(self.keys)
+        wide = int(steps.size > 0 and int(steps.max()) > 0xFF)
+        head = _HEAD.pack(_MAGIC, _VERSION, len(_WIDTHS) * wide + width, self.keys.size, self.nan, self.sum, self.min, self.max)
+        first = self.keys[:1].astype("<i2", copy=False)
+        return b"".join((head, first.tobytes(), steps.astype(_WIDTHS[wide]).tobytes(), self.counts.astype(_WIDTHS[width]).tobytes()))
+
+
+def _counted(values: Floats, low: float, high: float) -> tuple[Keys, Counts]:
+    """Return the keys of these values, ascending, and how many each has; `low` and `high` are the extremes. Counts, and sorts nothing."""
+    cells = cells_of(values) if low >= LEAST and high < MOST else keys_of(values).astype(np.int64) - 1
+    first = int(cells.min())
+    dense = np.bincount(cells - first)
+    found = np.flatnonzero(dense)
+    return (found + (first + 1)).astype(np.int16), dense[found]
 
 
 def decode(digest: bytes) -> Histogram:
-    """Return the histogram of a digest. Raises `ValueError` when it is none or of an unknown version."""
+    """Return the histogram of a digest, also of version 1. Raises `ValueError` when it is none or of an unknown version."""
     if len(digest) < _HEAD.size:
         raise ValueError(f"a digest has at least {_HEAD.size} bytes, got {len(digest)}")
-    magic, version, width, size, nan, total, low, high = _HEAD.unpack_from(digest)
-    if magic != _MAGIC or version != _VERSION or width >= len(_WIDTHS):
+    magic, version, widths, size, nan, total, low, high = _HEAD.unpack_from(digest)
+    wide, width = divmod(widths, len(_WIDTHS))
+    if magic != _MAGIC or not 1 <= version <= _VERSION or wide >= version:  # a step of version 2 has up to two bytes
         raise ValueError(f"not a digest of version {_VERSION}: starts with {digest[:4]!r}")
-    if len(digest) != _HEAD.size + size * (2 + _WIDTHS[width].itemsize):
+    firsts = size if version == 1 else min(size, 1)  # version 1 has every key as it is
+    steps_at = _HEAD.size + 2 * firsts
+    counts_at = steps_at + (size - firsts) * _WIDTHS[wide].itemsize
+    if len(digest) != counts_at + size * _WIDTHS[width].itemsize:
         raise ValueError(f"a digest of {size} buckets cannot have {len(digest)} bytes")
-    keys = np.frombuffer(digest, "<i2", size, _HEAD.size)
+    keys = np.frombuffer(digest, "<i2", firsts, _HEAD.size).astype(np.int64)
+    if version > 1:
+        keys = np.concatenate([keys, np.frombuffer(digest, _WIDTHS[wide], size - firsts, steps_at)]).cumsum()
     if size and (not -OVERFLOW <= int(keys[0]) <= int(keys[-1]) <= OVERFLOW or (keys[1:] <= keys[:-1]).any()):
         raise ValueError("a digest's keys are out of their range or order")
-    counts = np.frombuffer(digest, _WIDTHS[width], size, _HEAD.size + 2 * size).astype(np.int64)
+    counts = np.frombuffer(digest, _WIDTHS[width], size, counts_at).astype(np.int64)
     if size and int(counts.min()) < 1:
         raise ValueError("a digest's counts are not whole numbers from 1 to 2^63 - 1")
-    return Histogram(keys, counts, total, low, high, nan)
+    return Histogram(keys.astype(np.int16), counts, total, low, high, nan)
 
 
 def quantiles_of(histograms: Sequence[Histogram], qs: Sequence[float]) -> Floats:

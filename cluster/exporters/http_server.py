@@ -14,7 +14,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
@@ -210,6 +211,8 @@ class HttpServer:
         return parse(data)
 
     def _send(self, connection: socket.socket, response: Response, method: str) -> None:
+        date = formatdate(self._clock.wall_ns() / SECOND_NS, usegmt=True)  # a server with a clock dates its answers (RFC 9110, 6.6.1)
+        response = replace(response, headers=(*response.headers, ("Date", date)))
         self._count(str(response.status.value))
         whole = response.head() if method == "HEAD" else response.head() + response.body
         view = memoryview(whole)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -30,12 +29,12 @@ from .exposition import Form
 from .http_message import Refused, Request, Response
 from .http_server import Bounds, HttpServer
 from .negotiation import coding_of, form_of
+from .packing import packed
 from .page import Page, Rendered
 from .query_api import Ask, answered
 
 _LOG: Final = logging.getLogger(__name__)
 _FRESH_NS: Final = 500 * MILLISECOND_NS
-_SMALL_BYTES: Final = 1024  # below it, compression is not worth its while
 _PATHS: Final = ("/metrics", "/healthz", "/readyz")
 _QUERY: Final = "/api/v1/query"
 
@@ -146,7 +145,7 @@ class _Shown:
             if not zipped:
                 return body
             if form not in self._zipped:
-                self._zipped[form] = zlib.compress(body, 1, wbits=31)
+                self._zipped[form] = packed(body)
             return self._zipped[form]
 
     def last(self) -> Finding:
@@ -271,14 +270,12 @@ class MetricsServer:
         if coding is None:
             raise Refused(HTTPStatus.NOT_ACCEPTABLE, "there is gzip and identity")
         try:
-            body = self._shown.body(form)
-            zipped = coding == "gzip" and len(body) > _SMALL_BYTES
-            body = self._shown.body(form, zipped=True) if zipped else body
+            body = self._shown.body(form, zipped=coding == "gzip")
         except Exception as error:
             _LOG.exception("cannot render metrics")
             raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot render metrics: {error}") from error
         headers = [("Content-Type", form.value), ("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "no-store")]
-        return Response(HTTPStatus.OK, body, (*headers, ("Content-Encoding", "gzip")) if zipped else tuple(headers))
+        return Response(HTTPStatus.OK, body, (*headers, ("Content-Encoding", "gzip")) if coding == "gzip" else tuple(headers))
 
     # health
 

@@ -1,4 +1,8 @@
-"""What a run's series stand at now: totals for Prometheus and the dose, fed with each window once. Pure, not thread-safe."""
+"""What a run's series stand at now: totals for Prometheus and the dose, fed with each window once. Pure, not thread-safe.
+
+When there are too many series, those make room that no page shows any more: gauges that nobody reports, and what was idle for a day and is
+not vital. A counter that comes back after that begins anew, as Prometheus has forgotten it too.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,20 @@ from typing import Final, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.clock import SECOND_NS
 from actors.metrics.histogram import Histogram, Keys
-from actors.metrics.registry import Kind
+from actors.metrics.registry import CATALOGUE, Kind
 
 from .buckets import Buckets
 
 MAX_SERIES: Final = 100_000
 MAX_DOSE_WINDOWS: Final = 100_000
+IDLE_NS: Final = {  # after which a series makes room for others; longer than any page shows it
+    Kind.GAUGE: 60 * SECOND_NS,
+    Kind.COUNTER: 86_400 * SECOND_NS,
+    Kind.HISTOGRAM: 86_400 * SECOND_NS,
+}
+_SWEEP_NS: Final = 60 * SECOND_NS
 
 _DOSES: Final = ["dose.requested", "dose.achieved"]
 _DOSE_NAMES: Final = pa.array(_DOSES)
@@ -77,6 +88,7 @@ class Live:
         self._series: dict[SeriesKey, Sample] = {}
         self._doses: dict[str, list[DoseWindow]] = {}
         self._ends: dict[tuple[str, str], Keys] = {}
+        self._swept_ns = -_SWEEP_NS
         self.refused = 0
 
     def absorb(self, batch: pa.RecordBatch, decoded: Sequence[Histogram | None], now_ns: int) -> None:
@@ -91,7 +103,7 @@ class Live:
             key = SeriesKey(metric, unit, node, worker, phase, tuple(labels))
             old = self._series.get(key)
             if old is None:
-                if len(self._series) >= MAX_SERIES:
+                if not self._has_room(now_ns):
                     self.refused += 1
                     continue
                 old = Sample(key, Kind(kind), created_s=start_us / 1e6)
@@ -100,6 +112,13 @@ class Live:
             gained = Sample(old.key, old.kind, value, count, total, seen_ns=now_ns, created_s=old.created_s, exemplar=exemplar)
             self._series[old.key] = self._next(old, gained, found)
         self.absorb_doses(batch)
+
+    def _has_room(self, now_ns: int) -> bool:
+        """Tell whether one more series may come; makes room once a minute at most."""
+        if len(self._series) >= MAX_SERIES and now_ns - self._swept_ns >= _SWEEP_NS:
+            self._swept_ns = now_ns
+            self._series = {key: one for key, one in self._series.items() if not _is_over(one, now_ns)}
+        return len(self._series) < MAX_SERIES
 
     def _next(self, old: Sample, gained: Sample, found: Histogram | None) -> Sample:
         if old.kind is Kind.COUNTER:
@@ -141,3 +160,11 @@ class Live:
     def doses(self) -> dict[str, list[DoseWindow]]:
         """Return the dose by operation, in the order of arrival."""
         return {worker: list(windows) for worker, windows in self._doses.items()}
+
+
+def _is_over(sample: Sample, now_ns: int) -> bool:
+    """Tell whether a series is shown nowhere any more."""
+    known = CATALOGUE.get(sample.key.metric)
+    if known is not None and known.vital:  # a rare failure is an increase, not a new series
+        return False
+    return now_ns - sample.seen_ns > IDLE_NS[sample.kind]

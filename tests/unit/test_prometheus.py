@@ -21,6 +21,7 @@ from actors.metrics.registry import CATALOGUE, RESERVED_LABELS, Kind, Metric
 from cluster.exporters.exposition import Form
 from cluster.exporters.prometheus import Options, _Shown, render
 from cluster.metrics import buckets as buckets_module
+from cluster.metrics import live as live_module
 from cluster.metrics.buckets import Buckets
 from cluster.metrics.live import Live, Sample, SeriesKey
 from cluster.metrics.windows import Row, histograms, unseal
@@ -280,6 +281,36 @@ def test_a_rare_failure_stays_however_long_it_is_quiet() -> None:
     clock = VirtualClock()
     clock.advance((LATE - clock.boot_ns()) / SECOND_NS)
     assert b"stress_cluster_probe_failures_total{" in _Shown(Rare(), Options(idle_s=1.0), clock, dict).body(Form.TEXT)
+
+
+def absorb(live: Live, node: str, now_s: float, *rows: Row) -> None:
+    metrics, _ = unseal(parse(record(node, 1, rows=rows)[1]).payload)
+    live.absorb(metrics, histograms(metrics), round(now_s * SECOND_NS))
+
+
+def test_series_that_no_page_shows_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit, stale gauges go and so do counters that were idle for a day; vital ones stay; who finds no room is counted."""
+    monkeypatch.setattr(live_module, "MAX_SERIES", 3)
+    gauge = Row("host.cpu.busy", Kind.GAUGE, "ratio", "", "p", (), 1, 0.5, 0.5, 0.5, 0.5)
+    counter = Row("load.operations", Kind.COUNTER, "", "w", "p", (), 1, 7.0, last=7.0)
+    vital = Row("probe.failures", Kind.COUNTER, "", "w", "p", (("probe", "x"), ("reason", "late")), 1, 1.0, last=1.0)
+    live, day_s = Live(), 86_400.0
+    nodes = lambda: [(one.key.metric, one.key.node) for one in live.samples()]
+    absorb(live, "n1", 100.0, gauge, counter, vital)
+    absorb(live, "n2", 150.0, counter)
+    assert (live.refused, len(nodes())) == (1, 3)
+    absorb(live, "n2", 170.0, counter)  # within the minute nothing is looked at
+    assert live.refused == 2
+    absorb(live, "n2", 210.0, counter)
+    assert nodes() == [("load.operations", "n1"), ("probe.failures", "n1"), ("load.operations", "n2")]
+    absorb(live, "n3", 100.0 + day_s, counter)
+    assert (live.refused, live.samples()[0].key.node) == (3, "n1")
+    absorb(live, "n2", 161.0 + day_s, counter)
+    absorb(live, "n3", 161.0 + day_s, counter)
+    assert nodes() == [("probe.failures", "n1"), ("load.operations", "n2"), ("load.operations", "n3")]
+    assert {one.key.node: one.value for one in live.samples()} == {"n1": 1.0, "n2": 14.0, "n3": 7.0}
+    absorb(live, "n1", 300.0 + day_s, counter)
+    assert live.refused == 4
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian package prometheus)")

@@ -15,6 +15,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from actors.clock import VirtualClock
 from actors.errors import HarnessError, InputError
 from actors.metrics.registry import Kind
+from cluster.exporters import packing
 from cluster.exporters.access import Hash, read
 from cluster.exporters.exposition import Form
 from cluster.exporters.http_message import Response
@@ -156,8 +158,8 @@ def test_forms_are_negotiated(serve):
     assert ask(server, Accept_Encoding="identity;q=0")[0] == 406
 
 
-def test_gzip_is_sent_when_asked_for_and_worth_it(serve, source):
-    """The body unpacks to the plain one, q=0 is respected, small answers stay plain, and many scrapes cost one compression."""
+def test_gzip_is_sent_when_asked_for(serve, source):
+    """The body unpacks to the plain one, q=0 is respected, health stays plain, and many scrapes cost one compression."""
     server = serve()
     plain = ask(server)
     zipped = ask(server, Accept_Encoding="gzip, deflate")
@@ -168,6 +170,36 @@ def test_gzip_is_sent_when_asked_for_and_worth_it(serve, source):
     assert strip(gzip.decompress(zipped[2])) == strip(plain[2])
     assert "content-encoding" not in ask(server, Accept_Encoding="gzip;q=0")[1]
     assert "content-encoding" not in ask(server, "/healthz", Accept_Encoding="gzip")[1]
+
+
+def test_a_page_is_packed_as_one_member_by_whatever_is_installed(monkeypatch):
+    """ISA-L or zlib: the head is gzip's, zlib reads one member to its end, and nothing is left behind it."""
+    body = b"stress_cluster_load_operations_total 1.0\n" * 1000
+    for compress in (packing.compress, zlib.compress):
+        monkeypatch.setattr(packing, "compress", compress)
+        reader = zlib.decompressobj(31)
+        assert reader.decompress(packing.packed(body)) == body
+        assert (reader.eof, reader.unused_data) == (True, b"")
+
+
+def test_the_page_of_an_empty_run_is_packed_too(serve, source, monkeypatch):
+    """A client that rules out the plain form never gets it, however short the page."""
+    monkeypatch.setattr(source, "latest", list)
+    status, headers, body = ask(serve(), Accept_Encoding="gzip, identity;q=0")
+    assert (status, headers["content-encoding"]) == (200, "gzip")
+    assert b"stress_cluster_exposition_series" in gzip.decompress(body)
+
+
+def test_every_answer_is_dated_by_the_servers_clock(source):
+    """Pages, refusals and broken requests have a Date, in the one form that RFC 9110 lets a server write."""
+    clock = VirtualClock()
+    clock.wall_offset_ns = 784_111_777 * 10**9 - clock.boot_ns()
+    server = MetricsServer(source, clock=clock)
+    try:
+        assert {ask(server, path)[1]["date"] for path in ("/metrics", "/healthz", "/nothing")} == {"Sun, 06 Nov 1994 08:49:37 GMT"}
+        assert b"\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n" in raw(server, b"nonsense\r\n\r\n")
+    finally:
+        server.close()
 
 
 def test_the_packed_page_is_as_new_as_the_plain_one(source):
