@@ -227,6 +227,8 @@ def test_windows_of_a_run_are_streamed_until_its_end(tmp_path, monkeypatch):
             answer.readline()
             second.push("n1", "a", [record("n1", 2), record("n1", 3), end(4)])
             second.conclude(Ending(RUN, (), (), (), 0, None, None))
+            with pytest.raises(RefusedError, match="has ended"):
+                second._feed.subscribe({})
             lines = [json.loads(line) for line in answer.read().splitlines()]
         assert lines[-1]["stream"]["ended"]
         assert [one["sum"] for one in lines if one.get("metric") == "probe.requests"] == [3.0]

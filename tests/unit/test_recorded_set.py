@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
@@ -15,14 +16,16 @@ import pyarrow as pa
 import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
+from actors.errors import InputError
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.meters import open_meters
-from actors.metrics import Histogram, Segment
+from actors.metrics import Histogram, Recorder, Segment
 from actors.metrics.labels import strange
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
 from actors.metrics.registry import CATALOGUE, Verbosity
 from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
+from cluster import cli
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
 from cluster.exporters.base import Health
@@ -180,3 +183,18 @@ def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pyt
         found |= part(folder)
     assert {metric for metric, _ in found} == CATALOGUE.keys()
     assert strange((metric, dict(labels)) for metric, labels in found) == []
+
+
+def test_the_command_lists_what_each_metric_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """`list metrics --json` and `describe` say kind, unit, labels, level and a sentence for every metric that can be recorded."""
+    assert cli.main(["list", "metrics", "--json"]) == 0
+    told = {one["name"]: one for one in json.loads(capsys.readouterr().out)["metrics"]}
+    assert told.keys() == CATALOGUE.keys()
+    for name, metric in CATALOGUE.items():
+        assert (told[name]["unit"], told[name]["kind"], told[name]["labels"]) == (metric.unit, metric.kind, list(metric.labels))
+        assert told[name]["help"] == metric.help
+        assert metric.help.endswith(".")
+    with pytest.raises(InputError, match="unknown metric"):
+        Recorder(Segment.create(), VirtualClock()).counter("probe.nothing")
+    assert cli.main(["describe", "host.memory.used", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unit"] == "bytes"
