@@ -29,8 +29,13 @@ from .files import read_json, write_json_atomic, write_whole
 from .metrics.aggregator import Aggregator
 from .metrics.anomaly import hooks_of
 from .metrics.anomaly_watch import AnomalyWatch
+from .metrics.asking import About
+from .metrics.own_stream import OwnStream, end_streams
+from .metrics.question import Words
 from .metrics.retention import Retention, cuts_of
 from .metrics.stream import MetricStream
+from .metrics.subscription import Subscription
+from .metrics.window_feed import Window, WindowFeed
 from .mirror import identity
 from .outbox import Outbox
 from .recovery import end_dead
@@ -62,7 +67,10 @@ class AggregatorShell:
         self._ending = threading.Event()
         self._manifest_lock = threading.Lock()
         self._retention = Retention.of_manifest(self._prometheus)
-        self._watch: AnomalyWatch | None = None
+        self._feed = WindowFeed()
+        self._core.watch(self._feed.take)
+        self._anomalies: tuple[AnomalyWatch, OwnStream] | None = None
+        self._anomalies_lock = threading.Lock()
         self._replaced_ns = 0
         self._linger_s = _linger_s(self._prometheus)
         self._exports: RunExports | None = None
@@ -127,6 +135,7 @@ class AggregatorShell:
 
     def conclude(self, ending: Ending) -> dict[str, Any]:
         """Judge the run, write its documents and files, and return the outcome."""
+        self._end_anomalies()
         self._add_events(ending)
         exported = self._finish_exports()
         plan = Plan.from_json((self.directory / "plan.json").read_bytes())
@@ -143,6 +152,7 @@ class AggregatorShell:
                 "message": concluded.findings[0].reason,
                 "summary": summary,
             }
+        self._feed.close()
         return self._outcome
 
     def outcome(self) -> dict[str, Any] | None:
@@ -162,6 +172,8 @@ class AggregatorShell:
     def settle(self, dead: bool) -> dict[str, Any]:
         """Write what has arrived since into Parquet, and bring the documents up to date; a `dead` run without an end gets one."""
         exported: Mapping[str, Any] = {}
+        if dead:
+            self._end_anomalies()
         if dead and self._exports is not None:
             exported = self._finish_exports(LATE_S)  # whoever asks waits a minute, whatever the scenario allows
         elif dead or self._is_concluded:
@@ -237,8 +249,6 @@ class AggregatorShell:
         try:
             self._exports = self._new_exports(self._prometheus)
         except (StressError, OSError) as error:
-            from .export_story import end_streams  # noqa: PLC0415
-
             _LOG.warning("run %s: its exporters do not go on: %s", self._run, error)
             end_streams(self._core)
 
@@ -292,7 +302,6 @@ class AggregatorShell:
             stream.observe("start.skew", ending.start_skew_ms / 1e3)
         if ending.halt_latency_ms is not None:
             stream.observe("halt.latency", ending.halt_latency_ms / 1e3)
-        self._add_anomalies(stream)
         stream.finish()
         while records := stream.unacked():
             stream.ack(self._core.push("orchestrator", incarnation, records))
@@ -301,25 +310,44 @@ class AggregatorShell:
         """Call the hooks that the settings name with each window from now on. Raises `InputError` for a hook that cannot be had."""
         said = {path: one["value"] for path, one in (manifest.get("settings") or {}).items()}
         hooks = hooks_of(said.get("metrics.anomaly", ""))
-        if hooks and self._watch is None:
-            self._watch = AnomalyWatch(hooks, said["metrics.anomaly_window_s"], self._clock)
-            self._core.listener = self._watch.offer
+        if hooks and self._anomalies is None:
+            watch = AnomalyWatch(hooks, said["metrics.anomaly_window_s"], self._clock)
+            self._anomalies = watch, OwnStream(self._core, "anomalies", self._clock)
+            self._core.watch(watch.take)
 
-    def _add_anomalies(self, stream: MetricStream) -> None:
-        """Let the hooks see the last windows, and add what they found."""
-        watch, self._core.listener = self._watch, None
-        if watch is None:
+    def _tell_anomalies(self) -> None:
+        """Write what the hooks found since the last time into the run."""
+        with self._anomalies_lock:
+            if self._anomalies is None:
+                return
+            watch, stream = self._anomalies
+            if stream.is_sent:
+                rows, events = watch.news()
+                if rows or events:
+                    stream.close_window(rows, events)
+            stream.send()
+
+    def _end_anomalies(self) -> None:
+        """Let the hooks see the last windows, and write what they found."""
+        if self._anomalies is None:
             return
-        for event in watch.end():
-            stream.event(event)
-        for hook, number in watch.found.items():
-            stream.observe("anomaly.found", number, labels={"hook": hook})
-        for (hook, reason), number in watch.failures.items():
-            stream.observe("anomaly.failures", number, labels={"hook": hook, "reason": reason})
+        watch, stream = self._anomalies
+        self._core.unwatch(watch.take)
+        watch.end()
+        self._tell_anomalies()
+        with self._anomalies_lock:
+            self._anomalies = None
+            stream.end()
 
     def _serve(self, endpoint: Mapping[str, Any] | None, options: Options) -> None:
         if endpoint and self._server is None:
-            self._server = MetricsServer(self._core, endpoint["host"], endpoint["port"], self._clock, options, self._core.answers.ask)
+            host, port, ask = endpoint["host"], endpoint["port"], self._core.answers.ask
+            self._server = MetricsServer(self._core, host, port, self._clock, options, ask, self._follow)
+
+    def _follow(self, words: Words) -> tuple[Subscription[Window], About]:
+        """Return a stream of the windows that come, and whose they are. Raises `InputError` or `RefusedError`."""
+        manifest = read_json(self.directory / "manifest.json") or {}
+        return self._feed.subscribe(words), About.of(manifest, self._run, str(manifest.get("status") or ""))
 
     def _heartbeat(self) -> None:
         """Keep the manifest's heartbeat fresh while the run lives; end when nobody needs this process any more."""
@@ -331,6 +359,8 @@ class AggregatorShell:
                 manifest = read_json(self.directory / "manifest.json")
                 if manifest is not None and manifest.get("status") == "running":
                     write_json_atomic(self.directory / "manifest.json", {**manifest, "heartbeat": self._now()})
+            self._tell_anomalies()
+        self._feed.close()
         try:
             if self._server is not None:
                 self._server.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -50,7 +50,7 @@ class Feed:
 
     # as they come
 
-    def take(self, entries: list[Entry]) -> None:
+    def take(self, entries: Sequence[Entry]) -> None:
         """Take records that are on disk; for any thread, and never waits. What finds no room is read from the run directory later."""
         size = sum(entry.metrics.nbytes for entry in entries)
         with self._lock:

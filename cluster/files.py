@@ -14,7 +14,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file under a temporary name, fsync it, rename it, fsync the folder. Raises `OSError`; then the old file stands."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a driver and a `report` may write one directory
     try:
-        with temporary.open("wb") as sink:
+        with temporary.open("w+b") as sink:
             write(sink)
             sink.flush()
             os.fsync(sink.fileno())

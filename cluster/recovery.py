@@ -11,6 +11,7 @@ from actors.errors import HarnessError, StressError
 
 from .files import read_json
 from .metrics.aggregator import Aggregator
+from .metrics.own_stream import end_streams
 from .orchestrator_api import OrchestratorPort
 from .outbox import Outbox, OutboxFullError, leftovers
 
@@ -65,6 +66,7 @@ def end_dead(aggregator: Aggregator, exported: Mapping[str, Any]) -> dict[str, A
     manifest = read_json(aggregator.directory / "manifest.json") or {}
     if manifest.get("status") != "running":
         return aggregator.finish({**(read_json(aggregator.directory / "summary.json") or {}), **exported} if exported else None)
+    end_streams(aggregator)
     ended = {"status": "error", "exit_code": 3}
     reasons = [{"cause": "error", "reason": DIED}]
     manifest |= {**ended, "message": DIED, "end": manifest.pop("heartbeat", None)}  # its last sign of life

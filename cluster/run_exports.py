@@ -28,7 +28,7 @@ from scenarios.exporters import Destination, Exporters
 
 from .export_feed import Feed
 from .export_memory import Kept, added, load, save
-from .export_story import Story, end_streams
+from .export_story import PART, Story
 from .exporters import destinations as kinds
 from .exporters.base import Exporter
 from .exporters.figures import ExporterReport, PipelineReport
@@ -39,6 +39,7 @@ from .exporters.spill import SpillLog
 from .exporters.wal import WriteAheadLog
 from .files import read_json
 from .metrics.aggregator import Aggregator
+from .metrics.own_stream import end_streams
 from .metrics.store import Coverage
 
 _LOG: Final = logging.getLogger(__name__)
@@ -119,18 +120,18 @@ class RunExports:
             return asyncio.run_coroutine_threadsafe(self._finish(seconds), self._loop).result(seconds + 2 * _GRACE_S)
         except Exception as error:
             _LOG.exception("run %s: the exporters did not end as they should", self._core.run_id)
-            end_streams(self._core)
+            end_streams(self._core, PART)
             why = f"the exporters did not end as they should: {type(error).__name__}: {error}"
             return [
                 {"name": one.name, "type": one.type, "ok": False, "complete": False, "detail": why} for one in self._wanted.destinations
             ]
         finally:
-            self._core.watch(None)
+            self._core.unwatch(self._feed.take)
             self._stop()
 
     def give_up(self) -> None:
         """End without an end: what is not finished stays so, and another life goes on from what is on disk."""
-        self._core.watch(None)
+        self._core.unwatch(self._feed.take)
         self._stop()
         for exporter in self._made.values():
             kinds.give_up(exporter)
@@ -235,7 +236,7 @@ class RunExports:
         await self._ticking
         if self._story is not None:  # the last rows that go out are those that say how rows go out
             await asyncio.to_thread(self._story.end)
-        self._core.watch(None)
+        self._core.unwatch(self._feed.take)
         await self._feed.emptied()
         behind = [asyncio.create_task(self._up_to_date(name, task)) for name, task in zip(self._made, self._behind, strict=True)]
         _, late = await asyncio.wait(behind, timeout=max(0.0, until_s - self._loop.time()))
@@ -303,7 +304,7 @@ def bring_up_to_date(core: Aggregator, clock: Clock, timeout_s: float) -> Report
         wanted = exporters_of(read_json(core.directory / "manifest.json") or {})
         if not wanted.destinations:
             return None
-        end_streams(core)
+        end_streams(core, PART)
         kept, held = load(kinds.state_folder(core.directory)), core.held()
         done = [kept[one.name] for one in wanted.destinations if one.name in kept]
         if len(done) == len(wanted.destinations) and all(one.report is not None and one.held.holds(held) for one in done):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .live import follow
 from .load import RunData, find_run, load
 
-__all__ = ["RunData", "find_run", "load"]
+__all__ = ["RunData", "find_run", "follow", "load"]

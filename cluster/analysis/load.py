@@ -7,6 +7,7 @@ it is read where it lies.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,9 @@ from ..metrics.question import Query, Words
 from ..metrics.related import Related
 from ..metrics.samples import SampleStore, read_samples
 from ..metrics.sketches import AccumulatorRecord, Accumulators
-from ..metrics.store import LOGS, RunStore, log_files, read_metrics, read_run
+from ..metrics.store import LOGS, RunStore, damage_of, log_files, read_metrics, read_run
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class RunData:
     summary: dict[str, Any] | None
     manifest: dict[str, Any] | None
     plan: dict[str, Any] | None
+    damage: tuple[str, ...] = ()  # in words: what is not in the tables because it is not as it was written
 
     def samples(self) -> pa.Table:
         """Read the single samples that a run in detailed mode wrote; none of another run."""
@@ -77,14 +81,18 @@ class RunData:
 def load(run: str | Path, out: str | Path = "runs") -> RunData:
     """Read a run given as a run id, a run directory or `latest` (of `out`).
 
-    Raises `InputError` (`not_found`) when there is none, `HarnessError` (`busy`) when its files never stand still.
+    Raises `InputError` (`not_found`) when there is none, `HarnessError` (`busy`) when its files never stand still, or (`os`) when a Parquet
+    file of it is damaged.
     """
     path = find_run(run, out)
+    damage = tuple(damage_of(path))  # before the log becomes Parquet
+    for words in damage:
+        _LOG.warning("%s: damaged, and not read: %s", path, words)
     documents = {name: read_json(path / f"{name}.json") for name in ("summary", "manifest", "plan")}
     if (documents["manifest"] or {}).get("status", "running") != "running":
         settle(path)
     contents = read_run(path)
-    return RunData(path, contents.metrics, contents.events, documents["summary"], documents["manifest"], documents["plan"])
+    return RunData(path, contents.metrics, contents.events, documents["summary"], documents["manifest"], documents["plan"], damage)
 
 
 def ask_run(path: Path, words: Words, about: About) -> Found:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
 LINE_BYTES_MAX: Final = 8 << 10
 HEAD_BYTES_MAX: Final = 16 << 10
@@ -37,18 +37,32 @@ class Request:
     query: str = ""
 
 
+class Stream(Protocol):
+    """What follows a head piece by piece, until it ends or the connection does."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the pieces, waiting for each."""
+        ...
+
+    def close(self) -> None:
+        """Give up what it holds. Always called once, iterated or not."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer. Length and connection headers are the server's."""
+    """An answer. Length and connection headers are the server's. A stream has no length: it ends with the connection."""
 
     status: HTTPStatus
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = (("Content-Type", "text/plain; charset=utf-8"),)
+    stream: Stream | None = None
 
     def head(self) -> bytes:
         """Return status line and headers."""
         told = [f"HTTP/1.1 {self.status.value} {self.status.phrase}", *(f"{name}: {value}" for name, value in self.headers)]
-        return "\r\n".join([*told, f"Content-Length: {len(self.body)}", "Connection: close", "", ""]).encode("latin-1")
+        length = [] if self.stream is not None else [f"Content-Length: {len(self.body)}"]
+        return "\r\n".join([*told, *length, "Connection: close", "", ""]).encode("latin-1")
 
 
 def is_whole(data: bytes | bytearray) -> bool:

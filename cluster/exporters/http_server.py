@@ -2,6 +2,7 @@
 
 A connection gets a handshake, a head and an answer, each within `timeout_s`; who is slower is told 408 or cut off. More requests than
 `requests_max` at once are told 503 and when to come again; more connections than four times that are closed at once. Both are counted.
+A stream goes on after its request is answered: as many again may be open, and who does not take a piece within `timeout_s` is cut off.
 Closing lets answers under way finish. It knows nothing of metrics.
 """
 
@@ -13,7 +14,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
@@ -62,6 +63,7 @@ class HttpServer:
         self._answer, self._context, self._bounds = answer, context, bounds or Bounds()
         self._clock: Clock = clock or SystemClock()
         self._slots = threading.BoundedSemaphore(self._bounds.requests_max)
+        self._streams = threading.BoundedSemaphore(self._bounds.requests_max)
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, _Connection] = {}
         self._counted: Counter[str] = Counter()
@@ -178,11 +180,27 @@ class HttpServer:
             refusal = Refused(HTTPStatus.SERVICE_UNAVAILABLE, busy, (("Retry-After", "1"),))
             self._send(connection.socket, _refusal(refusal), request.method)
             return True
-        try:
-            self._send(connection.socket, self._answered(request), request.method)
-        finally:
-            self._slots.release()
+        with ExitStack() as held:
+            try:
+                response = self._answered(request)
+                if response.stream is not None:
+                    held.callback(response.stream.close)
+                    response = self._admitted(response, held)
+                self._send(connection.socket, response, request.method)
+            finally:
+                self._slots.release()
+            if response.stream is not None and request.method != "HEAD":
+                for piece in response.stream:
+                    self._send_all(connection.socket, piece)
         return True
+
+    def _admitted(self, response: Response, held: ExitStack) -> Response:
+        """Return the stream, or its refusal when there are as many as may be."""
+        if self._streams.acquire(blocking=False):
+            held.callback(self._streams.release)
+            return response
+        busy = f"{self._bounds.requests_max} streams are open; come again"
+        return _refusal(Refused(HTTPStatus.SERVICE_UNAVAILABLE, busy, (("Retry-After", "1"),)))
 
     def _answered(self, request: Request) -> Response:
         try:
@@ -214,8 +232,10 @@ class HttpServer:
         date = formatdate(self._clock.wall_ns() / SECOND_NS, usegmt=True)  # a server with a clock dates its answers (RFC 9110, 6.6.1)
         response = replace(response, headers=(*response.headers, ("Date", date)))
         self._count(str(response.status.value))
-        whole = response.head() if method == "HEAD" else response.head() + response.body
-        view = memoryview(whole)
+        self._send_all(connection, response.head() if method == "HEAD" else response.head() + response.body)
+
+    def _send_all(self, connection: socket.socket, data: bytes) -> None:
+        view = memoryview(data)
         deadline_ns = self._deadline_ns()
         while view:
             connection.settimeout(self._left_s(deadline_ns))

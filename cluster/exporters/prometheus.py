@@ -1,4 +1,6 @@
-"""The endpoint of one run: /metrics for Prometheus, in two forms, /api/v1/query, /healthz and /readyz; TLS and credentials where set.
+"""The endpoint of one run: /metrics for Prometheus, in two forms, /api/v1/query, /api/v1/stream, /healthz and /readyz.
+
+TLS and credentials where set.
 
 Families are named by the catalogue (`Metric.family`), carry its help, and have the labels run, node, worker, phase and those that the
 metric declares. Counters are totals of the run so far; histograms have classic buckets (`Buckets`). The endpoint tells of itself
@@ -32,11 +34,13 @@ from .negotiation import coding_of, form_of
 from .packing import packed
 from .page import Page, Rendered
 from .query_api import Ask, answered
+from .stream_api import Follow, streamed
 
 _LOG: Final = logging.getLogger(__name__)
 _FRESH_NS: Final = 500 * MILLISECOND_NS
 _PATHS: Final = ("/metrics", "/healthz", "/readyz")
 _QUERY: Final = "/api/v1/query"
+_STREAM: Final = "/api/v1/stream"
 
 OWN: Final[dict[str, Metric]] = {
     metric.name: metric
@@ -194,7 +198,7 @@ def _own_sample(name: str, value: float, *labels: tuple[str, str]) -> Sample:
 
 
 class MetricsServer:
-    """Serves /metrics, /healthz and /readyz until `close`, and /api/v1/query when `ask` answers it.
+    """Serves /metrics, /healthz and /readyz until `close`; /api/v1/query when `ask` answers it, /api/v1/stream when `follow` does.
 
     Port 0 takes a free one; see `port`.
     Raises `HarnessError` when the address cannot be had, `InputError` when files of the options are wrong.
@@ -208,8 +212,9 @@ class MetricsServer:
         clock: Clock | None = None,
         options: Options | None = None,
         ask: Ask | None = None,
+        follow: Follow | None = None,
     ) -> None:
-        self._source, self._options, self._ask = source, options or Options(), ask
+        self._source, self._options, self._ask, self._follow = source, options or Options(), ask, follow
         given = self._options
         self._tls = tls.watched(Path(given.tls_cert), Path(given.tls_key)) if given.tls_cert else None
         self._credentials = access.watched(Path(given.auth_file)) if given.auth_file else None
@@ -225,13 +230,13 @@ class MetricsServer:
         return self._server.port
 
     def close(self) -> None:
-        """Stop serving, let scrapes under way finish for 5 s at most, and give up the port."""
+        """Stop serving, let scrapes and streams under way finish for 5 s at most, and give up the port. A stream ends with its feed."""
         self._server.close()
 
     # requests
 
     def _answer(self, request: Request) -> Response:
-        paths = _PATHS if self._ask is None else (*_PATHS, _QUERY)
+        paths = (*_PATHS, *([_QUERY] if self._ask else []), *([_STREAM] if self._follow else []))
         if request.path not in paths:
             raise Refused(HTTPStatus.NOT_FOUND, f"try {', '.join(paths[:-1])} or {paths[-1]}")
         if request.method not in {"GET", "HEAD"}:
@@ -242,6 +247,9 @@ class MetricsServer:
         if request.path == _QUERY and self._ask is not None:
             self._check_role(request, "metrics")
             return answered(request.query, self._ask)
+        if request.path == _STREAM and self._follow is not None:
+            self._check_role(request, "metrics")
+            return streamed(request.query, self._follow)
         findings = self._findings() if request.path == "/readyz" else [self._shown.last()]
         return _told(findings, reasons=self._may_see_reasons(request))
 

@@ -23,11 +23,11 @@ WORDS_MAX: Final = 64
 def answered(query: str, ask: Ask) -> Response:
     """Return the answer to the query string of a request."""
     try:
-        return _told(HTTPStatus.OK, ask(words_of(query)))
+        return told(HTTPStatus.OK, ask(words_of(query)))
     except InputError as error:
-        return _told(HTTPStatus.BAD_REQUEST, error.to_json())
+        return told(HTTPStatus.BAD_REQUEST, error.to_json())
     except StressError as error:
-        return _told(HTTPStatus.SERVICE_UNAVAILABLE, error.to_json(), ("Retry-After", "1"))
+        return told(HTTPStatus.SERVICE_UNAVAILABLE, error.to_json(), ("Retry-After", "1"))
 
 
 def words_of(query: str) -> dict[str, list[str]]:
@@ -43,6 +43,7 @@ def words_of(query: str) -> dict[str, list[str]]:
     return words
 
 
-def _told(status: HTTPStatus, document: Mapping[str, Any], *headers: tuple[str, str]) -> Response:
+def told(status: HTTPStatus, document: Mapping[str, Any], *headers: tuple[str, str]) -> Response:
+    """Return a JSON document as an answer."""
     body = json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     return Response(status, body, (("Content-Type", "application/json"), ("Cache-Control", "no-store"), *headers))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from actors.clock import SECOND_NS, Clock
 from actors.errors import HarnessError, InputError
+from actors.messages import Event
 from actors.metrics.histogram import Histogram
 
 from ..files import read_json, write_json_atomic
@@ -29,7 +30,8 @@ from .buckets import Buckets
 from .cache import TTL_S
 from .intake import contiguous, following
 from .live import DoseWindow, Live, Sample
-from .parts import part_files
+from .own_stream import OwnStream
+from .parts import DAMAGED, part_files
 from .query import Between
 from .query import peaks as peaks_of
 from .retention import Target, roll
@@ -57,6 +59,7 @@ _NO_METRICS: Final = pa.RecordBatch.from_pylist([], schema=METRICS)
 _NO_EVENTS: Final = pa.RecordBatch.from_pylist([], schema=EVENTS)
 
 _Taken = tuple[Entry, list[Histogram | None]]
+Watcher = Callable[[Sequence[Entry]], None]
 
 
 class Aggregator:
@@ -85,15 +88,24 @@ class Aggregator:
         self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
         self._live = Live(buckets)
         self._undecodable = 0
-        self.listener: Callable[[pa.RecordBatch], None] | None = None  # is told each record's rows once; must not wait or raise
         self._is_closed = False
-        self._watcher: Callable[[list[Entry]], None] | None = None
+        self._watchers: list[Watcher] = []
         self.answers = Answers(directory, self._lock, clock, ttl_s=cache_ttl_s)
         doses = pc.field("metric").isin(["dose.requested", "dose.achieved"])
         self._live.absorb_doses(read_parts(directory, ["time", "metric", "unit", "worker", "count", "sum"], doses))
         for tagged in self._store.recovered:
             self._live.absorb(tagged.batch, histograms(tagged.batch), clock.boot_ns())
         self._store.recovered.clear()
+        self._tell_damage()
+
+    def _tell_damage(self) -> None:
+        """Say in the run what was found damaged when its files were opened."""
+        if not self._store.damage:
+            return
+        words = f"not as it was written, and not read: {'; '.join(self._store.damage)}"
+        told = OwnStream(self, "files", self._clock)
+        told.close_window([], [Event("metrics.damaged", words, "error")])
+        told.end()
 
     # taking windows
 
@@ -106,10 +118,15 @@ class Aggregator:
                 (self.directory / "log").mkdir(exist_ok=True)
                 write_json_atomic(self.directory / "log" / "streams.json", {"streams": streams})
 
-    def watch(self, watcher: Callable[[list[Entry]], None] | None) -> None:
-        """Tell someone of all records once they are on disk. It is called between writing and acknowledging: it must not wait."""
+    def watch(self, watcher: Watcher) -> None:
+        """Tell someone of each record once, in their order, when it is on disk and not acknowledged yet: must not wait or raise."""
         with self._lock:
-            self._watcher = watcher
+            self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell someone no more. Harmless for who is not told anything."""
+        with self._lock, suppress(ValueError):
+            self._watchers.remove(watcher)
 
     def push(self, node: str, incarnation: str, records: Iterable[tuple[int, bytes]]) -> int:
         """Take frames of one stream and return the last sequence number up to which everything is on disk; see `push_many`."""
@@ -123,11 +140,16 @@ class Aggregator:
         """
         with self._lock:
             self._check_open()
-            coverage = self._store.coverage
-            taken = [one for stream, records in parts.items() for one in following(coverage, stream, records, partial(self._entry, stream))]
+            taken = [one for stream, records in parts.items() for one in self._following(stream, records)]
             if taken:
                 self._append(taken)
-            return {stream: contiguous(coverage, stream) for stream in parts}
+            return {stream: self._received(stream) for stream in parts}
+
+    def _following(self, stream: Stream, records: Iterable[tuple[int, bytes]]) -> list[_Taken]:
+        return following(self._store.coverage, stream, records, partial(self._entry, stream), damaged=self._store.is_damaged)
+
+    def _received(self, stream: Stream) -> int:
+        return contiguous(self._store.coverage, stream, damaged=self._store.is_damaged)
 
     def _append(self, taken: list[_Taken]) -> None:
         self.answers.changed()  # of an early settling too; also when it fails: what was written may be read all the same
@@ -135,24 +157,24 @@ class Aggregator:
             self._samples.append([entry for entry, _ in taken])
             self._store.append([entry for entry, _ in taken])
         except OSError as error:
+            self.answers.forget_span()
             raise HarnessError(
                 "os", f"cannot write the log of run {self.run_id}: {error}", "the agents keep what was not acknowledged"
             ) from error
+        self.answers.grew(entry.metrics for entry, _ in taken)
         self._expected.update(entry.stream for entry, _ in taken)
         now_ns = self._clock.boot_ns()
         for entry, found in taken:
             self._live.absorb(entry.metrics, found, now_ns)
-            if self.listener is not None and entry.metrics.num_rows:
-                self.listener(entry.metrics)
-        if self._watcher is not None:
-            self._watcher([entry for entry, _ in taken])
+        for watcher in self._watchers:
+            watcher([entry for entry, _ in taken])
         if self._store.log_bytes + self._samples.log_bytes >= self._settle_bytes:
             self._settle_early()
 
     def _settle_early(self) -> None:
         try:
             self._settle()
-        except OSError as error:
+        except (OSError, HarnessError) as error:
             self._settle_bytes *= 2  # the log stands; try again when it has grown
             _LOG.warning("run %s: the log stays as it is for now: %s", self.run_id, error)
 
@@ -203,7 +225,7 @@ class Aggregator:
         return {
             "node": stream[0],
             "incarnation": stream[1],
-            "received": contiguous(self._store.coverage, stream),
+            "received": self._received(stream),
             "expected_end": end.sequence if end else None,
             "clean": end.clean if end else None,
         }
@@ -228,6 +250,8 @@ class Aggregator:
             "single_samples": self._samples_lost(samples),
             "unflushed_recorders": pc.sum(unflushed["sum"]).as_py() or 0.0,
             "undecodable_records": self._undecodable,
+            "lost_records": self._store.coverage.missing,
+            "damaged_files": sorted(path.name for path in (self.directory / DAMAGED).glob("*")),
             "series_not_shown": self._live.refused,
             "unclean_streams": len(unclean),
             "open_streams": "unknown" if self.outstanding() else 0,
@@ -373,6 +397,7 @@ class Aggregator:
                 if self._is_closed:  # the directory may have another writer by now
                     return False
                 self.answers.changed()
+                self.answers.forget_span()  # a longer window may begin before its first row
                 self._store.replace(staged)
         except OSError as error:
             raise HarnessError("os", f"cannot roll up old windows of run {self.run_id}: {error}", "they stay as they are") from error

@@ -14,16 +14,21 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
 from actors.clock import SECOND_NS, Clock
 from actors.messages import Event
+from actors.metrics.registry import Kind
 
 from .anomaly import Hook, Reading, readings
 from .rollup import Rollup
+from .windows import Row
+
+if TYPE_CHECKING:
+    from .store import Entry
 
 _LOG: Final = logging.getLogger(__name__)
 LATENESS_S: Final = 5.0
@@ -32,6 +37,8 @@ QUEUED_MAX: Final = 1_000
 EVENTS_A_MINUTE: Final = 20
 EVENTS_MAX: Final = 1_000
 _MINUTE_NS: Final = 60 * SECOND_NS
+
+_Counted = tuple[str, tuple[tuple[str, str], ...]]  # metric, labels
 
 
 class _Runner:
@@ -75,31 +82,48 @@ class _Runner:
 
 
 class AnomalyWatch:
-    """All hooks of a run. `offer` may be called from any thread."""
+    """All hooks of a run. `take` may be called from any thread, `news` and `end` from one."""
 
     def __init__(self, hooks: Mapping[str, Hook], length_s: float, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._rollup = Rollup([length_s], lateness_s=LATENESS_S)
         self._length_s = length_s
-        self._events: list[Event] = []
+        self._events: list[Event] = []  # that nobody was told yet
+        self._made = 0  # events
         self._minute = (0, 0)  # which, and how many events it had
         self.found: Counter[str] = Counter()
         self.failures: Counter[tuple[str, str]] = Counter()
+        self._told: Counter[_Counted] = Counter()
         self._batches: queue.Queue[pa.RecordBatch | None] = queue.Queue(QUEUED_MAX)
         self._runners = [_Runner(name, hook, self) for name, hook in hooks.items()]
         self._thread = threading.Thread(target=self._run, name="anomaly", daemon=True)
         self._thread.start()
 
-    def offer(self, rows: pa.RecordBatch) -> None:
-        """Take rows as they arrive. Never waits and never raises."""
-        try:
-            self._batches.put_nowait(rows)
-        except queue.Full:
-            self.count("", "queue_full", rows.num_rows)
+    def take(self, entries: Sequence[Entry]) -> None:
+        """Take windows as they arrive. Never waits and never raises."""
+        for rows in (entry.metrics for entry in entries if entry.metrics.num_rows):
+            try:
+                self._batches.put_nowait(rows)
+            except queue.Full:
+                self.count("", "queue_full", rows.num_rows)
 
-    def end(self, wait_s: float = 2.0) -> list[Event]:
-        """Let hooks see what is left, for at most this long each, and return the events; `found` and `failures` are final then."""
+    def news(self) -> tuple[list[Row], list[Event]]:
+        """Return what was found and left out since this was last asked: increases of `anomaly.*`, and events."""
+        with self._lock:
+            events, self._events = self._events, []
+            now: Counter[_Counted] = Counter()
+            now.update({("anomaly.found", (("hook", hook),)): count for hook, count in self.found.items()})
+            now.update({("anomaly.failures", (("hook", hook), ("reason", why))): count for (hook, why), count in self.failures.items()})
+            gained, self._told = now - self._told, now
+        rows = [
+            Row(name, Kind.COUNTER, "", "", "", labels, 1, float(count), last=float(now[name, labels]))
+            for (name, labels), count in gained.items()
+        ]
+        return rows, events
+
+    def end(self, wait_s: float = 2.0) -> None:
+        """Let hooks see what is left, for at most this long each; `found`, `failures` and the next `news` are final then."""
         try:
             self._batches.put(None, timeout=wait_s)
             self._thread.join(wait_s)
@@ -112,8 +136,6 @@ class AnomalyWatch:
                     runner.is_given_up = True
                     self.count(runner.name, "timed_out", 1)
         self.count("", "late", sum(self._rollup.late.values()))
-        with self._lock:
-            return list(self._events)
 
     def now_ns(self) -> int:
         """Return boot time; never 0."""
@@ -131,8 +153,9 @@ class AnomalyWatch:
         with self._lock:
             self.found[hook] += 1
             told = self._minute[1] if self._minute[0] == minute else 0
-            if told >= EVENTS_A_MINUTE or len(self._events) >= EVENTS_MAX:
+            if told >= EVENTS_A_MINUTE or self._made >= EVENTS_MAX:
                 return
+            self._made += 1
             self._minute = (minute, told + 1)
             labels = "".join(f" {name}={value}" for name, value in reading.labels)
             message = f"{reading.metric}{labels}: {words} (window of {reading.length_s:g} s, by {hook})"

@@ -222,7 +222,7 @@ def _accumulated(part: _Part, query: Query, record: AccumulatorRecord) -> dict[s
 # time
 
 
-def extent(table: pa.Table) -> Between | None:
+def extent(table: pa.Table | pa.RecordBatch) -> Between | None:
     """Return the time that windows cover, in seconds of UTC."""
     if not table.num_rows:
         return None

@@ -6,9 +6,11 @@ Quantiles are computed here, when somebody asks, never while windows are taken.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from actors.clock import Clock
 from actors.errors import InputError
@@ -33,12 +35,24 @@ class Answers:
         self._clock = clock
         self._cache = QueryCache(clock, ttl_s=ttl_s)
         self._revision = 0
+        self._span: Between | None = None  # the time that all windows cover, in seconds of UTC, once somebody has asked
+        self._is_span_known = False
         self._quantile_computations = 0
         self._accumulators: Accumulators | None = None  # looked for when one is asked for
 
     def changed(self) -> None:
         """Say that the files are about to change: nothing older is answered again. To be called under the lock."""
         self._revision += 1
+
+    def grew(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Say which windows have come to those that are there. To be called under the lock."""
+        if self._is_span_known:
+            for batch in batches:
+                self._span = _union(self._span, extent(batch))
+
+    def forget_span(self) -> None:
+        """Say that the windows may cover another time than is known. To be called under the lock."""
+        self._is_span_known = False
 
     def rows(
         self,
@@ -108,27 +122,25 @@ class Answers:
         manifest = read_json(self._directory / "manifest.json") or {}
         about = About.of(manifest, self._directory.name, str(manifest.get("status") or ""))
         with self._lock:
-            revision, span = self._revision, self._span()
-            query = understand(words, about, span.value)
+            revision, span = self._revision, self._covered()
+            query = understand(words, about, span)
             if found := self._cache.get(("ask", query), revision):
                 return document(found.value, about)
             wanted = ("windows", query.metrics, query.other, query.since_us, query.until_us)
             rows = self._kept(wanted, READ, condition_of(query))
         record = self._accumulators_known().find(query.accumulator) if query.accumulator else None
-        answered = ask(query, rows.value, span.value, record)  # without the lock: merging digests may take its time
+        answered = ask(query, rows.value, span, record)  # without the lock: merging digests may take its time
         with self._lock:
             self._quantile_computations += bool(answered.quantiles)
-        self._cache.put(("ask", query), revision, answered, size=answered.size_bytes, made_ns=min(rows.made_ns, span.made_ns))
+        self._cache.put(("ask", query), revision, answered, size=answered.size_bytes, made_ns=rows.made_ns)
         return document(answered, about)
 
-    def _span(self) -> Hit:
-        """Return the time that all windows cover, in seconds of UTC. Under the lock."""
-        if found := self._cache.get("span", self._revision):
-            return found
-        made_ns = self._clock.boot_ns()
-        covered = extent(read_metrics(self._directory, ["time", "window_s"], None))
-        self._cache.put("span", self._revision, covered, made_ns=made_ns)
-        return Hit(covered, made_ns)
+    def _covered(self) -> Between | None:
+        """Return the time that all windows cover: read once, and followed from then on. Under the lock."""
+        if not self._is_span_known:
+            self._span = extent(read_metrics(self._directory, ["time", "window_s"], None))
+            self._is_span_known = True
+        return self._span
 
     def _accumulators_known(self) -> Accumulators:
         with self._lock:
@@ -145,3 +157,9 @@ class Answers:
     def quantile_computations(self) -> int:
         """How often a quantile was computed for a figure."""
         return self._quantile_computations
+
+
+def _union(one: Between | None, other: Between | None) -> Between | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one[0], other[0]), max(one[1], other[1])

@@ -1,6 +1,7 @@
 """Which records of a stream are taken: those that follow what is held, up to the first gap. Pure.
 
-One rule for whoever keeps windows, so that what is sent again is skipped and what is missing is never stepped over.
+One rule for whoever keeps windows, so that what is sent again is skipped and what is missing is never stepped over. Only where files were
+damaged is it: who had sent those records was told that they are safe, and has them no more.
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ from .store import Coverage, Stream
 _T = TypeVar("_T")
 
 
-def contiguous(coverage: Coverage, stream: Stream) -> int:
-    """Return the last number up to which a stream is held without a gap; 0 when nothing is."""
+def contiguous(coverage: Coverage, stream: Stream, *, damaged: bool = False) -> int:
+    """Return the last number up to which a stream is held without a gap, or at all where files are damaged; 0 when nothing is."""
     ranges = coverage.held.get(stream)
-    return ranges.contiguous if ranges else 0
+    if ranges is None:
+        return 0
+    return ranges.last if damaged else ranges.contiguous
 
 
 def following(
-    coverage: Coverage, stream: Stream, records: Iterable[tuple[int, bytes]], read: Callable[[int, bytes], _T | None]
+    coverage: Coverage,
+    stream: Stream,
+    records: Iterable[tuple[int, bytes]],
+    read: Callable[[int, bytes], _T | None],
+    *,
+    damaged: bool = False,
 ) -> list[_T]:
-    """Return what `read` makes of the records that are not held and follow without a gap, in their order.
+    """Return what `read` makes of the records that are not held and follow without a gap, in their order; with one where files are damaged.
 
     `read` returns None for a record that is not whole: it and all that follow it are refused, and sent again.
     """
@@ -31,10 +39,10 @@ def following(
     for sequence, data in sorted(records):
         if sequence < wanted:
             continue
-        one = read(sequence, data) if sequence == wanted else None
+        one = read(sequence, data) if sequence == wanted or damaged else None
         if one is None:
             break
         if not coverage.has(stream, sequence):
             taken.append(one)
-        wanted += 1
+        wanted = sequence + 1
     return taken

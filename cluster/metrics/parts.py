@@ -16,6 +16,9 @@ from typing import Final
 
 import pyarrow.parquet as pq
 
+from .checksum import check_parquet
+
+DAMAGED: Final = "damaged"  # the folder of what was set aside
 FOOTER: Final = b"stress_cluster"
 _NAME: Final = re.compile(r"(part|rolled)-(\d+)\.parquet")
 
@@ -44,16 +47,21 @@ def replaced_by(path: Path) -> list[str]:
 
 
 def part_files(directory: Path) -> list[Path]:
-    """Return the parts that count, in the order of their making. Raises `FileNotFoundError` when one goes meanwhile."""
+    """Return the parts that count, in the order of their making. Raises `FileNotFoundError` when one goes meanwhile.
+
+    Raises `HarnessError` that names a part which is damaged.
+    """
     found = present_parts(directory)
+    for path in found:
+        check_parquet(path)
     gone = {name for path in found for name in replaced_by(path)}
     return [path for path in found if path.name not in gone]
 
 
 def next_path(directory: Path, *, rolled: bool = False) -> Path:
     """Return the path of the next part."""
-    found = present_parts(directory)
-    number = _number(found[-1]) + 1 if found else 0
+    found = [*present_parts(directory), *(directory / DAMAGED).glob("*.parquet")]
+    number = max(map(_number, found), default=-1) + 1
     return directory / "metrics" / f"{'rolled' if rolled else 'part'}-{number:04d}.parquet"
 
 

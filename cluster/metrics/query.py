@@ -20,6 +20,7 @@ from actors.metrics import histogram
 from actors.metrics.registry import Kind, find
 
 from .rollup import means
+from .sums import total_of
 
 Between = tuple[float, float]  # seconds of UTC: windows that begin at or after the first and before the second
 
@@ -93,13 +94,20 @@ def _means(table: pa.Table) -> npt.NDArray[np.float64]:
     return np.concatenate([np.asarray(pc.divide(plain["sum"], plain["count"].cast(pa.float64()))), *rolled])
 
 
+def _sum(table: pa.Table, _: str, __: Between | None) -> float | None:
+    """Return the sum, rounded once: the same whichever files the rows lie in."""
+    known = table["sum"].drop_null()
+    return total_of(known.to_pylist()) if len(known) else None
+
+
 def _rate(table: pa.Table, _: str, between: Between | None) -> float | None:
     if between is not None:
         span_s = between[1] - between[0]
     else:
         starts = np.asarray(table["time"].cast(pa.int64())) / 1e6
         span_s = float((starts + np.asarray(table["window_s"])).max() - starts.min())
-    return pc.sum(table["sum"]).as_py() / span_s if span_s > 0 else None
+    total = _sum(table, "", between)
+    return total / span_s if total is not None and span_s > 0 else None
 
 
 def _mean(table: pa.Table, _: str, __: Between | None) -> float | None:
@@ -108,7 +116,8 @@ def _mean(table: pa.Table, _: str, __: Between | None) -> float | None:
     for extreme in extremes:
         if extreme is not None and np.isinf(extreme):
             return float(extreme)  # sums leave infinities out
-    return pc.sum(table["sum"]).as_py() / count if count else None
+    total = _sum(table, "", None)
+    return total / count if total is not None and count else None
 
 
 def _last(table: pa.Table, metric: str, _: Between | None) -> float | None:
@@ -121,7 +130,7 @@ def _last(table: pa.Table, metric: str, _: Between | None) -> float | None:
 
 _SCALARS: Final[dict[str, Callable[[pa.Table, str, Between | None], float | None]]] = {
     "count": lambda table, _, __: pc.sum(table["count"]).as_py(),
-    "sum": lambda table, _, __: pc.sum(table["sum"]).as_py(),
+    "sum": _sum,
     "rate": _rate,
     "min": lambda table, _, __: pc.min(table["min"]).as_py(),
     "max": lambda table, _, __: pc.max(table["max"]).as_py(),

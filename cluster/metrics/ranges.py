@@ -41,6 +41,16 @@ class Ranges:
         """The last number of the unbroken range that begins at 1; 0 when 1 is missing."""
         return self._ranges[0][1] if self._ranges and self._ranges[0][0] == 1 else 0
 
+    @property
+    def last(self) -> int:
+        """The highest number; 0 when there is none."""
+        return self._ranges[-1][1] if self._ranges else 0
+
+    @property
+    def missing(self) -> int:
+        """How many numbers from 1 to the highest are not in it."""
+        return self.last - sum(last - first + 1 for first, last in self._ranges)
+
     def pairs(self) -> list[tuple[int, int]]:
         """Return the ranges as (first, last)."""
         return [(first, last) for first, last in self._ranges]

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from scenarios.plan import Plan
 
+from .checksum import EMPTY, KEY, seal_parquet
 from .live import DoseWindow
 from .parts import FOOTER, replaced_by
 from .rollup import MICROSECONDS, Windows
@@ -181,15 +182,16 @@ def _write(found: _Pass, taken: Sequence[Path], staged: Path) -> None:
         coverage.absorb(Coverage.of_footer(pq.read_schema(path).metadata))
         replaces |= {path.name, *replaced_by(path)}
     footer = {**json.loads(coverage.to_footer()), "replaces": sorted(replaces)}
-    schema = METRICS.with_metadata({FOOTER: json.dumps(footer).encode()})
+    schema = METRICS.with_metadata({FOOTER: json.dumps(footer).encode(), KEY: EMPTY})
     made = {length_us: Windows(length_us / MICROSECONDS) for length_us, _ in found.target.steps}
-    with staged.open("wb") as sink:
+    with staged.open("w+b") as sink:
         with pq.ParquetWriter(sink, schema, **parquet_options()) as writer:
             for path in taken:
                 for rows in _batches(path, METRICS.names):
                     _sort_out(rows, found, made, writer)
             for windows in made.values():
                 writer.write_table(windows.pop().cast(schema))
+        seal_parquet(sink)
         sink.flush()
         os.fsync(sink.fileno())
 

@@ -14,6 +14,7 @@ one late. A window closes when its node's watermark reaches its end. Pure but fo
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ _HEAD: Final = struct.Struct("<2sBxI")  # magic, version, means
 _MAGIC: Final = b"SG"
 _VERSION: Final = 1
 
+_DIGESTS_MAX: Final = 32  # of histograms, that wait to be merged
+
 Means = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
 
@@ -54,8 +57,9 @@ class Series(NamedTuple):
 
 @dataclass(slots=True)
 class Group:
-    """The rows of one window of one series so far."""
+    """The rows of one window of one series so far. One that does not keep means gives a gauge no digest, and has a bounded size."""
 
+    keeps_means: bool = True
     rows: int = 0
     count: int = 0
     sums: list[float] = field(default_factory=list)
@@ -76,12 +80,17 @@ class Group:
         self.min, self.max = _pick(min, self.min, low), _pick(max, self.max, high)
         if last is not None:
             self.last = (time_us, last) if self.last is None else max(self.last, (time_us, last))
-        if digest is not None:
-            self.digests.append(digest)
-        elif kind == Kind.GAUGE and count:
-            self.means.append((total / count, count))
-        else:
+        if kind == Kind.GAUGE:
+            if self.keeps_means and digest is not None:
+                self.means.extend(_pairs(digest))
+            elif self.keeps_means and count:
+                self.means.append((total / count, count))
+        elif digest is None:
             self.undigested += bool(count)
+        else:
+            self.digests.append(digest)
+            if len(self.digests) >= _DIGESTS_MAX:
+                self.digests = [histogram.merge(map(histogram.decode, self.digests)).encode()]
 
     def row(self, key: Series, length_us: int) -> dict[str, Any]:
         """Return the window's row with the contract's columns."""
@@ -89,7 +98,7 @@ class Group:
         del made["start_us"]
         made |= {"sum": added(self.sums), "min": self.min, "max": self.max, "last": self.last and self.last[1]}
         if key.kind == Kind.GAUGE:
-            made["digest"] = _packed([*self.means, *(pair for digest in self.digests for pair in _pairs(digest))])
+            made["digest"] = _packed(self.means)
         elif key.kind == Kind.HISTOGRAM and self.digests and not self.undigested:
             whole = replace(histogram.merge(map(histogram.decode, self.digests)), sum=made["sum"])
             made["digest"] = whole.encode()
@@ -98,9 +107,10 @@ class Group:
 
 
 def _pick(of: Callable[[float, float], float], one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return of(one, other)
+    """Return the picked one of two values; what is absent or NaN gives way to the other."""
+    if one is None or (other is not None and math.isnan(one)):
+        return other
+    return one if other is None or math.isnan(other) else of(one, other)
 
 
 def added(values: Sequence[float]) -> float | None:

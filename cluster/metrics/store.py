@@ -13,18 +13,24 @@ it, so a record that is held has its events, and the events of one that is not h
 take them from the footer's file and skip them in the log, for metrics and events each by its own footers.
 
 A log with a torn tail is never appended to: the next file has the next number. One writer per run directory, by flock on the folder.
+
+**Damage.** Records of the log and Parquet files have checksums (see `checksum`). A record that is not as it was written is passed over,
+and those after it are read; a Parquet file that is not stops a reader. The writer sets damaged files aside in damaged/, and `damage` says
+which; what they held shows as holes in the ranges of their streams.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,17 +38,19 @@ import pyarrow.parquet as pq
 from actors.errors import HarnessError
 
 from ..files import sync_folder, write_whole
-from .parts import FOOTER, next_path, part_files, sweep_replaced
+from .checksum import EMPTY, KEY, PassedOver, check_parquet, passed_over, seal_messages, seal_parquet, sound_records
+from .parts import DAMAGED, FOOTER, next_path, part_files, present_parts, sweep_replaced
 from .ranges import Ranges
-from .windows import EVENTS, LOG_COLUMNS, METRICS, QUANTILES, with_quantiles
+from .windows import EVENTS, LOG_COLUMNS, METRICS, QUANTILES, SAMPLES, with_quantiles
 
 Stream = tuple[str, str]  # node, incarnation
 _T = TypeVar("_T")
 
-_END_OF_STREAM: Final = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow IPC: what a closed stream has behind its last record
+_LOG: Final = logging.getLogger(__name__)
 _ATTEMPTS: Final = 8
 _GROUP: Final = 512  # records that are filtered at once
-LOGS: Final = ("metrics", "events", "samples")
+_SCHEMAS: Final = {"metrics": METRICS, "events": EVENTS, "samples": SAMPLES}
+LOGS: Final = tuple(_SCHEMAS)
 _PLAIN: Final = ("metric", "kind", "unit", "node", "worker", "phase")
 
 
@@ -107,6 +115,11 @@ class Coverage:
             streams.append(entry | ({"end": end.sequence, "clean": end.clean} if end else {}))
         return json.dumps({"schema": 1, "streams": streams}).encode()
 
+    @property
+    def missing(self) -> int:
+        """How many records before the last of their streams are not among these."""
+        return sum(ranges.missing for ranges in self.held.values())
+
     @classmethod
     def of_footer(cls, metadata: Mapping[bytes, bytes] | None) -> Coverage:
         """Return the records that a Parquet footer names; none when it is not one of ours."""
@@ -155,8 +168,9 @@ class LogFile:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._file = path.open("xb")
         sync_folder(path.parent)
-        self._schema = pa.schema([*schema, *LOG_COLUMNS])
-        self._writer = pa.ipc.new_stream(self._file, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        self._schema = _log_schema(schema)
+        self._record = io.BytesIO()
+        self._writer = pa.ipc.new_stream(self._record, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
 
     @classmethod
     def next(cls, directory: Path, stem: str, schema: pa.Schema) -> LogFile:
@@ -171,7 +185,10 @@ class LogFile:
         owner = (*entry.stream, entry.sequence)
         columns = [pa.repeat(pa.scalar(value, column.type), batch.num_rows) for value, column in zip(owner, LOG_COLUMNS, strict=True)]
         made = pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema)
-        self._writer.write_batch(made, custom_metadata=entry.tag())
+        self._writer.write_batch(made, custom_metadata=entry.tag() | {"crc": EMPTY.decode()})
+        self._file.write(seal_messages(self._record.getvalue()))
+        self._record.seek(0)
+        self._record.truncate()
 
     def sync(self) -> int:
         """Make it durable; return its size."""
@@ -183,42 +200,47 @@ class LogFile:
         """Give up the file."""
         with suppress(OSError, pa.ArrowInvalid):  # the end mark is a courtesy; readers do without it
             self._writer.close()
+            self._file.write(self._record.getvalue())
         with suppress(OSError):  # what was promised is synced already
             self._file.close()
 
 
+def _log_schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([*schema, *LOG_COLUMNS])
+
+
 def read_log(path: Path, schema: pa.Schema) -> Iterator[Tagged]:
-    """Yield the batches of a log file up to the first that is not whole."""
-    with path.open("rb") as file:
-        try:
-            reader = pa.ipc.open_stream(file)
-        except (pa.ArrowInvalid, OSError):
-            return
-        while True:
-            try:
-                batch, metadata = reader.read_next_batch_with_custom_metadata()
-            except (StopIteration, pa.ArrowInvalid, OSError):
-                return
-            tag = {key.decode(): value.decode() for key, value in dict(metadata or {}).items()}
+    """Yield the batches of a log file that are whole and as they were written."""
+    data = path.read_bytes()
+    sound = [data[at:end] for at, end in sound_records(data)]
+    with pa.ipc.open_stream(pa.py_buffer(b"".join([_log_schema(schema).serialize().to_pybytes(), *sound]))) as reader:
+        for _ in sound:
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+            tag = {key.decode(): value.decode() for key, value in dict(metadata).items()}
             end = End(int(tag["end"]), tag["clean"] == "1") if "end" in tag else None
             yield Tagged((tag["node"], tag["incarnation"]), int(tag["record"]), batch.select(schema.names), end)
 
 
 def unread_bytes(directory: Path) -> dict[Path, int]:
-    """Return at the end of which logs of metrics `read_log` passes over how many bytes: a record that is torn, damaged or being written."""
+    """Return of which logs of metrics `read_log` passes over how many bytes: of a record that is torn, damaged or being written."""
+    return {path: sum(rest) for path, rest in _passed_over(directory, ("metrics",)).items() if any(rest)}
+
+
+def damage_of(directory: Path) -> list[str]:
+    """Return in words what of a run directory is damaged and therefore not read: parts of logs, and files that its writer set aside."""
+    return [*_damaged_logs(directory), *(f"{path.name}, set aside in {DAMAGED}/" for path in sorted((directory / DAMAGED).glob("*")))]
+
+
+def _damaged_logs(directory: Path) -> list[str]:
+    return [f"{rest.damaged} bytes of {path.name}" for path, rest in _passed_over(directory, LOGS).items() if rest.damaged]
+
+
+def _passed_over(directory: Path, stems: Sequence[str]) -> dict[Path, PassedOver]:
     found = {}
-    for path in log_files(directory, "metrics"):
-        with suppress(FileNotFoundError), path.open("rb") as file:  # it went into Parquet meanwhile
-            end = 0
-            with suppress(StopIteration, pa.ArrowInvalid, OSError):  # here `read_log` ends as well
-                reader = pa.ipc.open_stream(file)
-                while True:
-                    end = file.tell()
-                    reader.read_next_batch()
-            file.seek(end)
-            rest = file.read()
-            if rest not in (b"", _END_OF_STREAM):
-                found[path] = len(rest)
+    for stem in stems:
+        for path in log_files(directory, stem):
+            with suppress(FileNotFoundError):  # it went into Parquet meanwhile
+                found[path] = passed_over(path.read_bytes(), _log_schema(_SCHEMAS[stem]))
     return found
 
 
@@ -237,8 +259,11 @@ def log_files(directory: Path, stem: str) -> list[Path]:
 
 
 def sample_files(directory: Path) -> list[Path]:
-    """Return the Parquet parts of single samples in the order of their making."""
-    return sorted((directory / "samples").glob("part-*.parquet"))
+    """Return the Parquet parts of single samples in the order of their making. Raises `HarnessError` for one that is damaged."""
+    found = sorted((directory / "samples").glob("part-*.parquet"))
+    for path in found:
+        check_parquet(path)
+    return found
 
 
 def _files(directory: Path) -> list[tuple[str, int]]:
@@ -333,6 +358,8 @@ def pending_metrics(directory: Path, covered: Coverage) -> Iterator[Tagged]:
 def read_events(directory: Path, held: Coverage) -> pa.Table:
     """Return the events of the records that are held, from events.parquet and the log, each record's once."""
     path = directory / "events.parquet"
+    if path.exists():
+        check_parquet(path)
     tables = [pq.read_table(path).cast(EVENTS)] if path.exists() else []
     seen = coverage_of([path])
     for log in log_files(directory, "events"):
@@ -366,6 +393,8 @@ class RunStore:
             raise HarnessError("busy", f"another process writes {directory}") from error
         for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:
             leftover.unlink()
+        self.damage = [*self._set_aside(), *_damaged_logs(directory)]  # in words, what was found now
+        is_torn = any(rest.torn for rest in _passed_over(directory, ("metrics",)).values())
         sweep_replaced(directory)
         self._metrics: LogFile | None = None
         self._events: LogFile | None = None
@@ -375,6 +404,8 @@ class RunStore:
         self.recovered = list(pending_metrics(directory, self.coverage))  # for who needs to know; may be cleared
         for tagged in self.recovered:
             self.coverage.add(tagged.stream, tagged.sequence, tagged.end)
+        may_lack = self.damage or is_torn or self.coverage.missing or (directory / DAMAGED).is_dir()
+        self.is_damaged = bool(may_lack)  # records that were acknowledged may be lost
         self.unsettled = bool(log_files(directory, "metrics") or log_files(directory, "events"))
 
     def append(self, entries: list[Entry]) -> None:
@@ -400,9 +431,31 @@ class RunStore:
         for entry in entries:
             self.coverage.add(entry.stream, entry.sequence, entry.end)
 
+    def _set_aside(self) -> list[str]:
+        """Move Parquet files that are damaged out of the way, so that the run goes on without them; return them in words."""
+        found = []
+        events = self.directory / "events.parquet"
+        for path in [*present_parts(self.directory), *sorted((self.directory / "samples").glob("*.parquet")), events]:
+            try:
+                check_parquet(path)
+            except FileNotFoundError:
+                continue
+            except HarnessError:
+                (self.directory / DAMAGED).mkdir(exist_ok=True)
+                name = f"samples-{path.name}" if path.parent.name == "samples" else path.name
+                path.replace(self.directory / DAMAGED / name)
+                sync_folder(self.directory / DAMAGED)
+                _LOG.error("%s is damaged and was set aside: what it held is lost", path)
+                found.append(f"{name}, set aside in {DAMAGED}/")
+        return found
+
     def settle(self) -> None:
         """Turn the log into Parquet and delete it. Raises `OSError`; then the log still stands and another call goes on."""
         self._abandon()
+        if self._set_aside():
+            held = held_by(self.directory)
+            held.ends.update(self.coverage.ends)
+            self.coverage, self.is_damaged = held, True
         self._settle_metrics()
         self._settle_events()
         for path in [*log_files(self.directory, "events"), *log_files(self.directory, "metrics")]:
@@ -472,5 +525,10 @@ def write_parquet(
 ) -> None:
     """Write a whole file whose footer names the records that it holds. Raises `OSError`."""
     whole = table.combine_chunks()  # a record is a few rows, and a writer that takes each by itself is three times as slow
-    footed = whole.replace_schema_metadata({FOOTER: coverage.to_footer()})
-    write_whole(path, lambda sink: pq.write_table(footed, sink, row_group_size=1 << 20, **parquet_options(dictionary, encodings)))
+    footed = whole.replace_schema_metadata({FOOTER: coverage.to_footer(), KEY: EMPTY})
+
+    def write(sink: BinaryIO) -> None:
+        pq.write_table(footed, sink, row_group_size=1 << 20, **parquet_options(dictionary, encodings))
+        seal_parquet(sink)
+
+    write_whole(path, write)

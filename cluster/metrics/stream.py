@@ -7,7 +7,6 @@ that differences are taken from moves only when the record is sealed.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -41,7 +40,7 @@ from .cardinality import Caps, Cardinality
 from .cardinality import Key as _Key
 from .error_rates import rate_rows
 from .raw_samples import SampleReader
-from .windows import Row, events_batch, metrics_batch, seal, seal_samples
+from .windows import Row, event_row, events_batch, metrics_batch, seal, seal_samples
 
 WINDOW_NS: Final = SECOND_NS
 _SNAP_NS: Final = 200 * MILLISECOND_NS
@@ -223,19 +222,7 @@ class MetricStream:
                 self._drop("event_limit")
                 return
             self._events_seen += 1
-            self._events.append(
-                {
-                    "time": (event.wall_ns or self._clock.wall_ns()) // 1000,
-                    "sequence": self._events_seen,
-                    "node": event.node or self.node,
-                    "worker": event.worker,
-                    "phase": event.phase,
-                    "kind": event.kind,
-                    "severity": event.severity,
-                    "message": event.message,
-                    "data": json.dumps(dict(event.data), default=str),
-                }
-            )
+            self._events.append(event_row(event, self.node, self._events_seen, self._clock.wall_ns()))
 
     def error(self, error: BaseException, worker: str = "", phase: str = "") -> str:
         """Count an error under its stable code and keep it as an example; return the code."""

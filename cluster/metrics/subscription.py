@@ -1,8 +1,9 @@
-"""Live samples for whoever asks: an async iterator for each subscriber over a queue of its own, bounded, with its own count of drops.
+"""Live samples for whoever asks: for each subscriber a queue of its own, bounded, with its own count of drops.
 
 A sample is offered to every subscriber that is there when it is published. A queue that is full loses its oldest or refuses the newest,
-as its subscriber chose; for each, `offered` = `delivered` + `dropped` + `waiting`, exactly. Publishing never waits and never awaits, so a
-subscriber that stalls costs the others nothing but the memory of its own queue. One event loop; `publish_from_thread` for other threads.
+as its subscriber chose; for each, `offered` = `delivered` + `dropped` + `waiting`, exactly. Publishing never waits for a subscriber, so
+one that stalls costs the others nothing but the memory of its own queue. Any thread may publish; a subscriber is an async iterator, or
+takes what waits from a thread of its own.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import Final, Generic, TypeVar
 
@@ -21,9 +23,8 @@ from actors.errors import InputError, RefusedError
 T = TypeVar("T")
 
 BOUND: Final = 10_000
-BOUND_MAX: Final = 10_000_000
+BOUND_MAX: Final = 1_000_000
 SUBSCRIBERS_MAX: Final = 64
-UNDER_WAY_MAX: Final = 100_000  # samples of other threads
 
 
 class Overflow(StrEnum):
@@ -46,45 +47,56 @@ class Counts:
 class Subscription(Generic[T]):
     """One subscriber: `async with feed.subscribe() as samples: async for sample in samples: ...`. It ends when the feed closes."""
 
-    def __init__(self, feed: Feed[T], bound: int, overflow: Overflow) -> None:
-        self._feed, self._bound, self._overflow = feed, bound, overflow
-        self._queue: deque[T] = deque()
-        self._awake = asyncio.Event()
+    def __init__(self, feed: Feed[T], bound: int, overflow: Overflow, choose: Callable[[Sequence[T]], Sequence[T]] | None) -> None:
+        self._feed, self._bound, self._overflow, self._choose = feed, bound, overflow, choose
+        self._changed = threading.Condition()
+        self._queue: deque[T] = deque(maxlen=bound)
         self._ended = False
         self._iterated = False
+        self._wake: Callable[[], object] | None = None  # an async reader
         self._offered = self._delivered = self._dropped = 0
 
     def counts(self) -> Counts:
         """Return what became of the samples so far."""
-        return Counts(self._offered, self._delivered, self._dropped, len(self._queue))
+        with self._changed:
+            return Counts(self._offered, self._delivered, self._dropped, len(self._queue))
 
-    def take(self, sample: T) -> None:
-        """Queue a sample, or drop one; for the feed."""
-        self._offered += 1
-        if len(self._queue) >= self._bound:
-            self._dropped += 1
-            if self._overflow is Overflow.DROP_NEWEST:
-                return
-            self._queue.popleft()
-        self._queue.append(sample)
-        self._awake.set()
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended and nothing waits."""
+        with self._changed:
+            return self._ended and not self._queue
 
-    def miss(self, count: int) -> None:
-        """Count samples that were lost on their way to the feed; for the feed."""
-        self._offered += count
-        self._dropped += count
+    def offer(self, samples: Sequence[T]) -> None:
+        """Queue what is wanted of these samples, or drop some; for the feed."""
+        chosen = samples if self._choose is None else self._choose(samples)
+        with self._changed:
+            room = self._bound - len(self._queue)
+            self._offered += len(chosen)
+            self._dropped += max(0, len(chosen) - room)
+            self._queue.extend(chosen if self._overflow is Overflow.DROP_OLDEST else chosen[:room])
+            self._notify()
+
+    def take(self, timeout_s: float, most: int = 1000) -> list[T]:
+        """Return up to `most` samples, waiting this long at most for the first; none when nothing came or it has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._ended, timeout_s)
+            return self._popped(most)
 
     def end(self) -> None:
-        """Let the iteration end once the queue is empty; for the feed."""
-        self._ended = True
-        self._awake.set()
+        """Let the reading end once the queue is empty; for the feed."""
+        with self._changed:
+            self._ended = True
+            self._notify()
 
     def cancel(self) -> None:
         """Leave the feed and free the queue; what waited counts as dropped."""
         self._feed.leave(self)
-        self._dropped += len(self._queue)
-        self._queue.clear()
-        self.end()
+        with self._changed:
+            self._dropped += len(self._queue)
+            self._queue.clear()
+            self._ended = True
+            self._notify()
 
     async def __aenter__(self) -> Subscription[T]:
         return self
@@ -99,90 +111,85 @@ class Subscription(Generic[T]):
         return self._samples()
 
     async def _samples(self) -> AsyncIterator[T]:
+        arrived = asyncio.Event()
         try:
+            with self._changed:
+                self._wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
             while True:
-                while self._queue:
-                    sample = self._queue.popleft()
-                    self._delivered += 1
-                    yield sample
-                if self._ended:
+                arrived.clear()
+                is_last = self._ended
+                while found := self.take(0.0, 1):
+                    yield found[0]
+                if is_last:
                     return
-                self._awake.clear()
-                await self._awake.wait()
+                await arrived.wait()
         finally:
             self.cancel()
 
+    def _popped(self, most: int) -> list[T]:
+        found = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+        self._delivered += len(found)
+        return found
+
+    def _notify(self) -> None:
+        """Wake whoever waits. Under the lock."""
+        self._changed.notify_all()
+        if self._wake is not None:
+            try:
+                self._wake()
+            except RuntimeError:  # its loop is closed: nobody will read this any more
+                self._wake = None
+                self._feed.leave(self)
+
 
 class Feed(Generic[T]):
-    """Gives every sample to every subscriber. Belongs to the event loop on which it is used."""
+    """Gives every sample to every subscriber. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._subscriptions: list[Subscription[T]] = []
-        self._closed = False
         self._lock = threading.Lock()
-        self._under_way = self._lost = 0  # samples that other threads sent and the loop has not seen; those it will not see
+        self._subscriptions: tuple[Subscription[T], ...] = ()
+        self._closed = False
 
     @property
     def subscribers(self) -> int:
         """How many there are now."""
         return len(self._subscriptions)
 
-    def subscribe(self, bound: int = BOUND, overflow: Overflow = Overflow.DROP_OLDEST) -> Subscription[T]:
+    def subscribe(
+        self,
+        bound: int = BOUND,
+        overflow: Overflow = Overflow.DROP_OLDEST,
+        choose: Callable[[Sequence[T]], Sequence[T]] | None = None,
+    ) -> Subscription[T]:
         """Return a subscription to what is published from now on, holding at most `bound` samples.
 
-        Raises `InputError` for a bound out of 1..10^7, `RefusedError` past 64 subscribers or when the feed is closed.
+        `choose` returns which of some samples are wanted; the others are not offered. It must not wait or raise.
+        Raises `InputError` for a bound out of 1..10^6, `RefusedError` past 64 subscribers (`busy`) or when the feed is closed (`expired`).
         """
         if not 1 <= bound <= BOUND_MAX:
             raise InputError("invalid_value", f"a subscription holds 1 to {BOUND_MAX} samples, got {bound}")
-        if self._closed:
-            raise RefusedError("expired", "this feed of samples has ended", "subscribe while the run lasts")
-        if len(self._subscriptions) >= SUBSCRIBERS_MAX:
-            raise RefusedError("busy", f"this feed has {SUBSCRIBERS_MAX} subscribers, its most", "end another subscription first")
-        made = Subscription(self, bound, overflow)
-        self._subscriptions.append(made)
+        with self._lock:
+            if self._closed:
+                raise RefusedError("expired", "this feed of samples has ended", "subscribe while the run lasts")
+            if len(self._subscriptions) >= SUBSCRIBERS_MAX:
+                raise RefusedError("busy", f"this feed has {SUBSCRIBERS_MAX} subscribers, its most", "end another subscription first")
+            made = Subscription(self, bound, overflow, choose)
+            self._subscriptions = (*self._subscriptions, made)
         return made
 
-    def publish(self, samples: Iterable[T]) -> None:
-        """Offer samples to all subscribers; never waits."""
-        for sample in samples:
-            for subscription in self._subscriptions:
-                subscription.take(sample)
-        with self._lock:
-            lost, self._lost = self._lost, 0
-        for subscription in self._subscriptions if lost else ():
-            subscription.miss(lost)
-
-    def publish_from_thread(self, loop: asyncio.AbstractEventLoop, samples: Iterable[T]) -> None:
-        """Offer samples from a thread other than the loop's; they arrive in order. Raises `RuntimeError` when the loop is closed.
-
-        At most `UNDER_WAY_MAX` wait for a loop that is slow; the newest past them are lost, and each subscriber counts them as dropped.
-        """
-        batch = list(samples)
-        with self._lock:
-            kept = batch[: UNDER_WAY_MAX - self._under_way]
-            self._under_way += len(kept)
-            self._lost += len(batch) - len(kept)  # now: what is under way will be published after this, and charges it
-        try:
-            if kept or loop.is_closed():
-                loop.call_soon_threadsafe(self._arrive, kept)
-        except RuntimeError:
-            with self._lock:
-                self._under_way -= len(kept)
-                self._lost -= len(batch) - len(kept)
-            raise
-
-    def _arrive(self, samples: list[T]) -> None:
-        with self._lock:
-            self._under_way -= len(samples)
-        self.publish(samples)
+    def publish(self, samples: Sequence[T]) -> None:
+        """Offer samples to all subscribers; never waits for one. They arrive in order where one thread publishes at a time."""
+        for subscription in self._subscriptions:
+            subscription.offer(samples)
 
     def leave(self, subscription: Subscription[T]) -> None:
         """Offer nothing more to a subscription."""
-        if subscription in self._subscriptions:
-            self._subscriptions.remove(subscription)
+        with self._lock:
+            self._subscriptions = tuple(one for one in self._subscriptions if one is not subscription)
 
     def close(self) -> None:
         """End the feed: each subscriber gets what waits for it, then its iteration ends."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         for subscription in self._subscriptions:
             subscription.end()

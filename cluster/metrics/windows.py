@@ -14,6 +14,7 @@ of their bucket, 0.8 % off at most. Pure.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from actors.messages import Event
 from actors.metrics import histogram
 from actors.metrics.registry import Kind
 
@@ -122,6 +124,21 @@ def with_quantiles(table: pa.Table) -> pa.Table:
         column = pa.array(answers[:, at], pa.float64(), mask=empty)
         table = table.set_column(table.schema.get_field_index(name), METRICS.field(name), column)
     return table
+
+
+def event_row(event: Event, node: str, sequence: int, wall_ns: int) -> dict[str, Any]:
+    """Return an event as a row; `node` and `wall_ns` (UTC) are those of who tells it, for an event that has none."""
+    return {
+        "time": (event.wall_ns or wall_ns) // 1000,
+        "sequence": sequence,
+        "node": event.node or node,
+        "worker": event.worker,
+        "phase": event.phase,
+        "kind": event.kind,
+        "severity": event.severity,
+        "message": event.message,
+        "data": json.dumps(dict(event.data), default=str),
+    }
 
 
 def events_batch(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:

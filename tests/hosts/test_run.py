@@ -12,6 +12,9 @@ import watching
 from fabric import Fabric
 from support import census
 from support.observe import Witness, boot_s, promised
+from support.terminal import strange_in
+
+from cluster.analysis import load
 
 FOR_S = 12.0
 CPU_STEPS = """
@@ -171,6 +174,7 @@ def test_run_directory_holds_what_the_contract_names(shown: Shown) -> None:
     assert json.loads((path / "plan.json").read_text())["targets"] == ["h2", "h3", "h4"]
     assert "<html" in (path / "report.html").read_text().lower()
     assert not list((path / "log").glob("*")) if (path / "log").exists() else True
+    assert strange_in(path) == []
 
 
 def test_recorded_doses_are_those_seen_from_outside(shown: Shown) -> None:
@@ -178,6 +182,14 @@ def test_recorded_doses_are_those_seen_from_outside(shown: Shown) -> None:
     data = runs.assert_exact(shown.run.out, gapless=("h2", "h3", "h4"))
     assert all(stream["received"] == stream["expected_end"] for stream in runs.streams(shown.run.out))
     watching.assert_counted(data, shown.watch, shown.fabric.targets, asked_cores(0))
+
+
+def test_asked_dose_and_work_go_together_on_each_host(shown: Shown) -> None:
+    """Two metrics of different processes, correlated by host: the load's own count of work follows what the agent says was asked."""
+    related = load(shown.run.out).correlate("dose.requested", "load.slice", "mean", "count", worker="*CpuLoad*", by="node", lag="2s")
+    assert {dict(pair.by)["node"] for pair in related.pairs} == {"h2", "h3", "h4"}
+    for pair in related.pairs:
+        assert all(one.notable and one.r > 0.7 and 0 <= one.lag_steps <= 1 for one in pair.correlations), pair
 
 
 @promised

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -186,6 +188,19 @@ def test_a_finished_run_can_be_asked(finished: FinishedRun) -> None:
     assert len(steps) > 1
     assert sum(row.figures["count"].value for row in steps) == sum(row["count"] for row in rows if "CpuLoad" in row["worker"])
     assert data.query("dose.achieved", since="1d").note
+    start_s = datetime.fromisoformat(document_of(finished.folder / "manifest.json")["start"]).timestamp()
+    part = data.query("safety.c*", "count", "sum", label="resource=cpu_cores", since="5s", until="10s", by="node")
+    mine = [
+        row
+        for row in data.metrics.to_pylist()
+        if (row["metric"], dict(row["labels"])) == ("safety.ceiling", {"resource": "cpu_cores"})
+        and start_s + 5 <= row["time"].timestamp() < start_s + 10
+    ]
+    assert {dict(row.by)["node"] for row in part.rows} == set(TARGETS)
+    for one in part.rows:
+        of_node = [row for row in mine if row["node"] == dict(one.by)["node"]]
+        counts, sums = sum(row["count"] for row in of_node), math.fsum(row["sum"] for row in of_node)
+        assert (one.figures["count"].value, one.figures["sum"].value) == (counts, sums)
 
 
 def test_events(finished: FinishedRun) -> None:

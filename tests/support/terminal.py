@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from actors.metrics.labels import strange
+from actors.metrics.registry import CATALOGUE
+from cluster.metrics.store import read_metrics
+
 from . import waiting
 
 # What a command line holds, by the part that a process plays. The first that fits counts.
@@ -221,6 +225,10 @@ class Terminal:
         """Return the newest run directory."""
         return max(self.out.iterdir(), key=lambda path: path.name)
 
+    def strange_labels(self) -> list[str]:
+        """Return what is wrong with metrics and labels that the runs in OUT recorded: names and words that are not declared."""
+        return [f"{path.name}: {words}" for path in sorted(self.out.iterdir()) if (path / "metrics").is_dir() for words in strange_in(path)]
+
     def close(self) -> None:
         """End whatever is left of the commands here, and remove their files. In a shared STATE only the commands themselves."""
         ours = {command.pid for command in self._commands if command.process.poll() is None}
@@ -243,11 +251,20 @@ class Terminal:
                 one.signal(signal.SIGKILL)
 
 
+def strange_in(run_dir: Path) -> list[str]:
+    """Return which metrics that a run recorded are in no catalogue, and which labels are no words of their closed sets."""
+    table = read_metrics(run_dir, ["metric", "labels"], None)
+    found = {(metric, tuple(labels)) for metric, labels in zip(table["metric"].to_pylist(), table["labels"].to_pylist(), strict=True)}
+    unknown = sorted({metric for metric, _ in found} - CATALOGUE.keys())
+    return unknown + strange((metric, dict(labels)) for metric, labels in found if metric in CATALOGUE)
+
+
 @contextlib.contextmanager
 def terminal(**fields: Any) -> Iterator[Terminal]:
-    """Open a terminal in a new folder with a short path; end and remove what is left at the end."""
+    """Open a terminal in a new folder with a short path; look at what its runs recorded; end and remove what is left at the end."""
     with_folder = Terminal(Path(tempfile.mkdtemp(prefix="terminal-")), **fields)
     try:
         yield with_folder
+        assert with_folder.strange_labels() == []
     finally:
         with_folder.close()

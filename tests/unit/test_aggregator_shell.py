@@ -179,6 +179,64 @@ def test_old_windows_of_a_run_that_goes_on_become_longer(tmp_path, monkeypatch):
         shell.leave()
 
 
+def test_what_hooks_found_before_an_aggregator_died_is_in_the_run(tmp_path, monkeypatch):
+    """Findings are written as they come: the successor's run has those of the dead life, each once, and ends its stream."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    plan = plans.resolve(catalogue.get("burst"), (NodeSpec("head", is_head=True), NodeSpec("n1")), 3)
+    settings = load_settings({"metrics.anomaly": "robust_z", "metrics.anomaly_window_s": "1s"}, environ={}, folder=tmp_path).to_json()
+    levels = [0.5] * 120 + [0.9] + [0.5] * 9
+    rows = [Row("host.cpu.busy", Kind.GAUGE, "ratio", "", "p", (), 1, level, level, level, level) for level in levels]
+    first = AggregatorShell(RUN, lambda: None)
+    first.begin({"run": RUN, "settings": settings}, plan.to_json(), "127.0.0.1", None)
+    first.push("n1", "a", [record("n1", at, rows=[row], events=0) for at, row in enumerate(rows, 1)])
+    until(lambda: "anomaly" in read_run(first.directory).events["kind"].to_pylist(), 20)
+    first._core.close()
+    second = AggregatorShell(RUN, lambda: None)
+    try:
+        second.conclude(Ending(RUN, (), (), (), 0, None, None))
+        events = read_run(second.directory).events.to_pylist()
+        assert [one["node"] for one in events if one["kind"] == "anomaly"][:1] == ["n1"]
+        assert second.evaluate("anomaly.found", "sum") == sum(one["kind"] == "anomaly" for one in events)
+        assert [one["node"] for one in second.outstanding()] == ["n1"]
+    finally:
+        first.leave()
+        second.leave()
+
+
+def lines_of(shell, query=""):
+    return urllib.request.urlopen(f"http://127.0.0.1:{shell._server.port}/api/v1/stream?{query}", timeout=30)
+
+
+def test_windows_of_a_run_are_streamed_until_its_end(tmp_path, monkeypatch):
+    """Clients get what comes once it is on disk, whose it is in each line, and the end with the verdict; a successor streams as well."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    plan = plans.resolve(catalogue.get("burst"), (NodeSpec("head", is_head=True), NodeSpec("n1")), 3)
+    first = AggregatorShell(RUN, lambda: None)
+    first.begin({**manifest_with(), "scenario": {"name": "late"}}, plan.to_json(), "127.0.0.1", 0)
+    with lines_of(first, "metric=probe.requests") as answer:
+        assert json.loads(answer.readline())["stream"]["offered"] == 0
+        first.push("n1", "a", [record("n1", 1), record("n1", 2)])
+        told = [json.loads(answer.readline()) for _ in range(2)]
+        assert [(one["run"], one["scenario"], one["node"], one["sum"]) for one in told] == [(RUN, "late", "n1", at) for at in (1.0, 2.0)]
+        first._feed.close()
+        first._server.close()
+    first._core.close()
+    second = AggregatorShell(RUN, lambda: None)
+    try:
+        with lines_of(second) as answer:
+            answer.readline()
+            second.push("n1", "a", [record("n1", 2), record("n1", 3), end(4)])
+            second.conclude(Ending(RUN, (), (), (), 0, None, None))
+            with pytest.raises(RefusedError, match="has ended"):
+                second._feed.subscribe({})
+            lines = [json.loads(line) for line in answer.read().splitlines()]
+        assert lines[-1]["stream"]["ended"]
+        assert [one["sum"] for one in lines if one.get("metric") == "probe.requests"] == [3.0]
+    finally:
+        first.leave()
+        second.leave()
+
+
 def test_an_anomaly_is_an_event_of_its_run(tmp_path, monkeypatch):
     """With a hook in the settings a planted step is in events.parquet and counted; a hook that nobody offers stops the start."""
     monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))

@@ -6,14 +6,18 @@ import threading
 from importlib.metadata import EntryPoint
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.clock import VirtualClock
 from actors.errors import InputError
+from actors.messages import Event
 from cluster.metrics import anomaly_watch
 from cluster.metrics.anomaly import LEAST, Detector, Ewma, PerSeries, Reading, RobustZ, hooks_of, readings
 from cluster.metrics.anomaly_watch import AnomalyWatch
 from cluster.metrics.rollup import table_of
+from cluster.metrics.store import Entry
+from cluster.metrics.windows import EVENTS
 
 WITHIN = 10  # windows in which a step of 6 sigma must be found
 DETECTORS = pytest.mark.parametrize("make", [RobustZ, Ewma])
@@ -96,21 +100,48 @@ def test_hooks_see_means_and_rates() -> None:
     assert [(one.metric, one.value) for one in readings(table)] == [("host.cpu.busy", 0.5), ("probe.requests", 3.0)]
 
 
+def told(second: float, value: float) -> list[Entry]:
+    """Return the record of a second as an aggregator tells of it."""
+    events = pa.RecordBatch.from_pylist([], schema=EVENTS)
+    return [Entry(("n1", "a"), int(second) + 1, table_of([rows(second, value)]).to_batches()[0], events)]
+
+
+def events_of(watch: AnomalyWatch) -> list[Event]:
+    """End it, and return its events."""
+    watch.end(30.0)
+    return watch.news()[1]
+
+
 def watched(hooks: dict, values: list[float], clock: VirtualClock | None = None) -> AnomalyWatch:
     watch = AnomalyWatch(hooks, 1.0, clock or VirtualClock())
     for second, value in enumerate(values):
-        watch.offer(table_of([rows(second, value)]).to_batches()[0])
+        watch.take(told(second, value))
     return watch
 
 
 def test_a_planted_step_becomes_an_event() -> None:
     """Through rollup and threads an anomaly is an event with place, time and words."""
     watch = watched(hooks_of("robust_z"), [0.5] * 120 + [0.9] * 5)
-    (event,) = watch.end(30.0)
+    (event,) = events_of(watch)
     assert (event.kind, event.severity, event.node, event.phase) == ("anomaly", "warning", "n1", "p")
     assert event.wall_ns == (START_US + 120 * 10**6) * 1000
     assert "host.cpu.busy: 0.9 is" in event.message
     assert (dict(watch.found), dict(watch.failures)) == ({"robust_z": 1}, {})
+
+
+def test_what_is_found_is_told_once() -> None:
+    """Each look at the news has what came since the last: counters that add up to the whole, and every event once."""
+    seen = threading.Semaphore(0)
+    watch = watched({"always": lambda _: (seen.release(), "odd")[1]}, [0.5] * 10)
+    for _ in range(3):
+        assert seen.acquire(timeout=30)
+    rows, events = watch.news()
+    watch.end(30.0)
+    more_rows, more = watch.news()
+    assert len(events) + len(more) == 10
+    assert sum(row.sum for row in (*rows, *more_rows)) == more_rows[0].last == 10.0
+    assert {(row.metric, row.labels) for row in more_rows} == {("anomaly.found", (("hook", "always"),))}
+    assert watch.news() == ([], [])
 
 
 def test_a_hook_that_raises_is_counted_and_the_others_go_on() -> None:
@@ -121,7 +152,7 @@ def test_a_hook_that_raises_is_counted_and_the_others_go_on() -> None:
 
     seen: list[float] = []
     watch = watched({"broken": broken, "fine": lambda one: seen.append(one.value)}, [float(at) for at in range(50)])
-    assert watch.end(30.0) == []
+    assert events_of(watch) == []
     assert dict(watch.failures) == {("broken", "raised"): 50}
     assert seen == [float(at) for at in range(50)]
 
@@ -140,9 +171,9 @@ def test_a_hook_that_hangs_is_given_up_and_costs_nothing_else() -> None:
     assert entered.wait(30)
     clock.advance(anomaly_watch.TIMEOUT_S + 1.0)
     for second in range(20, 30):
-        watch.offer(table_of([rows(second, 0.5)]).to_batches()[0])
+        watch.take(told(second, 0.5))
     try:
-        assert watch.end(30.0) == []
+        assert events_of(watch) == []
         assert dict(watch.failures) == {("hanging", "timed_out"): 1}
         assert len(seen) == 30
     finally:
@@ -153,7 +184,7 @@ def test_what_does_not_fit_is_counted_and_events_are_bounded(monkeypatch: pytest
     """Findings past a minute's share are counted without an event; windows past the queue are counted by their rows."""
     clock = VirtualClock()
     watch = watched({"always": lambda _: "odd"}, [0.5] * 100, clock)
-    assert len(watch.end(30.0)) == anomaly_watch.EVENTS_A_MINUTE
+    assert len(events_of(watch)) == anomaly_watch.EVENTS_A_MINUTE
     assert watch.found["always"] == 100
     monkeypatch.setattr(anomaly_watch, "QUEUED_MAX", 1)
     held, entered = threading.Event(), threading.Event()
@@ -166,7 +197,7 @@ def test_what_does_not_fit_is_counted_and_events_are_bounded(monkeypatch: pytest
     full = AnomalyWatch({"slow": slow}, 1.0, clock)
     full._rollup.take = lambda _: held.wait(60) and {1.0: table_of([])}  # type: ignore[method-assign]
     for second in range(5):
-        full.offer(table_of([rows(second, 0.5)]).to_batches()[0])
+        full.take(told(second, 0.5))
     held.set()
     full.end(30.0)
     assert full.failures["", "queue_full"] in (3, 4)

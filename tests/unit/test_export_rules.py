@@ -155,7 +155,7 @@ def test_one_in_keeps_whole_series() -> None:
     st.integers(1, 9),
 )
 def test_merged_gauges_equal_the_oracle(rows: list[dict[str, Any]], every: int, by: tuple[str, ...], late: int, cut: int) -> None:
-    """Windows by the chosen names: count, sum, extremes and the newest value; what came after its window closed is counted as late."""
+    """Windows by the chosen names: count, sum, extremes, the newest value (of several the highest); what came too late is counted."""
     chain = Chain(parse({"chains": {"a": [{"every_s": every, "by": list(by), "late_s": late}]}}).chains["a"])
     out = []
     groups: dict[tuple[Any, ...], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
@@ -189,7 +189,7 @@ def test_merged_gauges_equal_the_oracle(rows: list[dict[str, Any]], every: int, 
     assert set(found) == set(groups)
     for key, group in groups.items():
         values = [row["value"] for _, row in group]
-        newest_at = max(enumerate(group), key=lambda one: (one[1][1]["second"], one[0]))[1][0]
+        newest_at = max((row["second"], at) for at, row in group)[1]
         row = found[key]
         assert (row["count"], row["sum"], row["min"], row["max"], row["last"]) == (
             len(group),

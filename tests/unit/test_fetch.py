@@ -274,8 +274,9 @@ def test_status_of_one_run_without_a_cluster(place: Place, alone: Connection, mo
 class FakeAggregator:
     """The remote end of an aggregator's core, of a run without exporters."""
 
-    _exports = None
+    _exports = _anomalies = None
     _is_concluded = False
+    _end_anomalies = AggregatorShell._end_anomalies
     _export_late, _summary_with = AggregatorShell._export_late, AggregatorShell._summary_with
 
     def __init__(self, core: Aggregator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,40 @@ def test_closed_sets_are_those_of_the_code() -> None:
 def calls(path: str, name: str) -> list[ast.Call]:
     tree = ast.parse(Path(path).read_text())
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == name]
+
+
+RECORDERS = (
+    "actors/meters.py",
+    "cluster/node_metrics.py",
+    "cluster/probes/prober.py",
+    "cluster/metrics/stream.py",
+    "cluster/metrics/error_rates.py",
+    "cluster/metrics/anomaly_watch.py",
+    "cluster/exporters/figures.py",
+    "cluster/aggregator_shell.py",
+)
+DOTTED = re.compile(r"(dose|host|load|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
+NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
+
+
+def recorded_in(path: Path) -> set[str]:
+    """Return the names of metrics that stand as they are in a module."""
+    texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {text for text in texts if DOTTED.fullmatch(text)} - NO_METRICS
+
+
+def test_what_is_documented_is_what_is_recorded() -> None:
+    """The modules that record name all metrics of the catalogue, from which the reference is made, and no other."""
+    assert set().union(*(recorded_in(ROOT / path) for path in RECORDERS)) == CATALOGUE.keys()
+    elsewhere = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in RECORDS
+        if node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value in CATALOGUE
+    }
+    assert elsewhere <= {*RECORDERS, "actors/metrics/stopwatch.py"}
 
 
 def test_strange_values_are_found() -> None:

@@ -16,9 +16,10 @@ from cluster.exporters.access import Hash
 from cluster.exporters.prometheus import MetricsServer, Options
 from cluster.exporters.query_api import WORDS_MAX
 from cluster.files import write_json_atomic
+from cluster.metrics import answers
 from cluster.metrics.aggregator import Aggregator
 from tests.support.asked import MANIFEST, RUN, SECONDS, make_run, rows
-from tests.support.windows import record
+from tests.support.windows import START_S, record
 
 PATH = "/api/v1/query"
 
@@ -140,10 +141,35 @@ def test_answers_come_from_the_cache_until_there_is_news(core, serve):
     assert document(server, **words) == first
     assert document(server, **words, since="") == first
     assert (core.answers.counts().misses, core.answers.quantile_computations) == (misses, 1)
-    assert core.answers.counts().hits == hits + 4  # the span of the run and the answer, twice
+    assert core.answers.counts().hits == hits + 2
     core.push("n1", "a", [record("n1", SECONDS + 1, rows=rows("n1", SECONDS + 1))])
     assert document(server, **words)["rows"][0]["figures"]["count"]["value"] == first["rows"][0]["figures"]["count"]["value"] + 4
     assert core.answers.quantile_computations == 2
+
+
+def test_the_time_that_windows_cover_is_followed(core, serve, monkeypatch):
+    """It is read once; then rates go by what has come since, and by the files again after a push that failed or a rolling up."""
+    server = serve()
+    words = {"metric": "probe.requests", "stat": ["rate", "sum"], "label": "probe=front", "node": "n1"}
+
+    def rate_and_span():
+        figures = document(server, **words)["rows"][0]["figures"]
+        return figures["rate"]["value"], round(figures["sum"]["value"] / figures["rate"]["value"], 6)
+
+    read = []
+    real = answers.read_metrics
+    monkeypatch.setattr(answers, "read_metrics", lambda folder, columns, wanted: (read.append(columns), real(folder, columns, wanted))[1])
+    assert rate_and_span() == (2.0, SECONDS)
+    core.push("n1", "a", [record("n1", SECONDS + 1, rows=rows("n1", SECONDS + 1))])
+    core.push("n1", "a", [record("n1", SECONDS + 2, rows=rows("n1", SECONDS + 2), start_s=START_S + SECONDS + 41)])
+    assert rate_and_span()[1] == SECONDS + 41
+    assert read.count(["time", "window_s"]) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(HarnessError, match="No space"):
+            core.push("n1", "a", [record("n1", SECONDS + 3, rows=rows("n1", SECONDS + 3))])
+    assert rate_and_span()[1] == SECONDS + 41
+    assert read.count(["time", "window_s"]) == 2
 
 
 def basic(name, password):

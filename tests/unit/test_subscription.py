@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import InputError, RefusedError
-from cluster.metrics import subscription
 from cluster.metrics.subscription import SUBSCRIBERS_MAX, Counts, Feed, Overflow
 
 
@@ -36,7 +36,8 @@ def test_three_subscribers_each_get_all_or_know_what_they_missed() -> None:
         reading = asyncio.create_task(read(quick))
         for first in range(0, 10_000, 100):
             feed.publish(range(first, first + 100))
-            await asyncio.sleep(0)
+            while quick.counts().waiting:  # noqa: ASYNC110  # for one turn of the loop, or two
+                await asyncio.sleep(0)
             assert oldest.counts().waiting <= 50
         feed.close()
         assert await reading == list(range(10_000))
@@ -128,64 +129,75 @@ def test_a_waiting_reader_wakes() -> None:
         reading = asyncio.create_task(read(feed.subscribe()))
         await asyncio.sleep(0)
         feed.publish([1])
-        await asyncio.sleep(0)
-        thread = threading.Thread(target=feed.publish_from_thread, args=(asyncio.get_running_loop(), [2, 3]))
+        thread = threading.Thread(target=feed.publish, args=([2, 3],))
         thread.start()
         await asyncio.to_thread(thread.join)
-        await asyncio.sleep(0)
         feed.close()
         assert await reading == [1, 2, 3]
 
     asyncio.run(main())
 
 
-def test_a_loop_that_is_slow_loses_by_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the loop stands still a thread's samples wait up to a bound; the rest is each subscriber's to count, and then there is room."""
-    monkeypatch.setattr(subscription, "UNDER_WAY_MAX", 25)
-
-    async def main() -> None:
-        feed: Feed[int] = Feed()
-        loop = asyncio.get_running_loop()
-        one, two = feed.subscribe(), feed.subscribe(bound=5)
-        scheduled = []
-        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda call, *args: scheduled.append((call, args)))
-
-        def send() -> None:
-            for first in range(0, 100, 10):
-                feed.publish_from_thread(loop, range(first, first + 10))
-
-        for sent, waiting in ((100, 25), (200, 50)):
-            thread = threading.Thread(target=send)
-            thread.start()
-            thread.join()
-            assert len(scheduled) == 3
-            while scheduled:
-                call, args = scheduled.pop(0)
-                call(*args)
-            assert one.counts() == Counts(sent, 0, sent - waiting, waiting)
-            assert two.counts() == Counts(sent, 0, sent - 5, 5)
-        feed.publish_from_thread(loop, range(1000))
-        for call, args in scheduled:
-            call(*args)
-        feed.close()
-        assert await read(one) == [*range(25), *range(25), *range(25)]
-        assert one.counts() == Counts(1200, 75, 1125, 0)
-
-    asyncio.run(main())
-
-
-def test_a_closed_loop_is_said_however_full() -> None:
-    """A thread whose loop is gone is told, each time, and nothing stays under way or lost."""
+def test_a_thread_takes_what_waits() -> None:
+    """Without a loop: what waits at once, up to a most; nothing after the time without samples; the end is told apart from silence."""
     feed: Feed[int] = Feed()
-    loop = asyncio.new_event_loop()
-    loop.close()
-    for samples in ([1], [], range(subscription.UNDER_WAY_MAX + 1)):
-        with pytest.raises(RuntimeError):
-            feed.publish_from_thread(loop, samples)
     one = feed.subscribe()
-    feed.publish([])
-    assert one.counts() == Counts(0, 0, 0, 0)
-    assert feed._under_way == 0
+    feed.publish(range(5))
+    assert (one.take(60, 3), one.take(60), one.take(0.0)) == ([0, 1, 2], [3, 4], [])
+    assert not one.is_over
+    taken: list[list[int]] = []
+    reader = threading.Thread(target=lambda: taken.append(one.take(60)))
+    reader.start()
+    feed.publish([5])
+    reader.join()
+    feed.publish([6])
+    feed.close()
+    assert not one.is_over
+    assert (taken, one.take(60), one.take(60), one.is_over) == ([[5]], [6], [], True)
+    assert one.counts() == Counts(7, 7, 0, 0)
+
+
+def test_threads_that_publish_and_read_lose_nothing() -> None:
+    """Three threads publish while three subscribers read at once: each has every sample, or knows how many it has not."""
+    feed: Feed[int] = Feed()
+    subscriptions = [feed.subscribe(bound) for bound in (100_000, 100, 1)]
+    found: list[list[int]] = [[] for _ in subscriptions]
+
+    def drain(at: int) -> None:
+        while not subscriptions[at].is_over:
+            found[at] += subscriptions[at].take(60)
+
+    readers = [threading.Thread(target=drain, args=(at,)) for at in range(3)]
+    writers = [threading.Thread(target=lambda: [feed.publish(range(10)) for _ in range(500)]) for _ in range(3)]
+    for thread in (*readers, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    feed.close()
+    for thread in readers:
+        thread.join()
+    for one, got in zip(subscriptions, found, strict=True):
+        assert one.counts() == Counts(15_000, len(got), 15_000 - len(got), 0)
+    assert sorted(found[0]) == sorted([*range(10)] * 1500)
+
+
+def test_only_what_is_chosen_is_offered() -> None:
+    """A subscriber's own choice comes before its queue, so that neither its bound nor its counts know of the rest."""
+    feed: Feed[int] = Feed()
+    even = feed.subscribe(bound=3, choose=lambda samples: [one for one in samples if one % 2 == 0])
+    feed.publish(range(10))
+    assert (even.take(0.0), even.counts()) == ([4, 6, 8], Counts(5, 3, 2, 0))
+
+
+def test_a_reader_whose_loop_is_gone_is_forgotten() -> None:
+    """Its loop was closed over it: publishing goes on for the others, and does not offer it anything more."""
+    feed: Feed[int] = Feed()
+    lost, other = feed.subscribe(), feed.subscribe()
+    loop = asyncio.new_event_loop()
+    lost._wake = partial(loop.call_soon_threadsafe, print)
+    loop.close()
+    feed.publish([1])
+    assert (feed.subscribers, other.take(0.0)) == (1, [1])
 
 
 def test_bounds_are_kept() -> None:
