@@ -25,6 +25,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Keys = npt.NDArray[np.int16]
 Counts = npt.NDArray[np.int64]
+Cells = npt.NDArray[np.int64]
 
 K: Final = 7
 SUB: Final = 1 << K
@@ -48,6 +49,7 @@ def _edges() -> Floats:
 
 
 EDGES: Final[Floats] = _edges()  # EDGES[i] is the lower edge of key i + 1; the last one is 2^34
+LEAST, MOST = float(EDGES[0]), float(EDGES[-1])  # what lies in [LEAST, MOST) has a bucket of its own among the positive ones
 
 
 def _middles() -> Floats:
@@ -64,6 +66,12 @@ def keys_of(values: Floats) -> Keys:
     keys = np.clip((bits >> _SHIFT) - _BIAS + 1, 0, OVERFLOW)
     signed: Keys = np.where(values < 0.0, -keys, keys).astype(np.int16)
     return signed
+
+
+def cells_of(values: Floats) -> Cells:
+    """Return key - 1 of each value. All must lie in [LEAST, MOST), one after the other in memory: four steps fewer than `keys_of`."""
+    cells: Cells = (values.view(np.int64) >> _SHIFT) - _BIAS
+    return cells
 
 
 def bounds(key: int) -> tuple[float, float]:
