@@ -594,7 +594,7 @@ class _AggregatorActor:
 
 
 @_forwards(
-    *("exchange", "hello", "submit", "preview", "beat", "follow", "stop", "halt", "forget"),
+    *("exchange", "hello", "submit", "preview", "beat", "follow", "stop", "modify", "halt", "forget"),
     *("status", "doctor", "recover", "reopen", "leave"),
 )
 class _OrchestratorActor:
