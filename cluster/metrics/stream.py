@@ -7,6 +7,7 @@ that differences are taken from moves only when the record is sealed.
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from collections.abc import Mapping
@@ -49,6 +50,7 @@ _SNAP_NS: Final = 200 * MILLISECOND_NS
 _SLACK_NS: Final = 300 * MILLISECOND_NS  # a full second this close after a window's opening is the one that opened it
 _MAX_DECISIONS: Final = 10_000  # about what to leave out, that are kept
 _MAX_EVENTS: Final = 10_000
+_MANY: Final = 1_000  # series that are forgotten at once: their memory is looked for
 _EXAMPLES: Final = 3  # errors of each code that are told in words
 _MAX_VALUES: Final = 1_000_000
 _SAMPLES: Final = 1 << 14  # of one record
@@ -350,10 +352,14 @@ class MetricStream:
         gone = self._series.prune(now_ns)
         for key in gone:
             self._totals.pop(key, None)
-        if gone:
+        count = len(gone)
+        del gone
+        if count:
             self._totals, self._left_out = dict(self._totals), {}  # a dict that has shrunk keeps its room
-            pa.default_memory_pool().release_unused()  # windows of many series have left it large
-            self._record(("metrics.series.pruned", "", "", "", ()), Kind.COUNTER, float(len(gone)))
+            self._record(("metrics.series.pruned", "", "", "", ()), Kind.COUNTER, float(count))
+        if count >= _MANY:  # their windows have left the process large
+            gc.collect()
+            pa.default_memory_pool().release_unused()
 
     def _united(self, rows: list[Row]) -> list[Row]:
         """Return one row per series, counters with their totals: a load that was replaced has two segments in one window."""

