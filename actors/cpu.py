@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -133,7 +134,7 @@ class CpuLoad:
         """Load the kernel and find how many rounds a slice takes; see what others use before the start."""
         self._kernel = kernels.load_kernel(self._kernel_name)
         self._meters = open_meters(self._segment_path, self._operation.seed)
-        if self._segment_path and self._meters is None:
+        if self._segment_path and not self._meters.is_kept:
             self._watch.note(NOTE_NO_RECORDING)
         for _ in range(12):
             before_ns = thread_cpu_ns()
@@ -162,16 +163,18 @@ class CpuLoad:
         for index, worker in enumerate(self._workers):
             worker.thread = threading.Thread(target=self._work, args=(worker, index, start_ns, end_ns), name=f"cpu-{index}", daemon=True)
             worker.thread.start()
-        self._follow(start_ns, end_ns)
-        for worker in self._workers:
-            assert worker.thread is not None
-            worker.thread.join()
-            if worker.trouble is not None:
-                raise worker.trouble
-        if self._meters is not None:
+        assert self._meters is not None, "warm_up comes before run"
+        try:
+            self._follow(start_ns, end_ns, self._meters.tick)
+            for worker in self._workers:
+                assert worker.thread is not None
+                worker.thread.join()
+                if worker.trouble is not None:
+                    raise worker.trouble
+        finally:  # also of a load that fails nothing is lost
             self._meters.close()
 
-    def _follow(self, start_ns: int, end_ns: int) -> None:
+    def _follow(self, start_ns: int, end_ns: int, tick: Callable[[], None]) -> None:
         """Publish figures while the threads work; sample others in host-total mode."""
         clock, sampled_ns = self._watch.clock, start_ns
         before_ns, before_cpu_ns, own_cores = start_ns, process_cpu_ns(), 0.0
@@ -182,8 +185,7 @@ class CpuLoad:
                 before_ns, before_cpu_ns, sampled_ns = now_ns, cpu_ns, now_ns
                 if self._others is not None:
                     self._others_cores = self._others.sample() / self._capacity.sharers
-                if self._meters is not None:
-                    self._meters.tick()
+                tick()
             self._publish((now_ns - start_ns) / SECOND_NS, own_cores, cpu_ns)
             clock.sleep(min(REPORT_S, max(0.0, (end_ns - now_ns) / SECOND_NS)))
 
@@ -204,8 +206,9 @@ class CpuLoad:
 
     def _pace(self, worker: _Worker, index: int, start_ns: int, end_ns: int) -> None:
         """Keep one core as busy as asked; looks at the lease before each slice and each rest."""
-        kernel, watch, clock, pacer = self._kernel, self._watch, self._watch.clock, Pacer()
+        kernel, meters, watch, clock, pacer = self._kernel, self._meters, self._watch, self._watch.clock, Pacer()
         assert kernel is not None, "warm_up comes before run"
+        assert meters is not None, "warm_up comes before run"
         rounds, last_ns, last_cpu_ns = self._rounds, start_ns, thread_cpu_ns()
         if watch.may_go_on():
             watch.first_slice()  # the shape is followed from here, also where it asks for nothing yet or others fill the host
@@ -220,8 +223,7 @@ class CpuLoad:
                 continue
             kernel(rounds, index + 1)
             worker.operations += rounds
-            if self._meters is not None:
-                self._meters.record_slice((clock.boot_ns() - now_ns) / SECOND_NS, rounds)
+            meters.record_slice((clock.boot_ns() - now_ns) / SECOND_NS, rounds)
             rounds = next_rounds(rounds, (thread_cpu_ns() - cpu_ns) / SECOND_NS)
 
 

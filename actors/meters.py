@@ -1,21 +1,25 @@
-"""What a load records about its own work: slices and work units, in the agent's segment. Never the dose, which is measured outside."""
+"""What a load records about its own work: slices and work units. Never the dose, which is measured outside."""
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
 from .errors import StressError
+
+if TYPE_CHECKING:
+    from .metrics.reporter import Reporter
 
 
 class LoadMeters:
-    """The handles of one load process. `record_slice` is safe from any thread; `tick` at least every 100 ms."""
+    """The series of one load, in whatever reporter. `record_slice` is safe from any thread; `tick` at least every 100 ms."""
 
-    def __init__(self, segment_path: str, seed: int) -> None:
-        from .metrics import Recorder, Segment  # noqa: PLC0415  # numpy is loaded only where something is recorded
-
-        self._recorder = Recorder(Segment.open(segment_path), seed=seed)
-        self._slice = self._recorder.histogram("load.slice").record
-        self._operations = self._recorder.counter("load.operations").record
-        self.tick = self._recorder.tick
-        self.close = self._recorder.close
+    def __init__(self, reporter: Reporter, *, is_kept: bool = True) -> None:
+        self.is_kept = is_kept
+        self._slice = reporter.histogram("load.slice").record
+        self._operations = reporter.counter("load.operations").record
+        self.tick = reporter.tick
+        self.close = reporter.close
 
     def record_slice(self, duration_s: float, operations: int) -> None:
         """Record one slice between two looks at the lease: its length on the clock and its work units."""
@@ -23,14 +27,15 @@ class LoadMeters:
         self._operations(operations)
 
 
-def open_meters(segment_path: str, seed: int) -> LoadMeters | None:
-    """Return the meters, or None when there is no segment or its agent is gone: a load without figures is still bounded.
+def open_meters(segment_path: str, seed: int) -> LoadMeters:
+    """Return meters that record into the agent's segment; where there is none, or the agent is gone, they keep nothing.
 
     What is chosen by chance when samples are thinned follows from `seed`.
     """
-    if not segment_path:
-        return None
-    try:
-        return LoadMeters(segment_path, seed)
-    except (OSError, ValueError, StressError):
-        return None
+    from .metrics import Recorder, Segment  # noqa: PLC0415  # numpy is loaded only where something is recorded
+    from .metrics.reporter import NullReporter  # noqa: PLC0415
+
+    with contextlib.suppress(OSError, ValueError, StressError):  # a load without figures is bounded still
+        if segment_path:
+            return LoadMeters(Recorder(Segment.open(segment_path), seed=seed))
+    return LoadMeters(NullReporter(), is_kept=False)

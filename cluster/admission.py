@@ -51,7 +51,12 @@ def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_frac
         timeout_s=submission.timeout_s,
         capacities=capacities,
         machine_limits=limits,
-        terms={"recording": scenario.metrics.policy().to_json(), "profile": submission.profile, "limits": scenario.limits.given()},
+        terms={
+            "recording": scenario.metrics.policy().to_json(),
+            "caps": dict(submission.caps),
+            "profile": submission.profile,
+            "limits": scenario.limits.given(),
+        },
         observe_s=OBSERVE_S if any(isinstance(one, Threshold) and one.when == "after" for one in scenario.hypotheses) else 0.0,
     )
     return admission, {machine: sorted(names) for machine, names in machines.items() if len(names) > 1}

@@ -27,7 +27,7 @@ STUCK_ASK_NS = 2 * SECOND_NS
 class Do:
     """An effect for the shell: what, on which operation of which run, with which data."""
 
-    what: str  # open_slot, prepare, write_start, close_slot, exchange, grant, throttle, seal, forget, halt
+    what: str  # open_slot, prepare, write_start, close_slot, exchange, grant, throttle, record_by, seal, forget, halt
     run: str = ""
     operation: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +62,7 @@ class RunHere:
     goal: Goal = Goal.PREPARE
     capacity: Capacity | None = None
     machine_limits: Amounts | None = None
+    recording: str = ""  # the recording policy that it goes by, as text
     failure: str = ""
     failure_code: str = ""
     start_at_ns: int = 0
@@ -156,6 +157,7 @@ class Agent:
             last_gone_ns=self._theirs(max(gone)) if gone else 0,
             last_released_ns=self._theirs(max(released)) if released else 0,
             unclean=tuple(unclean),
+            recording=run.recording,
         )
 
     def on_reply(self, reply: Reply, t0_ns: int, now_ns: int) -> None:
@@ -188,6 +190,7 @@ class Agent:
         if run.foreign or run.goal in {Goal.STOP, Goal.SEAL} or run.failure:
             return []
         run.goal = order.goal
+        self._record_by(run, order)
         if order.goal is Goal.START and not run.start_at_ns:
             run.start_at_ns = self._ours(order.start_at_ns)
             for op in run.operations.values():
@@ -196,6 +199,14 @@ class Agent:
             return []
         deadline_ns = t0_ns + round(order.lease_s * SECOND_NS)
         return [[op.slot, op.generation, deadline_ns] for op in run.operations.values() if self._leased(op)]
+
+    def _record_by(self, run: RunHere, order: Order) -> None:
+        """Take over a recording policy that was changed while the run goes on, and say so at once."""
+        recording = str(order.terms.get("recording", run.recording))
+        if recording != run.recording:
+            run.recording = recording
+            self._do("record_by", run.run, data={"recording": recording})
+            self._do("exchange")
 
     @staticmethod
     def _leased(op: OperationHere) -> bool:
@@ -209,7 +220,7 @@ class Agent:
                 return self.runs[order.run]
             return None
         here = {op.id: OperationHere(op) for op in order.operations}
-        run = RunHere(order.run, here, Goal.PREPARE, order.capacity, order.machine_limits)
+        run = RunHere(order.run, here, Goal.PREPARE, order.capacity, order.machine_limits, str(order.terms.get("recording", "")))
         self.runs[order.run] = run
         self._do("run_begins", order.run, data={"terms": order.terms})
         for op in here.values():
@@ -234,7 +245,7 @@ class Agent:
             if op.stage is Stage.OPENING:
                 op.close_early = True
             elif op.stage is Stage.CLOSING and kill:
-                self._do("close_slot", run.run, op.operation.id, {"slot": op.slot, "generation": op.generation, "grace_s": 0.0})
+                self._perform(run, op, Effect.CLOSE_SLOT, 0.0)
             else:
                 self._close(run, op, 0.0 if kill else grace_s)
 
@@ -445,7 +456,7 @@ class Agent:
             at_ns = run.start_at_ns + round(op.operation.start_s * SECOND_NS)
             self._do("write_start", run.run, name, {"start_ns": at_ns, **ticket})
         elif effect is Effect.CLOSE_SLOT:
-            self._do("close_slot", run.run, name, {"grace_s": grace_s, **ticket})
+            self._do("close_slot", run.run, name, {"grace_s": grace_s, "finished": op.finished, **ticket})
         else:
             self._do("exchange")
 

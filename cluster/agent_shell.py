@@ -40,6 +40,7 @@ from . import load_end
 from .agent import Agent, Do
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
 from .load_end import NO_LOAD
+from .metrics.cardinality import Caps
 from .node_metrics import NodeMetrics
 from .ray_facts import ray_facts
 from .safety.policies import busy_since, judge, judge_resources
@@ -322,10 +323,13 @@ class AgentShell:
             self._asked.set()
         elif effect.what == "run_begins":
             terms = data["terms"]
-            self._metrics.begin(effect.run, RecordingPolicy.from_json(terms["recording"]) if "recording" in terms else RecordingPolicy())
+            policy = RecordingPolicy.from_json(terms["recording"]) if "recording" in terms else RecordingPolicy()
+            self._metrics.begin(effect.run, policy, Caps(**terms.get("caps", {})))
             overrides = LimitOverrides(**terms.get("limits", {}))
             self._limits_of[effect.run] = limits_for(terms.get("profile", self._config.profile), overrides)
             self._limits = strictest(self._limits_of.values())
+        elif effect.what == "record_by":
+            self._metrics.set_policy(effect.run, RecordingPolicy.from_json(data["recording"]))
         elif effect.what == "seal":
             self._workers.submit(self._guarded, self._seal, effect)
         elif effect.what == "forget":
@@ -408,7 +412,7 @@ class AgentShell:
             with self._lock:
                 self._agent.on_stuck(effect.run, effect.operation, answer["outcomes"], self._clock.boot_ns())
             return
-        self._metrics.unwatch(effect.run, effect.operation)
+        self._metrics.unwatch(effect.run, effect.operation, completed=data["finished"])
         self._groups.pop((effect.run, effect.operation), None)
         simulator = self._simulators.pop((effect.run, effect.operation), None)
         if simulator is not None:

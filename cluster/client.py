@@ -93,6 +93,14 @@ class Connection:
                 raise InputError("unknown_name", f"run {name} is not alive", "see `stress-cluster status`")
         return {"runs": [self._await_end(name) for name in names], "unclean": []}
 
+    def modify(self, run: str, changes: Sequence[str]) -> dict[str, Any]:
+        """Change what a live run records; returns on which nodes it is in force."""
+        if self._orchestrator is None:
+            raise RefusedError("lost", "no cluster with a run was found", "give --address")
+        name = self._run_id(run, list(self._orchestrator.call("status", group="control")["runs"]))
+        found: dict[str, Any] = self._orchestrator.call("modify", name, list(changes), group="control")
+        return found
+
     def halt(self, note: Callable[[str], None]) -> dict[str, Any]:
         """Halt everything, here first and then on every node of the cluster; blocks new runs until `resume`."""
         return self._set_halt(note, on=True)

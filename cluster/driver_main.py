@@ -349,7 +349,19 @@ def submission_of(request: RunRequest) -> Any:
         manifest=manifest,
         code_id=code_id(),
         config=orchestrator_config(settings),
+        caps=caps_of(settings),
     )
+
+
+def caps_of(settings: Settings) -> dict[str, float]:
+    """Return the series caps of a run's nodes, as `cardinality.Caps` names them."""
+    found = settings.metrics
+    return {
+        "series": found.max_series,
+        "by_metric": found.max_series_by_metric,
+        "by_label": found.max_label_values,
+        "idle_s": found.idle_s,
+    }
 
 
 def orchestrator_config(settings: Settings) -> Any:

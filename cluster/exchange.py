@@ -61,6 +61,7 @@ class RunReport:
     last_gone_ns: int = 0  # when the last load of the run was confirmed gone, the orchestrator's clock
     last_released_ns: int = 0  # when the last of it was given back: memory freed, files removed
     unclean: tuple[str, ...] = ()  # what could not be undone, in words
+    recording: str = ""  # the recording policy in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Order:
     machine_limits: Amounts | None = None
     grace_s: float = 0.0
     kill: bool = False
-    terms: dict[str, Any] = field(default_factory=dict)  # recording policy, resolved profile, the scenario's own limits
+    terms: dict[str, Any] = field(default_factory=dict)  # recording policy, series caps, resolved profile, the scenario's own limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from actors.metrics.segment import check_policy_text
 from actors.proc import cgroup_pids
 from actors.simulator import absolute
 
+from .metrics.cardinality import Caps
 from .metrics.raw_samples import SampleReader
 from .metrics.stream import MetricStream
 from .outbox import Outbox, OutboxFullError, leftovers
@@ -95,13 +96,13 @@ class NodeMetrics:
 
     # ---- runs
 
-    def begin(self, run: str, policy: RecordingPolicy) -> None:
-        """Open a run's stream and its outbox file; its loads and this agent record by `policy`."""
+    def begin(self, run: str, policy: RecordingPolicy, caps: Caps | None = None) -> None:
+        """Open a run's stream and its outbox file; its loads and this agent record by `policy`, and this agent's series have `caps`."""
         path = self._state_dir / "outbox" / run / f"{self._node}-{self._incarnation}.box"
         box = Outbox(path, node=self._node, incarnation=self._incarnation, run=run, max_bytes=self._outbox_max_bytes)
         with self._lock:
             self._policies[run] = policy
-            self._streams[run] = MetricStream(self._node, self._incarnation, run, box, self._clock, policy)
+            self._streams[run] = MetricStream(self._node, self._incarnation, run, box, self._clock, policy, caps)
 
     def seal(self, run: str) -> None:
         """Name the end of a run's stream, and of the streams that an earlier agent of this node left.
@@ -222,19 +223,24 @@ class NodeMetrics:
             return None
 
     def set_policy(self, run: str, policy: RecordingPolicy) -> None:
-        """Let a run record by this policy: this agent from now on, loads that are there from their next drain on. Each keeps its ring.
+        """Let a run record by this policy: this agent from now on, loads that are there from their next drain on.
 
-        Raises `InputError` when it is too long.
+        A load that has a ring keeps it, and one that now needs one gets it. Raises `InputError` when the policy is too long.
         """
         text = policy.to_json()
         check_policy_text(text)
         with self._lock:
-            if run in self._streams:
+            stream = self._streams.get(run)
+            if stream is not None:
                 self._policies[run] = policy
-                self._streams[run].set_policy(policy)
+                stream.set_policy(policy)
             for (of, _), segment in self._segments.items():
                 if of == run:
-                    segment.publish(text)
+                    lacks = stream is not None and policy.mode is Mode.DETAILED and not stream.has_samples(segment)
+                    ring = self._ring() if lacks else None
+                    if stream is not None and ring is not None:
+                        stream.read_samples(segment, ring)
+                    segment.publish(text, ring.ring.path if ring else None)
 
     def error(self, run: str, error: BaseException, worker: str = "", phase: str = "") -> None:
         """Count an error in a run's stream under its stable code."""
@@ -265,13 +271,18 @@ class NodeMetrics:
     def started(self, run: str, operation_id: str, start_ns: int) -> None:
         """Note when an operation's shape begins."""
         with self._lock:
-            if (run, operation_id) in self._watched:
-                self._watched[run, operation_id].start_ns = start_ns
+            watched = self._watched.get((run, operation_id))
+            if watched is not None:
+                if not watched.start_ns:
+                    self._count_life(watched, "operation.started")
+                watched.start_ns = start_ns
 
-    def unwatch(self, run: str, operation_id: str) -> None:
-        """Measure an operation no longer; what its load recorded last is read now."""
+    def unwatch(self, run: str, operation_id: str, *, completed: bool = False) -> None:
+        """Measure an operation no longer; what its load recorded last is read now. `completed`: it ran to its planned end."""
         with self._lock:
             watched = self._watched.pop((run, operation_id), None)
+            if watched is not None and watched.start_ns:
+                self._count_life(watched, "operation.completed" if completed else "operation.failed")
             segment = self._segments.pop((run, operation_id), None)
             stream = self._streams.get(run)
             if segment is not None and stream is not None:
@@ -317,6 +328,12 @@ class NodeMetrics:
         self._observe(watched, "dose.requested", requested)
         self._observe(watched, "dose.achieved", achieved)
         return requested, achieved
+
+    def _count_life(self, watched: Watched, metric: str) -> None:
+        operation, stream = watched.operation, self._streams.get(watched.run)
+        if stream is not None:
+            labels = {"simulator": operation.kind, "shape": str(operation.shape["kind"])}
+            stream.observe(metric, 1.0, operation.id, operation.phase, labels)
 
     def _observe(self, watched: Watched, metric: str, value: float) -> None:
         stream = self._streams.get(watched.run)

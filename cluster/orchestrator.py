@@ -8,11 +8,11 @@ that question, so nothing that is delayed on the way can extend a load.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 from actors.clock import SECOND_NS
-from actors.errors import RefusedError
+from actors.errors import InputError, RefusedError
 from actors.messages import Event, Halt
 
 from . import run_state
@@ -80,6 +80,26 @@ class Orchestrator:
             return False
         self._stop(run, cause, reason, kill=kill)
         return True
+
+    def record_by(self, run_id: str, recording: str, words: str, now_ns: int) -> None:
+        """Let the nodes of a run record by this policy from their next question on; `words` go into the run's story.
+
+        Raises `InputError` when no such run loads. The plan, and what it may take, stay as they are.
+        """
+        self.now_ns = now_ns
+        run = self.runs.get(run_id)
+        if run is None or run.phase in {Phase.STOPPING, Phase.COLLECTING, Phase.DONE}:
+            raise InputError("unknown_name", f"run {run_id} does not load any more", "see `stress-cluster status`")
+        run.admission = replace(run.admission, terms={**run.admission.terms, "recording": recording})
+        self._tell(run, "modified", words)
+        self.effects.append(Do("poke", run_id, tuple(run.nodes)))
+
+    def recording_nodes(self, run_id: str, recording: str) -> tuple[set[str], set[str]]:
+        """Return the nodes of a run that have said that they record by this policy, and the others that are not lost."""
+        run = self.runs.get(run_id)
+        alive = {name: state for name, state in run.nodes.items() if not state.lost} if run else {}
+        there = {name for name, state in alive.items() if state.report is not None and state.report.recording == recording}
+        return there, alive.keys() - there
 
     def set_halt(self, on: bool, now_ns: int, above: int = 0) -> Halt:
         """Halt everything everywhere, or lift the halt; each is a new generation, higher than all that is known here and `above`."""

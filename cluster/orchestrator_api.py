@@ -94,6 +94,7 @@ class Submission:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     code_id: str = ""
     config: OrchestratorConfig | None = None  # what the driver's settings ask of the orchestrator
+    caps: Mapping[str, float] = field(default_factory=dict)  # of series on each node, see `cardinality.Caps`
 
 
 class RemoteAgent(Protocol):

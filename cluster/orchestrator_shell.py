@@ -29,6 +29,7 @@ from .ending import ending_of
 from .exchange import Reply, Report, Stage
 from .fetch import checked_run
 from .journal import Journal
+from .modifying import modified, told
 from .orchestrator import Orchestrator
 from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAggregator, Submission
 from .records import Admission, Do
@@ -39,6 +40,7 @@ from .verdict import Cause
 TICK_S = 0.05
 HALT_S = 5.0  # for nodes to keep a halt or resume
 HIRE_S = 20.0  # more, where an agent has to be started first
+MODIFY_S = 5.0  # for nodes to say that a change is in force
 LOOK_S = 0.02
 
 
@@ -204,6 +206,19 @@ class OrchestratorShell:
         """End a run; returns False when it is not alive."""
         with self._deciding():
             return self._core.stop(run_id, Cause(cause), reason, self._clock.boot_ns())
+
+    def modify(self, run_id: str, changes: Sequence[str]) -> dict[str, Any]:
+        """Change what a live run records, and wait for its nodes to say that it is in force; errors as `modifying.modified`."""
+        with self._at_work():
+            with self._deciding():
+                extras = self._extras.get(run_id)
+                scenario = modified(run_id, extras.plan.scenario if extras else None, changes)
+                recording = scenario.metrics.policy().to_json()
+                self._core.record_by(run_id, recording, f"recording changed: {', '.join(changes)}", self._clock.boot_ns())
+                assert extras is not None, "a run of the core has its extras"
+                extras.plan = replace(extras.plan, scenario=scenario)
+            self._await(lambda: not self._core.recording_nodes(run_id, recording)[1], MODIFY_S)
+            return told(run_id, changes, *self._core.recording_nodes(run_id, recording), MODIFY_S)
 
     def halt(self, on: bool, above: int = 0) -> dict[str, Any]:
         """Halt everything on all nodes, or lift the halt, and wait until each node has it on its disk or time is over.

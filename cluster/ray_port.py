@@ -32,7 +32,7 @@ from actors.state import default_state_dir, open_state_dir
 
 from .agent_api import AgentConfig
 from .exchange import Reply, Report
-from .lean import leave_out
+from .lean import GIVES_BACK, leave_out
 from .orchestrator_api import OrchestratorConfig
 
 NAMESPACE = "stress-cluster"
@@ -472,6 +472,7 @@ class _AgentActor:
 
     def __init__(self, config: AgentConfig) -> None:
         _settle_in()
+        os.environ.update(GIVES_BACK)  # before pyarrow is imported: an agent is to stay small beside the load that it guards
         from .agent_shell import AgentShell  # noqa: PLC0415  # see `_forwards`
 
         self._shell = AgentShell(replace(config, watch=(os.getppid(),)), _AgentPort())
@@ -594,7 +595,7 @@ class _AggregatorActor:
 
 
 @_forwards(
-    *("exchange", "hello", "submit", "preview", "beat", "follow", "stop", "halt", "forget"),
+    *("exchange", "hello", "submit", "preview", "beat", "follow", "stop", "modify", "halt", "forget"),
     *("status", "doctor", "recover", "reopen", "leave"),
 )
 class _OrchestratorActor:

@@ -26,7 +26,7 @@ class Admission:
     timeout_s: float | None = None
     capacities: Mapping[str, Capacity] = field(default_factory=dict)  # each node's share of its machine
     machine_limits: Mapping[str, Amounts] = field(default_factory=dict)
-    terms: Mapping[str, Any] = field(default_factory=dict)  # recording policy, resolved profile, the scenario's own limits
+    terms: Mapping[str, Any] = field(default_factory=dict)  # recording policy, series caps, resolved profile, the scenario's own limits
     observe_s: float = 0.0  # how long nodes go on recording once their load is undone: for hypotheses about the time after it
 
 

@@ -17,13 +17,14 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from actors.errors import InputError
 from actors.state import default_state_dir
 from scenarios.model import Scenario
+from scenarios.recording import METRIC_LEVELS, Metrics
 from scenarios.units import parse_duration, parse_size
 
 ENV_PREFIX: Final = "STRESS_CLUSTER_"
@@ -67,9 +68,14 @@ class PrometheusSettings:
 
 @dataclass(frozen=True, slots=True)
 class MetricsSettings:
-    """How a run's metrics are cut into windows, how long these stay as they came (None is for ever), and which hooks look at them."""
+    """How much a run records, in how many series and in which windows, how long these stay (None is for ever), and who looks at them."""
 
+    level: str | None = None
     window_s: float = 1.0
+    max_series: int = 10_000
+    max_series_by_metric: int = 10_000
+    max_label_values: int = 5_000
+    idle_s: float = 3_600.0
     fine_for_s: float | None = 86_400.0
     medium_for_s: float | None = 604_800.0
     anomaly: str = ""
@@ -137,7 +143,7 @@ class Field:
     def expected(self) -> str:
         """Return what a value must be, in words."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(self.choices) + (", or none" if self.optional else "")
         nouns = {"text": "a text", "seconds": "a duration (5, 5s, 2m)", "bytes": "a size (1024, 512MiB)"}
         noun = nouns.get(self.kind, "a whole number" if self.kind == "whole" else "a number")
         if self.kind == "text":
@@ -181,7 +187,18 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("prometheus.max_scrapes", "whole", "requests that are answered at once; one more is told to come again", 1, 1000),
     Field("prometheus.idle_s", "seconds", "counters and histograms not seen for this long are hidden until they come back", 1, 86400),
     Field("prometheus.timeout_s", "seconds", "how long a client may take to send its request, and to take the answer", 0.1, 300),
+    Field(
+        "metrics.level",
+        "choice",
+        "how much a run records whose scenario says nothing else than normal; none is normal",
+        optional=True,
+        choices=METRIC_LEVELS,
+    ),
     Field("metrics.window_s", "seconds", "length of a metrics window", 0.1, 60),
+    Field("metrics.max_series", "whole", "series of a run on each node; what passes it goes into one series of its metric", 1, 10_000_000),
+    Field("metrics.max_series_by_metric", "whole", "the same for one metric", 1, 10_000_000),
+    Field("metrics.max_label_values", "whole", "values of one label of a metric, on each node; the same", 1, 10_000_000),
+    Field("metrics.idle_s", "seconds", "a series that gets no value for this long is forgotten on its node and makes room", 1, 604_800),
     Field(
         "metrics.fine_for_s",
         "seconds",
@@ -207,10 +224,21 @@ _BY_PATH: Final = {one.path: one for one in FIELDS}
 
 def said_by(scenario: Scenario) -> dict[str, Any]:
     """Return the scenario's layer: what the document itself says of settings; None where it says nothing."""
-    said: dict[str, Any] = {"profile": scenario.profile, "stale_s": scenario.limits.stale_s}
+    level = scenario.metrics.level
+    said: dict[str, Any] = {
+        "profile": scenario.profile,
+        "stale_s": scenario.limits.stale_s,
+        "metrics.level": level if level != Metrics().level else None,
+    }
     if scenario.exporters.prometheus is not None:
         said |= {"prometheus.port": scenario.exporters.prometheus.port, "prometheus.host": scenario.exporters.prometheus.host}
     return said
+
+
+def recorded(scenario: Scenario, settings: Settings) -> Scenario:
+    """Return the scenario at the level of the settings. Raises `InputError` where that leaves a hypothesis without its metric."""
+    level = settings.metrics.level
+    return scenario if level is None else replace(scenario, metrics=replace(scenario.metrics, level=level))
 
 
 def flatten(settings: Settings) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def run_scenario(
     flags = {**(settings or {}), **({"out": str(out)} if out is not None else {})}
     resolved = all_settings.load(flags, scenario=all_settings.said_by(scenario), environ=os.environ)
     request = RunRequest(
-        scenario_text=text.dump(scenario),
+        scenario_text=text.dump(all_settings.recorded(scenario, resolved)),
         run=run_id(scenario.name, SystemClock()),
         out=out_folder(resolved, os.environ),
         settings=resolved,

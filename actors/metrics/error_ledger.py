@@ -1,34 +1,32 @@
-"""Errors by stable code: how many, and the last few of each in words. How often they come is the stream's to say: `errors.rate`.
+"""Errors by stable code: how many, and each in words. How often they come is the stream's to say: `errors.rate`.
 
 The codes are the closed table of `errors.CODES`, so there are never more series than codes. What is no error of ours gets the nearest code:
-`os` (errno kept), `timeout`, `cancelled`, and `internal` for the rest, with the type's name in its example.
+`os` (errno kept), `timeout`, `cancelled`, and `internal` for the rest, with the type's name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError as FutureCancelledError
 from dataclasses import dataclass
 from typing import Final
 
-from ..clock import Clock
-from ..errors import CODES, StressError
+from ..errors import StressError
 
 ErrorSink = Callable[[BaseException], object]
 
-EXAMPLES: Final = 3  # kept of each code
 TEXT_MAX: Final = 200
 CAUSES_MAX: Final = 16  # errors of a chain that are looked at for an errno
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One error in words: when (UTC ns), what, and its errno where it has one."""
+class Noted:
+    """One error in words, the how-manieth of its code it is, and its errno where it has one."""
 
-    wall_ns: int
+    code: str
+    number: int
     kind: str
     message: str
     errno: int | None = None
@@ -60,36 +58,20 @@ def errno_of(error: BaseException) -> int | None:
 
 
 class ErrorLedger:
-    """Counts errors and keeps the last few of each code. Safe from any thread."""
+    """Counts errors. Safe from any thread."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals: dict[str, int] = {}
-        self._examples: dict[str, deque[Example]] = {}
 
-    def note(self, error: BaseException) -> str:
-        """Count an error and keep it as an example; return its code."""
+    def note(self, error: BaseException) -> Noted:
+        """Count an error under its code, and return what there is to say of it."""
         code = code_of(error)
-        kind = type(error).__name__
-        self.note_code(code, str(error), kind=kind, errno=errno_of(error))
-        return code
-
-    def note_code(self, code: str, message: str = "", *, kind: str = "", errno: int | None = None) -> None:
-        """Count an error that is known by its code, as one that came from another process."""
-        assert code in CODES, f"unknown error code {code!r}"
         with self._lock:
-            self._totals[code] = self._totals.get(code, 0) + 1
-            example = Example(self._clock.wall_ns(), kind, message[:TEXT_MAX], errno)
-            self._examples.setdefault(code, deque(maxlen=EXAMPLES)).append(example)
+            number = self._totals[code] = self._totals.get(code, 0) + 1
+        return Noted(code, number, type(error).__name__, str(error)[:TEXT_MAX], errno_of(error))
 
     def totals(self) -> dict[str, int]:
         """Return how many there were of each code."""
         with self._lock:
             return dict(self._totals)
-
-    def recent(self) -> dict[str, tuple[Example, ...]]:
-        """Return the last few errors of each code, the most frequent code first."""
-        with self._lock:
-            ranked = sorted(self._totals, key=lambda code: (-self._totals[code], code))
-            return {code: tuple(self._examples[code]) for code in ranked}

@@ -50,27 +50,31 @@ from .segment import (
     UNDER,
     ZERO,
     Segment,
+    Words,
 )
 from .slab import Slab
 
 LABEL_SETS_MAX: Final = 32  # of one metric in one process; more share the overflow series
 OVERFLOW_LABEL: Final = "__overflow__"
 WEIGHT_MAX: Final = 1 << 31  # a bucket counts modulo 2^32
-_FEW: Final = 4096  # below, buckets are bumped one by one: no pass over all of them
+_SPAN: Final = 4  # buckets from the first to the last, for each sample, up to which all of them are passed over at once
 _BATCH: Final = 1 << 13  # samples of `record_many` that find room without an allocation
 _BUFFERS: Final = 128  # of them in one process: 8 MiB, of which only what is used takes pages
 _BACKLOG: Final = 1 << 21  # samples of `record_many` that may wait in one handle: 16 MiB
 _Weighted = tuple[histogram.Floats, Integers | None]
 _LEFT_OUT: Final = {"level": H_LEFT_LEVEL, "filter": H_LEFT_FILTER}
+_CALLS_MAX: Final = 4096  # names with labels, as they were called, whose handles are found without a check
 
 
 class Handle:
     """One series of one process. `record(value)`: the increment of a counter, the state of a gauge, a sample of a histogram."""
 
     __slots__ = (
+        "_block",
         "_blocks",
         "_buffer",
         "_filled",
+        "_is_gauge",
         "_lock",
         "_lost",
         "_pending",
@@ -94,8 +98,10 @@ class Handle:
         self._lock = threading.Lock()
         self._slab = slab
         self._buffer: int | None = None  # the block of the slab that fills now
+        self._block: histogram.Floats | None = None  # its memory
         self._filled = self._waiting = self._lost = 0
         self._blocks: list[histogram.Floats] = []
+        self._is_gauge = metric.kind is Kind.GAUGE
 
     @property
     def kind(self) -> Kind:
@@ -104,23 +110,30 @@ class Handle:
 
     def record_many(self, values: histogram.Floats) -> None:
         """Record an array of samples, which is copied. Past 2^21 that wait for a drain they are dropped and counted as backlog."""
-        count = values.size
-        if self.kind is Kind.GAUGE:  # the last one counts, so their order among single records does
+        if self._is_gauge:  # the last one counts, so their order among single records does
             self._pending.extend(values.tolist())
             return
+        count = values.size
         with self._lock:
-            if self._waiting + count > _BACKLOG:
+            waiting = self._waiting + count
+            if waiting > _BACKLOG:
                 self._lost += count
                 return
-            self._waiting += count
-            end = self._filled + count
-            if self._buffer is None:
-                self._buffer = self._slab.take()
-            if self._buffer is None or end > _BATCH:
+            self._waiting = waiting
+            block, filled = self._block, self._filled
+            if block is None:
+                block = self._open_block()
+            if block is None or filled + count > _BATCH:
                 self._blocks.append(np.array(values, np.float64))
             else:
-                self._slab.block(self._buffer)[self._filled : end] = values
-                self._filled = end
+                self._filled = end = filled + count
+                block[filled:end] = values
+
+    def _open_block(self) -> histogram.Floats | None:
+        """Take a block of the slab to fill; None where all are in use."""
+        self._buffer = self._slab.take()
+        self._block = None if self._buffer is None else self._slab.block(self._buffer)
+        return self._block
 
     def record_weighted(self, value: float, weight: int) -> None:
         """Record a sample that stands for `weight` samples, from 1 to 2^31. Raises `InputError` for another weight."""
@@ -144,7 +157,7 @@ class Handle:
     def _drain_batches(self, segment: Segment, raw: RawSink | None) -> None:
         with self._lock:
             buffer, filled, blocks, lost = self._buffer, self._filled, self._blocks, self._lost
-            self._buffer, self._blocks, self._filled, self._waiting, self._lost = None, [], 0, 0, 0
+            self._buffer, self._block, self._blocks, self._filled, self._waiting, self._lost = None, None, [], 0, 0, 0
         segment.header[H_BACKLOG] += np.uint64(lost)
         if buffer is not None:
             try:
@@ -174,6 +187,7 @@ class Recorder:
         self._segment = segment
         self._clock: Clock = clock or SystemClock()
         self._handles: dict[tuple[str, Labels], Handle] = {}
+        self._called: dict[tuple[object, ...], Handle] = {}  # by name and labels as they were called
         self._label_sets: dict[str, int] = {}
         self._label_sets_max = label_sets_max
         self._used = 0
@@ -270,6 +284,16 @@ class Recorder:
         return sink
 
     def _handle(self, name: str, kind: Kind, labels: dict[str, str]) -> Handle:
+        called = (name, *labels.items())
+        known = self._called.get(called)
+        if known is not None and known.metric.kind is kind:
+            return known
+        handle = self._checked(name, kind, labels)
+        if len(self._called) < _CALLS_MAX and all(type(value) is str for value in labels.values()):  # True == 1, and "True" is not "1"
+            self._called[called] = handle
+        return handle
+
+    def _checked(self, name: str, kind: Kind, labels: dict[str, str]) -> Handle:
         metric = find(name)
         if metric.kind is not kind:
             raise InputError("invalid_value", f"metric {name!r} is a {metric.kind}, not a {kind}")
@@ -306,54 +330,80 @@ def _total(values: histogram.Floats, weights: Integers | None) -> np.uint64:
 
 
 def _store(segment: Segment, row: int, kind: Kind, values: histogram.Floats, weights: Integers | None) -> _Weighted:
-    """Add samples to a series and count the invalid ones; return the others."""
+    """Add samples, at least one, to a series and count the invalid ones; return the others."""
     words, floats = segment.words[row], segment.floats[row]
     words[SEQUENCE] += np.uint64(1)
-    valid = (values >= 0.0) & (values < np.inf) if kind is Kind.COUNTER else ~np.isnan(values)
-    good, counts = values[valid], None if weights is None else weights[valid]
-    total = _total(good, counts)
-    words[INVALID] += _total(values, weights) - total
-    if good.size:
-        _store_extremes(segment, row, good)
-        if kind is Kind.HISTOGRAM:
-            _store_buckets(segment, row, good, counts)
-        with np.errstate(over="ignore", invalid="ignore"):  # a sum past 1.8e308 is infinite, as IEEE has it
-            finite = np.isfinite(good)
-            floats[SUM] += good[finite].sum() if counts is None else (good[finite] * counts[finite]).sum()
-        floats[LAST] = good[-1]
-        words[COUNT] += total
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum past 1.8e308 is infinite, as IEEE has it
+        good, counts, low, high = _valid(kind, values, weights)
+        total = _total(good, counts)
+        words[INVALID] += _total(values, weights) - total
+        if good.size:
+            _store_extremes(segment, row, low, high)
+            if kind is Kind.HISTOGRAM:
+                _store_buckets(segment, row, good, counts, low, high)
+            floats[SUM] += _sum(good, counts, low, high)
+            floats[LAST] = good[-1]
+            words[COUNT] += total
     words[SEQUENCE] += np.uint64(1)
     return good, counts
 
 
-def _store_extremes(segment: Segment, row: int, values: histogram.Floats) -> None:
+def _valid(kind: Kind, values: histogram.Floats, weights: Integers | None) -> tuple[histogram.Floats, Integers | None, float, float]:
+    """Return the valid samples with their weights, and the least and the greatest of them. Where all are valid, nothing is copied."""
+    low, high = float(values.min()), float(values.max())  # NaN where one is
+    is_counter = kind is Kind.COUNTER
+    if (low >= 0.0 and high < np.inf) if is_counter else not np.isnan(low):
+        return values, weights, low, high
+    valid = (values >= 0.0) & (values < np.inf) if is_counter else ~np.isnan(values)
+    good, counts = values[valid], None if weights is None else weights[valid]
+    return (good, counts, float(good.min()), float(good.max())) if good.size else (good, counts, low, high)
+
+
+def _sum(values: histogram.Floats, weights: Integers | None, low: float, high: float) -> float:
+    """Return the sum of the finite ones."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        finite = np.isfinite(values)
+        values, weights = values[finite], None if weights is None else weights[finite]
+    return float(values.sum() if weights is None else (values * weights).sum())
+
+
+def _store_extremes(segment: Segment, row: int, low: float, high: float) -> None:
     words, floats = segment.words[row], segment.floats[row]
     window = segment.header[H_WINDOW]
-    low, high = values.min(), values.max()
     if words[STAMP] == window:
         low, high = min(low, floats[MIN]), max(high, floats[MAX])
     floats[MIN], floats[MAX], words[STAMP] = low, high, window
 
 
-def _store_buckets(segment: Segment, row: int, values: histogram.Floats, weights: Integers | None) -> None:
-    words = segment.words[row]
-    keys = histogram.keys_of(values).astype(np.intp)
+def _store_buckets(segment: Segment, row: int, values: histogram.Floats, weights: Integers | None, low: float, high: float) -> None:
+    words, counts = segment.words[row], segment.buckets[row].reshape(-1)
+    if low >= histogram.LEAST and high < histogram.MOST:
+        cells = histogram.cells_of(values)
+    else:
+        cells, weights = _sort_out(words, values, weights)
+        if not cells.size:
+            return
+    first, last = int(cells.min()), int(cells.max())
+    if weights is None and last - first < _SPAN * cells.size:
+        _touch(words, (2 << (last >> histogram.K)) - (1 << (first >> histogram.K)))
+        counts[first : last + 1] += np.bincount(cells - first).astype(np.uint32)
+        return
+    _touch(words, sum(1 << octave for octave in np.unique(cells >> histogram.K).tolist()))
+    np.add.at(counts, cells, np.uint32(1) if weights is None else weights.astype(np.uint32))  # modulo 2^32, as the reader has it
+
+
+def _sort_out(words: Words, values: histogram.Floats, weights: Integers | None) -> tuple[histogram.Cells, Integers | None]:
+    """Count zeros and what is beyond the buckets; return the cells of the others, those of negative values after all others."""
+    keys = histogram.keys_of(values).astype(np.int64)
     sizes = np.abs(keys)
-    inside = (sizes > 0) & (sizes <= histogram.BUCKETS)
     for word, where in ((ZERO, sizes == 0), (OVER, keys == histogram.OVERFLOW), (UNDER, keys == -histogram.OVERFLOW)):
         words[word] += np.uint64(np.count_nonzero(where) if weights is None else weights[where].sum())
-    flat = sizes[inside] - 1 + np.where(keys[inside] < 0, histogram.BUCKETS, 0)
-    if not flat.size:
-        return
-    touched = 0
-    for octave in np.unique(flat >> histogram.K).tolist():
-        touched |= 1 << octave
-    words[TOUCHED] |= np.uint64(touched & (1 << histogram.OCTAVES) - 1)
-    words[TOUCHED_NEGATIVE] |= np.uint64(touched >> histogram.OCTAVES)
-    cells = segment.buckets[row].reshape(-1)
-    if weights is not None or flat.size < _FEW:
-        np.add.at(cells, flat, np.uint32(1) if weights is None else weights[inside].astype(np.uint32))  # modulo 2^32, as the reader has it
-        return
-    gained = np.bincount(flat)
-    found = np.flatnonzero(gained)
-    cells[found] += gained[found].astype(np.uint32)
+    inside = (sizes > 0) & (sizes <= histogram.BUCKETS)
+    cells = sizes[inside] - 1 + np.where(keys[inside] < 0, histogram.BUCKETS, 0)
+    return cells, None if weights is None else weights[inside]
+
+
+def _touch(words: Words, octaves: int) -> None:
+    """Set the bits of octaves before they are written: readers look nowhere else."""
+    words[TOUCHED] |= np.uint64(octaves & (1 << histogram.OCTAVES) - 1)
+    words[TOUCHED_NEGATIVE] |= np.uint64(octaves >> histogram.OCTAVES)

@@ -124,7 +124,7 @@ class Histogram:
         found = np.flatnonzero(dense)
         finite = np.isfinite(good)
         with np.errstate(over="ignore", invalid="ignore"):
-            total = float(np.dot(good[finite], counts[finite]))
+            total = float((good[finite] * counts[finite]).sum())
         return Histogram((found - OVERFLOW).astype(np.int16), dense[found], total, float(good.min()), float(good.max()), nan)
 
     @property

@@ -32,6 +32,8 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
 }
 NAMES: Final[Mapping[str, str]] = {
     "probe": "a probe of the scenario",
+    "simulator": "a simulator that is registered",
+    "shape": "the name of a load shape",
     "exporter": "an exporter of the run",
     "reason": "the class of the error that a destination raised",
     "metric": "a metric of the catalogue",

@@ -126,6 +126,17 @@ _TABLE: Final = (
     Metric("host.disk.free", G, "bytes", "Free space of the file system that holds the state folder."),
     Metric("host.descriptors.used", G, "", "Open file descriptors on the machine."),
     Metric("host.descriptors.limit", G, "", "File descriptors that the machine may open.", level=Level.DETAIL),
+    # the life of operations, as their node's agent sees it; started = completed + failed once they are over
+    Metric("operation.started", C, "", "Operations that got their start time.", ("simulator", "shape"), vital=True),
+    Metric("operation.completed", C, "", "Operations whose load ran to its planned end.", ("simulator", "shape"), vital=True),
+    Metric(
+        "operation.failed",
+        C,
+        "",
+        "Operations that ended before their time: failed, stopped, halted, or out of their lease.",
+        ("simulator", "shape"),
+        vital=True,
+    ),
     # what loads say of themselves
     Metric("load.operations", C, "", "Units of work that a load finished."),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),

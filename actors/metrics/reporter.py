@@ -4,9 +4,9 @@
     NullReporter         takes everything, keeps nothing
     MemoryReporter       keeps everything, for tests
     BatchingReporter     hands over batches, by size and by age, for sinks where each call is dear
-    SamplingReporter     thins what goes on to another one; weights keep sums and counts unbiased
 
-Names, labels and kinds are checked against the catalogue by each of them, so a test with one finds what another would refuse.
+A run uses the first, and the second where its agent is gone; the others are for simulators of one's own and their tests. Names, labels and
+kinds are checked against the catalogue by each of them, so a test with one finds what another would refuse.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from random import Random
 from typing import Final, Protocol
 
 from ..clock import SECOND_NS, Clock
@@ -23,9 +22,8 @@ from ..errors import InputError
 from .histogram import Floats
 from .policy import Labels
 from .registry import Kind, Metric, find
-from .sampling import Kept, Policy, Thinner, spread
+from .sampling import Kept
 
-SPREAD_NS: Final = SECOND_NS  # a batch came within this time at most; of a longer silence nobody knows when it ended
 _NOTHING: Final[deque[float]] = deque(maxlen=0)
 
 
@@ -283,83 +281,3 @@ class BatchingReporter(_Kinds):
             for _ in entries:
                 self._waiting.popleft()
             self.delivered += len(entries)
-
-
-class _Thinned:
-    """One series, thinned before it is recorded. Safe from any thread."""
-
-    def __init__(self, inner: Recordable, policy: Policy, clock: Clock, chance: Random) -> None:
-        self._inner, self._clock = inner, clock
-        self._lock = threading.Lock()
-        self._last_ns = clock.boot_ns()
-        self.thinner = Thinner(policy, chance)
-
-    def record(self, value: float) -> None:
-        with self._lock:
-            self._last_ns = now_ns = self._clock.boot_ns()
-            self._pass_on(self.thinner.offer(value, now_ns))
-
-    def record_many(self, values: Floats) -> None:
-        """Thin a batch as if its samples had come evenly since the call before, at most over `SPREAD_NS`."""
-        with self._lock:
-            now_ns = self._clock.boot_ns()
-            stamps = spread(max(self._last_ns, now_ns - SPREAD_NS), now_ns, values.size)
-            self._last_ns = now_ns
-            for value, at_ns in zip(values.tolist(), stamps, strict=True):
-                self._pass_on(self.thinner.offer(value, at_ns))
-
-    def record_weighted(self, value: float, weight: int) -> None:
-        self._inner.record_weighted(value, weight)  # thinned before: it passes, and is not counted here
-
-    def _pass_on(self, kept: Kept | None) -> None:
-        if kept is not None:
-            self._inner.record_weighted(*kept)
-
-    def begin_window(self) -> None:
-        with self._lock:
-            self._pass_on(self.thinner.begin_window())
-
-    def flush(self) -> None:
-        with self._lock:
-            self._pass_on(self.thinner.flush())
-
-
-class SamplingReporter(_Kinds):
-    """Thins the histograms and counters that go on to another reporter; gauges and vital metrics pass whole.
-
-    `policy_of(metric)` gives each series its policy. `offered` = `kept` + `dropped` + `waiting`; `close` leaves nothing waiting.
-    """
-
-    def __init__(self, inner: Reporter, policy_of: Callable[[Metric], Policy], clock: Clock, chance: Random) -> None:
-        self._inner, self._policy_of, self._clock, self._chance = inner, policy_of, clock, chance
-        self._thinned: dict[Series, _Thinned] = {}
-
-    def _series(self, name: str, kind: Kind, labels: dict[str, str]) -> Recordable:
-        series, metric = series_of(name, kind, labels)
-        inner: Recordable = getattr(self._inner, kind.value)(name, **labels)
-        if metric.vital or kind is Kind.GAUGE:
-            return inner
-        found = self._thinned.get(series)
-        if found is None:  # another thread may ask for it now: all get the one that was first
-            found = self._thinned.setdefault(series, _Thinned(inner, self._policy_of(metric), self._clock, self._chance))
-        return found
-
-    def counts(self) -> tuple[int, int, int, int]:
-        """Return (offered, kept, dropped, waiting) over all thinned series."""
-        found = [one.thinner for one in list(self._thinned.values())]
-        return sum(t.offered for t in found), sum(t.kept for t in found), sum(t.dropped for t in found), sum(t.waiting for t in found)
-
-    def begin_window(self) -> None:
-        """Begin a window for the policies that count by window."""
-        for one in list(self._thinned.values()):
-            one.begin_window()
-
-    def tick(self) -> None:
-        """Move on what waits in the reporter behind; open groups stay open."""
-        self._inner.tick()
-
-    def close(self) -> None:
-        """End every group, then close the reporter behind."""
-        for one in list(self._thinned.values()):
-            one.flush()
-        self._inner.close()

@@ -13,7 +13,7 @@ only in where a group ends:
 
 Choosing evenly from a group of unknown size: the k-th sample replaces the choice with probability 1/k; the next one that does is drawn at
 once as floor(k / U) + 1, so a group of n costs about ln(n) draws (reservoir sampling with skips, Vitter 1985). Pure; time and chance are
-arguments. Not thread-safe: `SamplingReporter` locks, and a `Recorder` drains one thread at a time.
+arguments. Not thread-safe: a `Recorder` drains one thread at a time.
 """
 
 from __future__ import annotations

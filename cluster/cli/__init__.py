@@ -46,6 +46,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., int], str], ...]] = (
     ("submit", submit.submit, "the same as a Ray job"),
     ("status", control.status, "what runs where, asked against achieved"),
     ("watch", control.watch, "follow a run live"),
+    ("modify", control.modify, "change what a live run records"),
     ("stop", control.stop, "stop gracefully and undo"),
     ("halt", control.halt, "emergency: kill all load, refuse new runs"),
     ("resume", control.resume, "lift the halt"),

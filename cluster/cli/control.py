@@ -128,6 +128,29 @@ def follow_status(link: ports.Connection, run: str, clock: Clock) -> dict[str, A
             clock.sleep(WATCH_EVERY_S)
 
 
+def modify(
+    run: Annotated[str, typer.Argument(help="A run id, or `latest`.")],
+    changes: Annotated[list[str], typer.Argument(metavar="PATH=VALUE...", help="What to change, such as metrics.level=minimal.")],
+    address: options.Address = None,
+    config: options.Config = None,
+    as_json: options.Json = False,
+) -> int:
+    """Change what a run records while it goes on: level, mode, filters, sampling.
+
+    It is in force on every node when the command returns, at the latest from the loads' next drain on (0.1 s); 3 if a node did not
+    confirm: it is named. What a hypothesis of the run rests on cannot be left out. The load itself stays as it was planned.
+
+    Examples:
+      stress-cluster modify latest metrics.level=minimal
+      stress-cluster modify latest metrics.mode=detailed 'metrics.filters=[{leave_out: {metric: "host.*"}}]'
+    """
+    with connection(address, config) as link:
+        found = link.modify(run, changes)
+    lines = [f"{found['run']}: {', '.join(found['changed'])}", f"in force on {', '.join(found['nodes']) or 'no node'}", *_left_lines(found)]
+    emit(found, as_json, lines)
+    return _order_code(found)
+
+
 def stop(run: options.Run = None, address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
     """Stop a run gracefully and undo what it did; without RUN, every run of the cluster.
 

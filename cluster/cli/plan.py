@@ -45,6 +45,7 @@ def plan(
     """
     loaded = source.load(scenario, sets or [], seed, config)
     settings = source.resolve_settings(loaded, config, profile=profile)
+    loaded = source.recorded(loaded, settings)
     limits = limits_for(settings.profile, loaded.scenario.limits, allow_starve=allow_starve)
     return show_plan(loaded, settings, limits, address=address, nodes=nodes, allow_head=allow_head, as_json=as_json)
 

@@ -70,6 +70,7 @@ class Connection(Protocol):
 
     def status(self, run: str | None) -> dict[str, Any]: ...  # noqa: D102
     def stop(self, run: str | None) -> dict[str, Any]: ...  # noqa: D102
+    def modify(self, run: str, changes: Sequence[str]) -> dict[str, Any]: ...  # noqa: D102
     def halt(self, note: Callable[[str], None]) -> dict[str, Any]: ...  # noqa: D102
     def resume(self, note: Callable[[str], None]) -> dict[str, Any]: ...  # noqa: D102
     def forget(self, node: str) -> dict[str, Any]: ...  # noqa: D102

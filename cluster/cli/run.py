@@ -75,6 +75,7 @@ def run(
     timeout_s = source.duration(timeout, "--timeout")
     loaded = source.load(scenario, sets or [], seed, config, out, exports=export or ())
     settings = source.resolve_settings(loaded, config, profile=profile, out=out, prometheus__port=prometheus_port)
+    loaded = source.recorded(loaded, settings)
     if dry_run:
         limits = limits_for(settings.profile, loaded.scenario.limits, allow_starve=allow_starve)
         return show_plan(loaded, settings, limits, address=address, nodes=nodes, allow_head=allow_head, as_json=as_json)

@@ -108,6 +108,12 @@ def resolve_settings(loaded: Loaded, config: Path | None, **flags: Any) -> Setti
     return settings_module.load(given, scenario=settings_module.said_by(loaded.scenario), config=config)
 
 
+def recorded(loaded: Loaded, settings: Settings) -> Loaded:
+    """Return the scenario at the level of the settings; a replay keeps the one that its plan has."""
+    scenario = loaded.scenario if loaded.replay_plan else settings_module.recorded(loaded.scenario, settings)
+    return loaded if scenario == loaded.scenario else replace(loaded, scenario=scenario, text=text.dump(scenario))
+
+
 def duration(value: str | None, option: str) -> float | None:
     """Return the seconds of an option such as `90`, `90s` or `5m`; raises `InputError` that names the option."""
     if value is None:

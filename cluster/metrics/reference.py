@@ -10,6 +10,9 @@ from actors.metrics.registry import CATALOGUE, Kind, Metric, Verbosity
 
 from .buckets import BY_UNIT, Buckets
 
+OF_NODES: Final = ("agent.", "dose.", "host.", "load.", "operation.", "safety.")
+OF_EACH_RUN: Final = frozenset(name for name in CATALOGUE if name.startswith(OF_NODES))
+
 _HEAD: Final = """# Metrics
 
 Every metric there is; a name that is not here cannot be recorded. `stress-cluster describe NAME` tells the same of one. In the files
@@ -21,7 +24,10 @@ a metric is a row for each series and window ([columns](files.md#metrics)); `str
 | family | name at the Prometheus endpoint, where each has the labels `run`, `node`, `worker` and `phase` beside its own |
 | recorded | from which level on: `minimal`, `normal` (the default), `verbose`; `always` is under every level, filter and sampling |
 
-"""
+At its level a run has of its nodes all that begins with {prefixes}, where an operation of that kind loads;
+others are there where what they tell of happens, or was asked for.
+
+""".format(prefixes=", ".join(f"`{one}`" for one in OF_NODES))
 _COLUMNS: Final = "| metric | kind | unit | family | labels | recorded | what it is |\n|---|---|---|---|---|---|---|\n"
 _OWN: Final = """
 ## Of the Prometheus endpoint itself

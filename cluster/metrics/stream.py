@@ -7,6 +7,7 @@ that differences are taken from moves only when the record is sealed.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,10 @@ from actors.clock import MILLISECOND_NS, SECOND_NS, Clock
 from actors.errors import CODES
 from actors.messages import Event
 from actors.metrics import histogram
-from actors.metrics.error_ledger import ErrorLedger, Example
+from actors.metrics.error_ledger import ErrorLedger
 from actors.metrics.policy import RecordingPolicy
 from actors.metrics.registry import Kind, Metric, Verbosity, find
+from actors.metrics.ring import Consumer
 from actors.metrics.segment import (
     H_BACKLOG,
     H_LEFT_FILTER,
@@ -47,6 +49,8 @@ _SNAP_NS: Final = 200 * MILLISECOND_NS
 _SLACK_NS: Final = 300 * MILLISECOND_NS  # a full second this close after a window's opening is the one that opened it
 _MAX_DECISIONS: Final = 10_000  # about what to leave out, that are kept
 _MAX_EVENTS: Final = 10_000
+_MANY: Final = 1_000  # series that are forgotten at once: their memory is looked for
+_EXAMPLES: Final = 3  # errors of each code that are told in words
 _MAX_VALUES: Final = 1_000_000
 _SAMPLES: Final = 1 << 14  # of one record
 _SAMPLE_RECORDS: Final = 8  # of one load and window: more wait in the ring, which counts what finds no room
@@ -157,7 +161,7 @@ class MetricStream:
         self._departed: list[Row] = []
         self._events: list[dict[str, Any]] = []
         self._events_seen = 0
-        self._errors = ErrorLedger(clock)
+        self._errors = ErrorLedger()
         self._failing: set[tuple[str, str, tuple[tuple[str, str], ...]]] = set()  # whose last rate of errors was not 0
         self._opened_ns = clock.boot_ns()
 
@@ -225,19 +229,33 @@ class MetricStream:
             self._events.append(event_row(event, self.node, self._events_seen, self._clock.wall_ns()))
 
     def error(self, error: BaseException, worker: str = "", phase: str = "") -> str:
-        """Count an error under its stable code and keep it as an example; return the code."""
-        code = self._errors.note(error)
-        self.observe("errors.seen", 1.0, worker, phase, {"code": code, "category": CODES[code][0]})
-        return code
-
-    def recent_errors(self) -> dict[str, tuple[Example, ...]]:
-        """Return the last few errors of each code, the most frequent code first."""
-        return self._errors.recent()
+        """Count an error under its stable code; the first few of each code go into the story with errno and category. Return the code."""
+        noted = self._errors.note(error)
+        labels = {"code": noted.code, "category": CODES[noted.code][0]}
+        self.observe("errors.seen", 1.0, worker, phase, labels)
+        if noted.number <= _EXAMPLES:
+            words = f"{noted.code}: {noted.message or noted.kind}"
+            self.event(
+                Event("error", words, "warning", worker=worker, phase=phase, data={**labels, "type": noted.kind, "errno": noted.errno})
+            )
+        return noted.code
 
     def attach(self, segment: Segment, worker: str, phase: str, samples: SampleReader | None = None) -> None:
         """Read this segment at every window's close from now on, and its load's single samples where they have a reader."""
         with self._lock:
             self._attached.append(_Attached(segment, worker, phase, samples=samples))
+
+    def has_samples(self, segment: Segment) -> bool:
+        """Tell whether an attached load's single samples have a reader."""
+        with self._lock:
+            return any(one.samples is not None for one in self._attached if one.segment is segment)
+
+    def read_samples(self, segment: Segment, ring: Consumer) -> None:
+        """Read an attached load's single samples from this ring too, from the next window on. Does nothing for one that is gone."""
+        with self._lock:
+            for one in self._attached:
+                if one.segment is segment:
+                    one.samples = SampleReader(segment, ring, one.worker, one.phase)
 
     def detach(self, segment: Segment) -> None:
         """Read the segment a last time; it may be closed after that. A recorder that did not close it is counted as unflushed."""
@@ -321,10 +339,14 @@ class MetricStream:
         gone = self._series.prune(now_ns)
         for key in gone:
             self._totals.pop(key, None)
-        if gone:
+        count = len(gone)
+        del gone
+        if count:
             self._totals, self._left_out = dict(self._totals), {}  # a dict that has shrunk keeps its room
-            pa.default_memory_pool().release_unused()  # windows of many series have left it large
-            self._record(("metrics.series.pruned", "", "", "", ()), Kind.COUNTER, float(len(gone)))
+            self._record(("metrics.series.pruned", "", "", "", ()), Kind.COUNTER, float(count))
+        if count >= _MANY:  # their windows have left the process large
+            gc.collect()
+            pa.default_memory_pool().release_unused()
 
     def _united(self, rows: list[Row]) -> list[Row]:
         """Return one row per series, counters with their totals: a load that was replaced has two segments in one window."""

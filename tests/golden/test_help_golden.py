@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from actors.errors import CODES
 from actors.metrics.registry import CATALOGUE
 from cluster import cli
 from cluster.exporters.prometheus import OWN
@@ -65,6 +66,21 @@ nodes' limits and `plan`. It stands in the manifest, not in plan.json: a replay 
         f"| `{path}` | {default} | {expected} | `{variable}` | {told} |" for path, default, expected, variable, told in reference_rows()
     ]
     check(REFERENCE / "settings.md", head + "\n".join(rows) + "\n")
+
+
+def test_error_reference():
+    """docs/reference/errors.md is the closed table of error codes."""
+    head = """# Error codes
+
+Each error has one of these codes: in `{"error": {"code", "message", "hint"}}` of `--json`, in the labels of `errors.seen` and
+`errors.rate`, and in the run's story (`events.parquet`, kind `error`: the first three of each code and node, with type and errno).
+The table is closed.
+
+| code | category | what it means |
+|---|---|---|
+"""
+    rows = [f"| `{code}` | {category} | {meaning} |" for code, (category, meaning) in CODES.items()]
+    check(REFERENCE / "errors.md", head + "\n".join(rows) + "\n")
 
 
 def test_metrics_reference():

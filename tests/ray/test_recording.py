@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -13,6 +14,7 @@ from support.terminal import Terminal, processes
 from cluster.analysis import load
 
 RATE_HZ = 20
+SECOND = timedelta(seconds=1)
 METRICS = {
     "level": "verbose",
     "mode": "detailed",
@@ -67,17 +69,38 @@ def test_a_run_records_what_its_scenario_says(standing: Terminal) -> None:
     assert rings_of(standing) == []
 
 
-def test_minimal_records_no_host_and_still_judges_the_dose(standing: Terminal) -> None:
-    """The verdict rests on doses, which no level leaves out; there are no samples in summary mode."""
-    made = documents.document("minimal", 5, cpu="10%", disk=None, metrics={"level": "minimal"})
-    ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=90)
+def test_minimal_records_no_host_until_it_is_changed_under_way(standing: Terminal) -> None:
+    """The verdict rests on doses, which no level leaves out. `modify` brings the host and the single samples in, on every node, from the
+    next window on; the load itself cannot be changed by it."""
+    made = documents.document("minimal", 11, cpu="10%", disk=None, metrics={"level": "minimal"})
+    command = standing.start("run", documents.write(standing.folder, made), "--yes", "--json")
+    command.await_text("running", 60)
+    standing.await_load(6)
+    told = standing.run("modify", "latest", "metrics.level=normal", "metrics.mode=detailed", "--json")
+    assert (told.code, told.document["nodes"], told.document["unreached"]) == (0, ["n1", "n2", "n3"], []), str(told)
+    refused = standing.run("modify", "latest", "plan.together.0.for=1s", "--json")
+    assert (refused.code, refused.document["error"]["code"]) == (2, "invalid_setting"), str(refused)
+    ended = command.wait(90)
     assert ended.code == 0, str(ended)
     assert all(one["reached"] for one in ended.document["dose"])
     folder = Path(ended.document["run_dir"])
-    names = set(load(folder).metrics["metric"].to_pylist())
-    assert names >= {"dose.requested", "dose.achieved", "load.operations", "safety.verdict"}
-    assert not [name for name in names if name.startswith(("host.", "agent.")) or name == "load.slice"]
-    assert not (folder / "samples").exists()
+    run = load(folder)
+    (changed,) = [row["time"] for row in run.events.to_pylist() if row["kind"] == "modified"]
+    rows = run.metrics.select(["metric", "node", "time"]).to_pylist()
+    early = {row["metric"] for row in rows if row["time"] < changed - 2 * SECOND}
+    assert early >= {"dose.requested", "dose.achieved", "safety.verdict"}
+    assert not [name for name in early if name.startswith(("host.", "agent.")) or name == "load.slice"]
+    late: dict[tuple[str, object], set[str]] = {}
+    for row in rows:
+        if row["time"] >= changed + SECOND and row["node"] in {"n1", "n2", "n3"}:
+            late.setdefault((row["node"], row["time"]), set()).add(row["metric"])
+    assert {node for node, _ in late} == {"n1", "n2", "n3"}
+    assert all("host.cpu.busy" in names for names in late.values() if "dose.achieved" in names)
+    samples = run.samples()
+    assert run.summary is not None
+    assert run.summary["samples"] == {"produced": samples.num_rows, "written": samples.num_rows}
+    assert set(samples["node"].to_pylist()) == {"n1", "n2", "n3"}
+    assert min(samples["time"].to_pylist()) >= changed - 2 * SECOND
     report = standing.run("report", str(folder))
     assert report.code == 0, str(report)
     assert report.out.startswith("PASSED")

@@ -84,6 +84,11 @@ def test_the_scenarios_own_name_of_a_profile_is_no_second_source() -> None:
     assert admitted(Submission("r1", SCENARIO + "profile: conservative\n", 0, profile="balanced")).terms["profile"] == "balanced"
 
 
+def test_series_caps_go_to_the_nodes_of_their_run() -> None:
+    """As the submission has them: they bind this run only."""
+    assert admitted(Submission("r1", SCENARIO, 0, caps={"series": 7})).terms["caps"] == {"series": 7}
+
+
 @pytest.mark.parametrize(("when", "observe_s"), [("during", 0.0), ("after", 5.0)])
 def test_a_hypothesis_about_the_time_after_the_load_has_nodes_record_on(when: str, observe_s: float) -> None:
     """What nobody asks for is not waited for."""

@@ -1,9 +1,10 @@
-"""Errors by code: each error has one, errno is kept, examples are bounded, and the rate by code and node is a series that ends at 0."""
+"""Errors by code: each error has one, errno is kept, words are bounded, and the rate by code and node is a series that ends at 0."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import json
 from concurrent.futures import CancelledError as FutureCancelledError
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from actors.clock import VirtualClock
 from actors.errors import CODES, HarnessError, InputError, RefusedError, StressError
 from actors.metrics import Recorder, Segment
-from actors.metrics.error_ledger import EXAMPLES, TEXT_MAX, ErrorLedger, code_of, errno_of
+from actors.metrics.error_ledger import TEXT_MAX, ErrorLedger, code_of, errno_of
 from cluster.metrics.stream import MetricStream
 from cluster.metrics.windows import unseal
 from cluster.outbox import Kind, Outbox, parse
@@ -59,35 +60,35 @@ def test_causes_in_a_circle_end(length: int) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_code_has_a_category_and_is_counted(code: str) -> None:
-    """The table is closed: each code can be raised and counted under its own name, in one of the eight categories."""
-    ledger = ErrorLedger(VirtualClock())
-    assert ledger.note(StressError(code, "x")) == code
-    assert ledger.totals() == {code: 1}
+def test_every_code_can_be_raised_and_is_counted(code: str) -> None:
+    """The table is closed: each code is raised and counted under its own name, in one of the eight categories; no other can be made."""
+    ledger = ErrorLedger()
+    with pytest.raises(StressError) as caught:
+        raise StressError(code, "x")
+    assert (ledger.note(caught.value).code, ledger.totals()) == (code, {code: 1})
     assert CODES[code][0] in CATEGORIES
-
-
-def test_examples_are_the_last_few_in_words() -> None:
-    """Of a thousand errors of one code the last three stay, each cut to its bound, the most frequent code first."""
-    clock = VirtualClock()
-    ledger = ErrorLedger(clock)
-    ledger.note(RefusedError("busy", "x"))
-    for number in range(1000):
-        ledger.note(OSError(errno.ENOSPC, f"{number} " + "x" * 1000))
-        clock.advance(1.0)
-    recent = ledger.recent()
-    assert list(recent) == ["os", "busy"]
-    assert len(recent["os"]) == EXAMPLES
-    last = recent["os"][-1]
-    assert (last.kind, last.errno, len(last.message)) == ("OSError", errno.ENOSPC, TEXT_MAX)
-    assert "999 x" in last.message
-    assert last.wall_ns == clock.wall_ns() - 10**9
-
-
-def test_an_unknown_code_is_a_bug() -> None:
-    """A code that is not in the table cannot become a series."""
     with pytest.raises(AssertionError, match="unknown error code"):
-        ErrorLedger(VirtualClock()).note_code("made_up")
+        StressError(f"{code}_made_up", "x")
+
+
+def test_the_first_errors_of_a_code_are_told_in_words(tmp_path: Path, clock: VirtualClock) -> None:
+    """Of a thousand errors of one code three are in the story, cut to their bound, with code, category, type and errno; all are counted."""
+    stream = stream_of(tmp_path, clock)
+    for number in range(1000):
+        stream.error(OSError(errno.ENOSPC, f"{number} " + "x" * 1000), "op", "ramp")
+    stream.error(RefusedError("busy", "taken"))
+    clock.advance(1.0)
+    stream.close_window(clock.wall_ns())
+    ((_, data),) = stream.unacked(1 << 30)
+    rows, events = unseal(parse(data).payload)
+    seen = {dict(row["labels"])["code"]: row["sum"] for row in rows.to_pylist() if row["metric"] == "errors.seen"}
+    assert seen == {"os": 1000.0, "busy": 1.0}
+    first, *_, last = events.to_pylist()
+    assert events.num_rows == 4
+    assert (first["kind"], first["worker"], first["phase"], len(first["message"])) == ("error", "op", "ramp", len("os: ") + TEXT_MAX)
+    assert "0 xxx" in first["message"]
+    assert json.loads(first["data"]) == {"code": "os", "category": "os", "type": "OSError", "errno": errno.ENOSPC}
+    assert json.loads(last["data"]) == {"code": "busy", "category": "invalid_state", "type": "RefusedError", "errno": None}
 
 
 # the series
@@ -135,7 +136,6 @@ def test_five_a_second_and_then_none(tmp_path: Path, clock: VirtualClock, window
     assert first[last] == {"os": 0.0, "timeout": 0.0}
     assert second[last] == {"timeout": 0.0}
     assert not any(first[last + 1 :])  # a gauge holds: 0 is said once
-    assert list(streams[0].recent_errors()) == ["os", "timeout"]
 
 
 def test_errors_of_a_load_are_rated_as_well(tmp_path: Path, clock: VirtualClock) -> None:

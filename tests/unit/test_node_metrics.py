@@ -13,12 +13,11 @@ from actors.errors import HarnessError, InputError
 from actors.messages import Capacity, Event, Operation
 from actors.metrics import Recorder, Segment
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
-from actors.metrics.raw import columns
 from actors.metrics.registry import Verbosity
-from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
 from cluster import node_metrics
-from cluster.metrics.windows import unseal
+from cluster.metrics.cardinality import Caps
+from cluster.metrics.windows import unseal, unseal_samples
 from cluster.node_metrics import SEAL_TRIES, NodeMetrics
 from cluster.outbox import Kind as RecordKind
 from cluster.outbox import Outbox, OutboxFullError, parse
@@ -266,15 +265,33 @@ def test_a_machine_without_rings_records_windows_and_says_so(tmp_path, monkeypat
 
 def test_a_change_of_policy_keeps_the_ring(tmp_path):
     """Detailed mode goes on when the policy changes, on the ring that the load pushes to."""
-    metrics = made(tmp_path)
-    recorder, ring = recorder_of(metrics), Ring.create(64, 3)
-    consumer, detailed = Consumer(ring), RecordingPolicy(mode=Mode.DETAILED)
-    metrics._segments["r", OPERATION.id].publish(detailed.to_json(), ring.path)
+    metrics, detailed = made(tmp_path), RecordingPolicy(mode=Mode.DETAILED)
+    metrics.begin("detailed", detailed)
+    recorder = recorder_of(metrics, "detailed")
+    _, _, ring = metrics._segments["detailed", OPERATION.id].texts(0)
     for value, policy in enumerate([detailed, replace(detailed, level=Verbosity.VERBOSE), RecordingPolicy(), detailed]):
-        metrics.set_policy("r", policy)
+        metrics.set_policy("detailed", policy)
         recorder.histogram("load.slice").record(float(value))
         recorder.tick()
-    assert columns(consumer.drain())[0].tolist() == [0.0, 1.0, 3.0]
+    assert metrics._segments["detailed", OPERATION.id].texts(0)[2] == ring
+    metrics.close_windows()
+    batches = [parse(data) for _, data in metrics._streams["detailed"].unacked(1 << 30)]
+    values = [unseal_samples(one.payload)["value"].to_pylist() for one in batches if one.kind is RecordKind.SAMPLES]
+    assert values == [[0.0, 1.0, 3.0]]
+
+
+def test_series_have_the_caps_of_their_run(tmp_path):
+    """Two runs on one node: what passes the caps of one goes into its overflow series, the other has its own."""
+    metrics = made(tmp_path)
+    metrics.begin("few", RecordingPolicy(), Caps(series=2))
+    for run in ("r", "few"):
+        for number in range(4):
+            metrics._streams[run].observe("probe.requests", 1.0, labels={"probe": f"p{number}"})
+    metrics.close_windows()
+    found = {
+        run: [dict(row["labels"])["probe"] for row in rows_of(metrics, run) if row["metric"] == "probe.requests"] for run in ("r", "few")
+    }
+    assert {run: sorted(names) for run, names in found.items()} == {"r": ["p0", "p1", "p2", "p3"], "few": ["__overflow__", "p0", "p1"]}
 
 
 def test_errors_are_counted_where_their_run_is_open(tmp_path):
@@ -282,7 +299,6 @@ def test_errors_are_counted_where_their_run_is_open(tmp_path):
     metrics = made(tmp_path)
     metrics.error("r", HarnessError("journal", "x"), "op")
     metrics.error("unknown", HarnessError("os", "x"))
-    assert list(metrics._streams["r"].recent_errors()) == ["journal"]
     metrics.seal("r")
     metrics.error("r", HarnessError("os", "x"))
-    assert list(metrics._streams["r"].recent_errors()) == ["journal"]
+    assert [dict(row["labels"])["code"] for row in rows_of(metrics) if row["metric"] == "errors.seen"] == ["journal"]

@@ -8,16 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from actors.errors import HarnessError, RefusedError
+from actors.errors import HarnessError, InputError, RefusedError
 from actors.messages import Amounts, Capacity, Halt, NodeSpec, Operation
-from cluster.exchange import Goal, Report
+from cluster.exchange import Goal, Report, RunReport, Stage
 from cluster.journal import Journal, Past
 from cluster.orchestrator_api import OrchestratorConfig, Submission
-from cluster.orchestrator_shell import OrchestratorShell
+from cluster.orchestrator_shell import Extras, OrchestratorShell
 from cluster.records import Admission
+from scenarios import plan as plans
+from scenarios import text
+from scenarios.recording import Metrics
 from tests.support import waiting
 
 ONE = Amounts(0.5, 10, 0)
+SCENARIO = "version: 1\nname: x\nplan: {CpuLoad: {fraction: 10%}, for: 5s}\n"
 CAPACITY = Capacity(2.0, 1000, 1000)
 REPORT = {"simulators": {"CpuLoad": {"verdict": "available", "reason": ""}}}
 
@@ -293,3 +297,42 @@ def test_an_orchestrator_at_work_is_not_sent_away(cluster):
         one.shell._core.runs.clear()
     assert one.shell.leave(True)
     assert one.shell._ending.is_set()
+
+
+# ---- what a live run records
+
+
+def test_modify_answers_once_every_node_has_confirmed(cluster, monkeypatch):
+    """It pokes the nodes and waits for their word; one that does not answer is named; the next change builds on this one."""
+    monkeypatch.setattr("cluster.orchestrator_shell.MODIFY_S", 0.3)
+    here = cluster("n1", "n2")
+    here.hire("n1", "n2")
+    here.admit("r", "n1", "n2")
+    plan = plans.resolve(text.load(SCENARIO), here.nodes(), 1)
+    here.shell._extras["r"] = Extras(plan, Submission("r", SCENARIO, 1), aggregator=None)
+
+    def report(self):
+        self.number += 1
+        theirs = RunReport("r", Stage.READY, recording=self.recording)
+        return Report(self.node, f"m-{self.node}", "c", 1, 1, self.number, 0, (theirs,))
+
+    def ask(self):
+        reply = self.cluster.shell.exchange(self.report())
+        if self.node != "n2" and reply.orders:
+            self.recording = reply.orders[0].terms["recording"]
+            self.cluster.shell.exchange(self.report())
+
+    monkeypatch.setattr(Agent, "recording", "", raising=False)
+    monkeypatch.setattr(Agent, "report", report)
+    monkeypatch.setattr(Agent, "ask", ask)
+    told = here.shell.modify("r", ["metrics.level=minimal"])
+    assert (told["nodes"], [one.partition(":")[0] for one in told["unreached"]]) == (["n1"], ["n2"])
+    here.shell.modify("r", ["metrics.mode=detailed"])
+    assert here.shell._extras["r"].plan.scenario.metrics == Metrics("minimal", "detailed")
+    for run, change in (("r", "seed=9"), ("other", "metrics.level=minimal")):
+        with pytest.raises(InputError):
+            here.shell.modify(run, [change])
+    assert [event.message for event in here.shell._core.runs["r"].events if event.kind == "modified"] == [
+        "recording changed: metrics.level=minimal",
+        "recording changed: metrics.mode=detailed",
+    ]

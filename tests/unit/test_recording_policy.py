@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -66,6 +64,9 @@ def test_levels_nest() -> None:
         "dose.requested",
         "dose.achieved",
         "dose.own",
+        "operation.started",
+        "operation.completed",
+        "operation.failed",
         "samples.produced",
         "samples.dropped",
         "probe.failures",
@@ -85,7 +86,7 @@ def test_levels_nest() -> None:
     }
     assert vital | MINIMAL == names[Verbosity.MINIMAL]
     assert set(CATALOGUE) >= MINIMAL
-    per_simulator = [name for name in names[Verbosity.MINIMAL] if name.startswith(("dose.", "load.", "agent."))]
+    per_simulator = [name for name in names[Verbosity.MINIMAL] if name.startswith(("dose.", "operation.", "load.", "agent."))]
     assert len(per_simulator) <= 10
 
 
@@ -290,63 +291,6 @@ def test_label_sets_are_bounded(segment: Segment) -> None:
     recorder.tick()
     found = {dict(labels).get("probe", name): segment.read(row).sum for row, _, name, labels in segment.series()}
     assert found == {"p0": 1.0, "p1": 2.0, "p2": 1.0, handle.OVERFLOW_LABEL: 7.0, "load.operations": 1.0}
-
-
-# preallocation
-
-
-def growth(path: Callable[[], object], times: int) -> tuple[int, int]:
-    """Return bytes and blocks that are still allocated after so many calls, numpy's memory included."""
-    for _ in range(3):
-        path()
-    gc.collect()
-    tracemalloc.start()
-    try:
-        for _ in range(2):
-            path()
-        before = tracemalloc.take_snapshot()
-        for _ in range(times):
-            path()
-        gc.collect()
-        after = tracemalloc.take_snapshot()
-    finally:
-        tracemalloc.stop()
-    ours = [tracemalloc.Filter(inclusive=True, filename_pattern="*/actors/metrics/*")]
-    found = after.filter_traces(ours).compare_to(before.filter_traces(ours), "filename")
-    return sum(one.size_diff for one in found), sum(one.count_diff for one in found)
-
-
-def test_a_million_samples_over_a_hundred_windows_allocate_nothing_that_stays(segment: Segment) -> None:
-    """Declared metrics have their slots: 10^6 samples by batch and by call, drained over 100 windows, leave less than 1 KB and no block."""
-    recorder = recorder_of(segment)
-    recorder.declare("load.slice", "load.operations")
-    slices, operations = recorder.histogram("load.slice"), recorder.counter("load.operations")
-    values = np.random.default_rng(1).lognormal(size=4_900)
-
-    def window() -> None:
-        for _ in range(100):
-            operations.record(1.0)
-        operations.record_many(values)
-        slices.record_many(values)
-        slices.record(1.0)
-        recorder.tick()
-        segment.next_window()
-
-    size, blocks = growth(window, 100)
-    assert size < 1024
-    assert blocks <= 0
-    assert segment.read(0).count >= 490_000
-
-
-def test_a_ring_allocates_nothing_that_stays() -> None:
-    """10^6 records pushed in batches and drained into the same array leave no block behind."""
-    ring = Ring.create(1 << 14)
-    producer, consumer, rows, out = Producer(ring), Consumer(ring), np.ones((1, 10_000)), np.empty((1, 10_000))
-
-    def pass_on() -> None:
-        assert producer.offer(rows) == consumer.drain_into(out) == 10_000
-
-    assert growth(pass_on, 100)[1] <= 0
 
 
 # modes

@@ -1,24 +1,26 @@
-"""One contract for all reporters, and what each adds: batches with exact counts, thinning with weights; simulators know none of them."""
+"""One contract for all reporters, and what each adds: batches with exact counts; simulators know none of them."""
 
 from __future__ import annotations
 
 import ast
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.clock import VirtualClock
+from actors import kernels
+from actors.clock import SystemClock, VirtualClock
+from actors.cpu import CpuLoad
 from actors.errors import InputError
-from actors.metrics import Kind, Recorder, Segment
-from actors.metrics.reporter import Batch, BatchingReporter, MemoryReporter, NullReporter, Recordable, Reporter, SamplingReporter
-from actors.metrics.sampling import Adaptive, FirstN, Policy, Probability, RateLimit
+from actors.messages import Capacity, Operation
+from actors.meters import LoadMeters, open_meters
+from actors.metrics import Recorder, Segment
+from actors.metrics.reporter import Batch, BatchingReporter, MemoryReporter, NullReporter, Reporter
+from actors.shape import Constant
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,17 +65,11 @@ def batching() -> Case:
     return Case(BatchingReporter(deliver, VirtualClock(), size=7), total)
 
 
-def sampling() -> Case:
-    memory = MemoryReporter()
-    return Case(SamplingReporter(memory, lambda _: Probability(0.2), VirtualClock(), Random(1)), lambda name: summed(memory.samples(name)))
-
-
 CASES = {
     "recorder": collecting,
     "null": lambda: Case(NullReporter(), None),
     "memory": in_memory,
     "batching": batching,
-    "sampling": sampling,
 }
 
 
@@ -130,6 +126,69 @@ def test_no_simulator_knows_a_collector() -> None:
                 parts = {(node.module or "").rpartition(".")[2], *(alias.name for alias in node.names)}
                 opens += [path.name] * bool(parts & concrete)
     assert opens == ["meters.py"]
+
+
+class Watch:
+    """A lease that lasts."""
+
+    def __init__(self) -> None:
+        self.clock, self.noted = SystemClock(), []
+
+    def may_go_on(self) -> bool:
+        return True
+
+    def ceiling(self) -> float:
+        return 1.0
+
+    def note(self, what: int) -> None:
+        self.noted.append(what)
+
+    def report(self, **figures: float) -> None:
+        pass
+
+    def first_slice(self) -> None:
+        pass
+
+
+def test_a_load_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel breaks in the 20th slice: the error comes out, and the 19 slices before it are in the segment, which is closed."""
+    left = iter(range(19))
+
+    def kernel(rounds: int, index: int) -> None:
+        if next(left, None) is None:
+            raise OSError("broken")
+
+    monkeypatch.setattr(kernels, "load_kernel", lambda _: lambda rounds, index: None)
+    segment, watch = Segment.create(), Watch()
+    operation = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 5.0, "fraction", Constant(1.0).to_spec(), {"cores": 1})
+    load = CpuLoad(operation, Capacity(1.0, 1 << 30, 1 << 30), watch, segment.path)
+    load.warm_up()
+    load._kernel = kernel
+    with pytest.raises(OSError, match="broken"):
+        load.run(watch.clock.boot_ns())
+    found = {name: segment.read(row).count for row, _, name, _ in segment.series()}
+    assert found == {"load.slice": 19, "load.operations": 19}
+    assert (segment.closed, watch.noted) == (True, [])
+
+
+def test_without_an_agent_a_load_records_nowhere() -> None:
+    """No segment, or one that is gone: the meters take what they are told, keep nothing, and say so."""
+    for path in ("", "/proc/self/fd/none"):
+        meters = open_meters(path, 1)
+        meters.record_slice(0.001, 5)
+        meters.tick()
+        meters.close()
+        assert not meters.is_kept
+
+
+def test_a_load_records_through_any_reporter() -> None:
+    """Meters know the protocol only: a test sees with a reporter in memory what a run would record."""
+    reporter = MemoryReporter()
+    meters = LoadMeters(reporter)
+    meters.record_slice(0.25, 5)
+    meters.close()
+    assert (reporter.samples("load.slice"), reporter.samples("load.operations")) == ([(0.25, 1)], [(5, 1)])
+    assert reporter.closed
 
 
 # batches
@@ -244,91 +303,3 @@ def test_a_sink_may_close_its_own_reporter(takes: bool) -> None:
     assert (reporter.offered, reporter.waiting) == (7, 0)
     assert reporter.delivered + reporter.dropped == 7
     assert (reporter.delivered > 0) == takes
-
-
-# thinning
-
-
-def test_batches_are_thinned_by_time() -> None:
-    """Ten batches of 1,000 a second under limits of 100 and 1,000/s: as many are kept as allowed; after an hour of silence no more."""
-    for limit in (100, 1000):
-        memory, clock = MemoryReporter(), VirtualClock()
-        reporter = SamplingReporter(memory, lambda _, most=limit: RateLimit(most), clock, Random(1))
-        series = reporter.histogram("load.slice")
-        for _ in range(100):
-            clock.advance(0.1)
-            series.record_many(np.ones(1000))
-        assert 0.9 * 10 * limit <= len(memory.samples("load.slice")) <= 10 * limit
-        memory.clear()
-        clock.advance(3600.0)
-        series.record_many(np.ones(10_000))
-        assert 0.9 * limit <= len(memory.samples("load.slice")) <= limit + 1
-        reporter.close()
-        assert reporter.counts()[0] == 110_000
-
-
-def test_a_series_that_two_threads_ask_for_at_once_is_one() -> None:
-    """Both get the same series, so that no sample is missing from the counts."""
-    together = threading.Barrier(2, timeout=10.0)
-
-    def policy_of(_: object) -> Policy:
-        together.wait()
-        return Probability(0.5)
-
-    reporter = SamplingReporter(MemoryReporter(), policy_of, VirtualClock(), Random(1))
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(reporter.histogram("load.slice"))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found[0] is found[1]
-    for series in found:
-        series.record_many(np.ones(10))
-    assert reporter.counts()[0] == 20
-
-
-def test_a_series_may_appear_while_others_are_ended() -> None:
-    """What records into the reporter behind may ask for one more series of this one."""
-
-    class Asking(MemoryReporter):
-        def _series(self, name: str, kind: Kind, labels: dict[str, str]) -> Recordable:
-            inner = super()._series(name, kind, labels)
-
-            def record_weighted(value: float, weight: int) -> None:
-                reporter.counter("load.operations")
-
-            inner.record_weighted = record_weighted
-            return inner
-
-    reporter = SamplingReporter(Asking(), lambda _: FirstN(0), VirtualClock(), Random(1))
-    reporter.histogram("load.slice").record(1.0)
-    reporter.begin_window()
-    reporter.histogram("load.slice").record(1.0)
-    reporter.close()
-    assert reporter.counts() == (2, 2, 0, 0)
-
-
-@pytest.mark.parametrize("policy", [Probability(0.01), Adaptive(1000)], ids=repr)
-def test_hot_operations_are_thinned_and_failures_are_not(policy: Policy) -> None:
-    """100,000 operations/s for 3 s: few leave, totals are right within 1 %, the histogram too, and each failure is there."""
-    segment, clock = Segment.create(), VirtualClock()
-    chance = np.random.default_rng(2)
-    reporter = SamplingReporter(Recorder(Segment.open(segment.path), clock), lambda _: policy, clock, Random(3))
-    slices, failed = reporter.histogram("load.slice"), reporter.counter("probe.failures", probe="x", reason="y")
-    true_sum = 0.0
-    for _ in range(3000):
-        values = chance.uniform(0.9, 1.1, 100)
-        true_sum += float(values.sum())
-        slices.record_many(values)
-        failed.record(1.0)
-        clock.advance(0.001)
-        reporter.tick()
-    reporter.close()
-    offered, kept, dropped, waiting = reporter.counts()
-    assert (offered, kept + dropped, waiting) == (300_000, 300_000, 0)
-    assert kept <= 3001
-    cells = segment.read(0)
-    assert cells.count == 300_000
-    assert cells.sum == pytest.approx(true_sum, rel=0.01)
-    assert segment.read(1).count == 3000

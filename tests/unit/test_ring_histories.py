@@ -45,17 +45,18 @@ def allowed_by_trying(history: History, capacity: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("records", [RECORDS, pytest.param(10 * RECORDS, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(("capacity", "pause"), [(1, (0, 0)), (2, (3, 0)), (4, (0, 3)), (64, (1, 1))])
-def test_histories_of_two_threads_are_linearizable(capacity: int, pause: tuple[int, int]) -> None:
+def test_histories_of_two_threads_are_linearizable(capacity: int, pause: tuple[int, int], records: int) -> None:
     """Of 100,000 records at least each passed at one instant within its time, and no `full` or `empty` was false when asked."""
-    found = histories.run_until(RECORDS, OPERATIONS, capacity, pause, RUNS_MAX)
+    found = histories.run_until(records, OPERATIONS, capacity, pause, RUNS_MAX * records // RECORDS)
     for history in found:
         assert histories.impossible(histories.records_of(history), capacity) is None
         assert histories.false_answers(history, capacity) == 0
         got = history.popped[history.popped >= 0]
         assert (got == np.arange(got.size)).all()
         assert 0 <= history.pushed.sum() - got.size <= capacity
-    assert sum(map(histories.passed, found)) >= RECORDS, "too few records passed to say anything"
+    assert sum(map(histories.passed, found)) >= records, "too few records passed to say anything"
 
 
 def test_the_check_agrees_with_trying_every_order() -> None:

@@ -4,6 +4,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.clock import VirtualClock
 from actors.errors import HarnessError, InputError
@@ -53,6 +55,30 @@ def test_the_difference_is_the_histogram_of_what_came_between(segment: Segment, 
         want = Histogram.of(values)
         assert (keys.tolist(), counts.tolist()) == (want.keys.tolist(), want.counts.tolist())
         base = now
+
+
+edges = st.sampled_from([2.0**-30, float(np.nextafter(2.0**-30, 0)), 2.0**34, float(np.nextafter(2.0**34, 0)), 0.0, 1.0, float("inf")])
+durations = st.floats(1e-9, 1e9)
+anything = st.floats(allow_nan=True) | edges | edges.map(lambda value: -value)
+
+
+@given(st.lists(st.lists(durations | edges | anything, max_size=40) | st.lists(durations, max_size=40), min_size=1, max_size=3))
+def test_every_drain_has_the_buckets_of_its_samples(drains: list[list[float]]) -> None:
+    """Whatever the values are, within the range or beyond, far apart or together: buckets, count and extremes are exact."""
+    segment = Segment.create(1)
+    recorder = Recorder(Segment.open(segment.path), VirtualClock())
+    series = recorder.histogram("load.slice")
+    for values in drains:
+        series.record_many(np.array(values, np.float64))
+        recorder.tick()
+    want = Histogram.of(np.concatenate([np.array(values, np.float64) for values in drains]))
+    cells = segment.read(0)
+    assert [part.tolist() for part in difference(cells, None)] == [want.keys.tolist(), want.counts.tolist()]
+    assert (cells.count, cells.invalid) == (want.count, want.nan)
+    if want.count:
+        assert (cells.min, cells.max) == (want.min, want.max)
+        finite = [abs(value) for values in drains for value in values if np.isfinite(value)]
+        assert cells.sum == pytest.approx(want.sum, abs=1e-12 * sum(finite)) or not np.isfinite(want.sum)
 
 
 def test_bucket_counts_may_wrap(segment: Segment, recorder: Recorder) -> None:
@@ -187,6 +213,22 @@ def test_only_the_catalogue_can_be_recorded(recorder: Recorder) -> None:
         recorder.histogram("load.slice", x="1")
     with pytest.raises(InputError, match="is a histogram"):
         recorder.counter("load.slice")
+
+
+def test_a_name_is_checked_however_often_it_was_called(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handle is found as it was called before; what equals that call and is another one is not it, and a bound ends the remembering."""
+    first = recorder.counter("probe.failures", probe="1", reason="failed")
+    assert recorder.counter("probe.failures", probe="1", reason="failed") is first
+    assert recorder.counter("probe.failures", reason="failed", probe="1") is first
+    whole, true = (recorder.counter("probe.failures", probe=value, reason="failed") for value in (1, True))
+    assert (whole, true.labels[0]) == (first, ("probe", "True"))
+    assert recorder.counter("probe.failures", probe=1, reason="failed") is first
+    with pytest.raises(InputError, match="is a counter"):
+        recorder.gauge("probe.failures", probe="1", reason="failed")
+    monkeypatch.setattr(handle_module, "_CALLS_MAX", len(recorder._called))
+    many = [recorder.counter("probe.requests", probe=str(number)) for number in range(100)]
+    assert many[-1] is recorder.counter("probe.requests", probe="99")
+    assert len(recorder._called) == handle_module._CALLS_MAX
 
 
 def test_what_is_no_segment_is_refused(tmp_path) -> None:

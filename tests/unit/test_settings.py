@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from actors.errors import InputError
 from cluster import settings as module
+from cluster.driver_main import caps_of
+from cluster.metrics.cardinality import Caps
 from cluster.safety.profiles import PROFILES as LIMIT_PROFILES
 from cluster.settings import FIELDS, PROFILES, Settings, flatten, from_dict, load, state_path
+from scenarios import text
 
 
 def resolved(tmp_path, flags=None, environ=None, toml=None, scenario=None):
@@ -207,3 +210,45 @@ def test_settings_of_the_endpoint_come_from_variables(tmp_path):
     names = {"TLS_CERT": "/c.pem", "TLS_KEY": "/c.key", "AUTH_FILE": "/a.toml", "HOST": "0.0.0.0", "BUCKETS": "probe.response=0.5,1"}
     found = resolved(tmp_path, environ={f"STRESS_CLUSTER_PROMETHEUS__{name}": value for name, value in names.items()}).prometheus
     assert (found.tls_cert, found.tls_key, found.auth_file, found.host, found.buckets) == tuple(names.values())
+
+
+SCENARIO = """version: 1
+name: x
+{metrics}
+plan: {{CpuLoad: {{fraction: 10%}}, for: 5s}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("document", "layers", "want"),
+    [
+        pytest.param("", {}, "normal", id="nothing-said"),
+        pytest.param("", {"toml": "[metrics]\nlevel = 'minimal'"}, "minimal", id="file"),
+        pytest.param("", {"environ": {"STRESS_CLUSTER_METRICS__LEVEL": "verbose"}}, "verbose", id="environment"),
+        pytest.param("metrics: {level: minimal}", {"environ": {"STRESS_CLUSTER_METRICS__LEVEL": "verbose"}}, "minimal", id="scenario"),
+        pytest.param("metrics: {level: minimal}", {"flags": {"metrics.level": "verbose"}}, "verbose", id="flag"),
+        pytest.param("metrics: {level: normal}", {"flags": {"metrics.level": None}}, "normal", id="no-flag"),
+    ],
+)
+def test_the_level_of_a_run_is_settable_by_file_environment_scenario_and_flag(tmp_path, document, layers, want):
+    """The layers have their usual order, and the scenario that is submitted says the level that won."""
+    scenario = text.load(SCENARIO.format(metrics=document))
+    found = module.recorded(scenario, resolved(tmp_path, scenario=module.said_by(scenario), **layers))
+    assert found.metrics.level == want
+    assert dataclasses.replace(found, metrics=scenario.metrics) == scenario
+
+
+def test_a_level_that_would_blind_a_hypothesis_is_refused(tmp_path):
+    """As in the document itself: it would be unknown at the end, after all the load."""
+    scenario = text.load(SCENARIO.format(metrics="hypotheses: [{threshold: {metric: host.cpu.busy, stat: max, op: <, value: 1}}]"))
+    minimal = resolved(tmp_path, environ={"STRESS_CLUSTER_METRICS__LEVEL": "minimal"})
+    with pytest.raises(InputError, match=r"needs host\.cpu\.busy, which metrics\.level minimal leaves out"):
+        module.recorded(scenario, minimal)
+
+
+def test_series_caps_are_settings_of_a_run(tmp_path):
+    """What is set goes with the submission as the caps of each node's streams; what is not is the caps' own default."""
+    assert Caps(**caps_of(resolved(tmp_path))) == Caps()
+    toml = "[metrics]\nmax_series = 7\nmax_series_by_metric = 5\nmax_label_values = 3\nidle_s = '2m'"
+    assert Caps(**caps_of(resolved(tmp_path, toml=toml))) == Caps(7, 5, 3, 120.0)
+    assert "metrics.max_series" in refused(tmp_path, environ={"STRESS_CLUSTER_METRICS__MAX_SERIES": "0"}).message

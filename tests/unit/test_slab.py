@@ -38,6 +38,26 @@ def test_a_block_has_one_user(blocks: int, steps: list[int | None]) -> None:
     assert {slab.take() for _ in range(blocks - len(used))} | set(used) == set(range(blocks))
 
 
+@pytest.mark.parametrize("operations", [100_000, pytest.param(10_000_000, marks=pytest.mark.soak)])
+def test_a_slab_that_was_used_for_long_is_as_good_as_new(operations: int) -> None:
+    """After many takes and gives in random order nothing has leaked, and all free blocks can be had: there is no fragment to lose."""
+    slab, chance, live = Slab(64, 8), np.random.default_rng(2), list[int]()
+    choices = chance.random(operations).tolist()
+    for choice in choices:
+        if choice < 0.5 and len(live) < 64:
+            number = slab.take()
+            assert number is not None
+            live.append(number)
+        elif live:
+            at = int(choice * 997) % len(live)
+            live[at], live[-1] = live[-1], live[at]
+            slab.give(live.pop())
+    assert slab.in_use == len(live)
+    rest = {slab.take() for _ in range(64 - len(live))}
+    assert rest | set(live) == set(range(64))
+    assert slab.take() is None
+
+
 @pytest.mark.parametrize(("blocks", "size"), [(0, 1), (1, 0), (-1, 4)])
 def test_a_slab_of_nothing_is_refused(blocks: int, size: int) -> None:
     """Blocks and words are at least one each."""

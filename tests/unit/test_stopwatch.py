@@ -20,8 +20,8 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def ledger(clock: VirtualClock) -> ErrorLedger:
-    return ErrorLedger(clock)
+def ledger() -> ErrorLedger:
+    return ErrorLedger()
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ class TDigest:
         finite = np.isfinite(array)
         array, counts = array[finite], counts[finite]
         with np.errstate(over="ignore", invalid="ignore"):  # a sum past 1.8e308 is infinite, as IEEE has it
-            total = float(array.sum()) if (counts == 1).all() else float(np.dot(array, counts))
+            total = float(array.sum()) if (counts == 1).all() else float((array * counts).sum())
         array, counts = _sorted(array, counts)
         ends = (float(array[0]), float(array[-1])) if array.size else (math.inf, -math.inf)
         return _made(array, counts, total, ends, (nan, below, above), delta)
