@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,9 @@ import pytest
 from actors.clock import SystemClock
 from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.store import read_run
+from tests.support.killing import killed
 from tests.support.windows import end, record
 
-ROOT = Path(__file__).parents[2]
 RECORDS = 120
 KILLS = 8
 
@@ -38,22 +35,6 @@ while at < records:
 """
 
 
-def live_and_be_killed(directory: Path, settle_bytes: int, chance: random.Random) -> int:
-    """Run a child that pushes, kill it a seeded while after it was ready; return the last sequence number that it acknowledged."""
-    command = [sys.executable, "-c", CHILD, str(directory), str(RECORDS), str(settle_bytes)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    try:
-        child.wait(chance.uniform(0.0, 0.12))
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-    acknowledged = [int(line) for line in child.stdout.read().split()]
-    child.stdout.close()
-    assert child.wait(10) in (0, -signal.SIGKILL)
-    return max(acknowledged, default=0)
-
-
 @pytest.mark.parametrize("settle_bytes", [20_000, 1 << 30], ids=["settles-often", "settles-at-the-end"])
 def test_what_a_killed_aggregator_acknowledged_is_there_once(tmp_path: Path, settle_bytes: int) -> None:
     """After each of several SIGKILLs every acknowledged record is read once with its events, and the next life goes on."""
@@ -61,7 +42,8 @@ def test_what_a_killed_aggregator_acknowledged_is_there_once(tmp_path: Path, set
     chance = random.Random(seed)
     acknowledged = 0
     for _ in range(KILLS):
-        acknowledged = max(acknowledged, live_and_be_killed(tmp_path / "run", settle_bytes, chance))
+        after_s = chance.uniform(0.0, 0.12)
+        acknowledged = max(acknowledged, killed(CHILD, tmp_path / "run", RECORDS, settle_bytes, after_s=after_s))
         contents = read_run(tmp_path / "run")
         numbers = [int(row["sum"]) for row in contents.metrics.to_pylist() if row["metric"] == "probe.requests"]
         assert sorted(numbers) == list(range(1, len(numbers) + 1)), f"lost or doubled, seed {seed}"

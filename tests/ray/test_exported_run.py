@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 
 import pyarrow.parquet as pq
 from support import documents
@@ -13,7 +14,7 @@ from cluster.analysis import load
 
 
 def test_the_files_of_a_runs_exporters_hold_its_rows() -> None:
-    """Files of the run directory and one elsewhere have every row that their rules let through; a failing one changes no verdict."""
+    """Files of the run directory and one elsewhere have every row that their rules let through, also of a run that SIGTERM ended."""
     with terminal() as here:
         exporters = {
             "destinations": [
@@ -40,8 +41,18 @@ def test_the_files_of_a_runs_exporters_hold_its_rows() -> None:
         assert {"export.delivered", "export.queue"} <= {*rows["metric"].to_pylist()}
         report = here.run("report", str(folder))
         assert f"jsonl: {rows.num_rows} rows in {here.folder}/{folder.name}.jsonl, complete" in report.out
-        again = here.run("run", f"replay:{folder.name}", "--json")  # {run} is another now
-        assert again.code == 0, str(again)
+        replaying = here.start("run", f"replay:{folder.name}", "--json")  # {run} is another now
+        here.await_load(1)
+        replaying.send(signal.SIGTERM)
+        again = replaying.wait(60)
+        assert (again.code, again.document["status"]) == (130, "cancelled"), str(again)
+        stopped = here.run_dir()
+        assert stopped != folder
+        rows = load(stopped).metrics
+        assert rows.num_rows > 0
+        assert all(one["complete"] for one in again.document["exporters"]), again.document["exporters"]
+        assert len((here.folder / f"{stopped.name}.jsonl").read_text().splitlines()) == rows.num_rows
+        assert pq.read_table(stopped / "exports" / "all.parquet").num_rows == rows.num_rows
         busy = here.run("run", documents.write(here.folder, made), "--export", f"csv:{here.folder}/{folder.name}.jsonl", "--json")
         assert (busy.code, busy.document["status"]) == (6, "refused"), str(busy)
         assert "exists already" in busy.document["error"]["message"]
