@@ -37,6 +37,7 @@ class Feed:
         self._core, self._pipeline, self._limits = core, pipeline, dict(limits)
         self._loop = asyncio.get_running_loop()
         self._wake, self._is_empty = asyncio.Event(), asyncio.Event()
+        self._is_stopped = False
         self._known = {name: coverage.copy() for name, coverage in known.items()}
         self.given = {name: coverage.copy() for name, coverage in known.items()}
         self._begun = {name: coverage.copy() for name, coverage in known.items()}  # given, or being given by somebody
@@ -62,8 +63,15 @@ class Feed:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     async def run(self) -> None:
-        """Give each record that comes to the destinations that are up to date, for ever."""
-        while True:
+        """Give each record that comes to the destinations that are up to date, until `emptied` has taken too long."""
+        try:
+            await self._run()
+        finally:
+            self._is_stopped = True
+            self._is_empty.set()
+
+    async def _run(self) -> None:
+        while not self._is_stopped:
             with self._lock:
                 entry = self._inbox.popleft() if self._inbox else None
                 self._inbox_bytes -= entry.metrics.nbytes if entry is not None else 0
@@ -79,11 +87,18 @@ class Feed:
                 await self._pipeline.export(filled(entry.metrics), to=None if len(to) == len(self.given) else to)
                 self._note(to, records)
 
-    async def emptied(self) -> None:
-        """Wait until all that was taken is given. Nothing may be taken meanwhile."""
+    async def emptied(self, timeout_s: float) -> None:
+        """Wait until all that was taken is given, or this long: then the rest is given to nobody. Nothing may be taken meanwhile."""
+        if self._is_stopped:
+            return
         self._is_empty.clear()
         self._wake.set()
-        await self._is_empty.wait()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_empty.wait(), timeout_s)
+            return
+        self._is_stopped = True
+        self._wake.set()
+        await self._is_empty.wait()  # for the record in hand
 
     def _begin(self, name: str, records: Coverage) -> bool:
         """Tell whether these are to be given; nobody else is told so again."""

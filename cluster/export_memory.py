@@ -22,6 +22,8 @@ _SUMS: Final = (
     "successes",
     "filtered_rows",
     "late_rows",
+    "cut_bytes",
+    "spill_lost_bytes",
 )
 
 
@@ -50,7 +52,7 @@ def added(earlier: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str
     """Return a report that counts an ended life and the one after it together; what waits and how it stands is the later one's."""
     if earlier is None:
         return dict(now)
-    sums = {name: earlier[name] + now[name] for name in _SUMS}
+    sums = {name: earlier.get(name, 0) + now[name] for name in _SUMS}
     sums["recovered_rows"] -= earlier["spilled_rows"]  # produced once
     reasons = {name: _summed(earlier[name], now[name]) for name in ("dropped_rows", "failures")}
     return {**now, **sums, **reasons, "earlier_rows": earlier["earlier_rows"]}

@@ -41,6 +41,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def make_folders(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder with all above it, so that a power cut leaves it there. Raises `OSError`.
+
+    One that is there is made durable too: who made it may have died before it came to that.
+    """
+    missing = [one for one in folder.parents if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    for made in (*reversed(missing), folder):
+        sync_folder(made.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -29,6 +29,8 @@ from typing import Final
 
 from actors.errors import HarnessError
 
+from .files import make_folders, sync_folder
+
 _HEAD: Final = struct.Struct("<6sHII")  # magic, version, length, crc32
 _HEAD_MAGIC: Final = b"SCBOX\n"
 _FRAME: Final = struct.Struct("<4sB3xIQI")  # magic, kind, length, sequence, crc32 of kind, sequence and payload
@@ -115,13 +117,16 @@ class Outbox:
         temporary = self.path.with_suffix(".new")
         head = _head({"node": self.node, "incarnation": self.incarnation, "run": self.run, "first": 1})
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._sync:
+                make_folders(self.path.parent, 0o700)
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd = _open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _write(fd, head, 0)
             os.link(temporary, self.path)
             temporary.unlink()
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError as error:
             with suppress(OSError):  # it was not made
                 temporary.unlink()
@@ -240,7 +245,7 @@ class Outbox:
                 temporary.unlink()
             return
         os.close(self._fd)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         shift = len(head) - (self._index[0][1] if self._index else self._end)
         self._fd, self._acked_bytes, self._end = fd, 0, len(head) + len(body)
         self._index = [(sequence, offset + shift, size) for sequence, offset, size in self._index]
@@ -293,11 +298,3 @@ def _write(fd: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

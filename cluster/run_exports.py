@@ -36,14 +36,15 @@ from .exporters.pipeline import ExportPipeline
 from .exporters.prometheus import Finding
 from .exporters.rules import parse
 from .exporters.spill import SpillLog
-from .exporters.wal import WriteAheadLog
-from .files import read_json
+from .exporters.wal import Sync, WriteAheadLog
+from .files import make_folders, read_json
 from .metrics.aggregator import Aggregator
 from .metrics.own_stream import end_streams
 from .metrics.store import Coverage
 
 _LOG: Final = logging.getLogger(__name__)
 TICK_S: Final = 1.0
+MEMORY_S: Final = 0.1  # how often memory is looked at: at 100 MB/s that is 10 MB
 SAVE_S: Final = 5.0
 _UNHEARD_S: Final = 10.0
 _GRACE_S: Final = 5.0  # beyond the drain: for the last figures, and for files to be finished
@@ -175,21 +176,33 @@ class RunExports:
         await self._pipeline.set_rules(parse(kinds.rules_of(self._wanted)))
         limits = {one.name: kinds.limits_of(one) for one in self._wanted.destinations}
         self._feed = Feed(self._core, self._pipeline, limits, {name: self._kept[name].held for name in limits})
+        self._look_at_memory()
         self._look()
         self._core.watch(self._feed.take)
         started.set_result(None)
         self._behind = [asyncio.create_task(self._feed.catch_up(name)) for name in limits]
         self._ticking = asyncio.create_task(self._tick())
-        feeding = asyncio.create_task(self._feed.run())
+        beside = [asyncio.create_task(self._feed.run()), asyncio.create_task(self._watch_memory())]
         await self._ended.wait()
-        feeding.cancel()
+        for task in beside:
+            task.cancel()
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(MEMORY_S)
+            self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        with suppress(OSError):  # there is no /proc to ask
+            self._pipeline.memory(self._memory())
 
     def _add(self, one: Destination) -> None:
         path, folder = kinds.path_of(one, self._core.directory), kinds.spill_of(one, self._core.directory)
         if path.is_relative_to(self._core.directory):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
         if folder is not None:
-            self._spills[one.name] = SpillLog(WriteAheadLog(folder, max_bytes=one.spill_bytes_max, clock=self._clock))
+            log = WriteAheadLog(folder, max_bytes=one.spill_bytes_max, sync=Sync(one.sync), clock=self._clock)
+            self._spills[one.name] = SpillLog(log)
         self._made[one.name] = self._make(one, path)
         spill = self._spills.get(one.name)
         self._pipeline.add(one.name, self._made[one.name], kinds.limits_of(one), kinds.policy_of(one), spill, write_ahead=one.write_ahead)
@@ -206,9 +219,7 @@ class RunExports:
                 await self._save()
 
     def _look(self) -> None:
-        """Look at the memory and at every destination, and say what there is to say."""
-        with suppress(OSError):  # there is no /proc to ask
-            self._pipeline.memory(self._memory())
+        """Look at every destination, and say what there is to say."""
         self._told, self._told_ns = self._pipeline.report(), self._clock.boot_ns()
         if self._story is not None and self._story.is_sent:
             self._story.tell(self._told, self._pipeline.self_metrics(), self._pipeline.audit)
@@ -237,7 +248,7 @@ class RunExports:
         if self._story is not None:  # the last rows that go out are those that say how rows go out
             await asyncio.to_thread(self._story.end)
         self._core.unwatch(self._feed.take)
-        await self._feed.emptied()
+        await self._feed.emptied(max(0.0, until_s - self._loop.time()))
         behind = [asyncio.create_task(self._up_to_date(name, task)) for name, task in zip(self._made, self._behind, strict=True)]
         _, late = await asyncio.wait(behind, timeout=max(0.0, until_s - self._loop.time()))
         for task in late:
@@ -267,12 +278,14 @@ class RunExports:
             "path": str(path.relative_to(directory) if path.is_relative_to(directory) else path),
             "earlier_rows": self._feed.earlier_rows[one.name],
             "is_behind": not self._feed.given[one.name].holds(held),
+            "cut_bytes": kinds.cut_bytes(self._made[one.name]),
+            "spill_lost_bytes": self._spills[one.name].lost_bytes if one.name in self._spills else 0,
         }
         report = added(self._kept[one.name].report, about | now.to_json())
         spill = kinds.spill_of(one, directory)
         if spill is not None and now.lane.spilled:
             report["spill"] = str(spill)
-        lost = sum(report["dropped_rows"].values()) + report["late_rows"]
+        lost = sum(report["dropped_rows"].values()) + report["late_rows"] + report["spill_lost_bytes"]
         report["detail"] = self._trouble.get(one.name) or report["detail"]
         report["complete"] = not (lost or report["is_behind"] or now.lane.queued or now.lane.spilled or now.waiting or now.held)
         return report

@@ -6,7 +6,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from .document import Leaf, Node
-from .exporters import OVERFLOWS, TYPES, Breaker, Destination, Exporters, Prometheus, Route, Rule, When
+from .exporters import (
+    LABELS,
+    LINE_ENDS,
+    NEW_LABELS,
+    NON_FINITE,
+    OVERFLOWS,
+    SYNCS,
+    TIMES,
+    TYPES,
+    Breaker,
+    Destination,
+    Exporters,
+    Format,
+    Prometheus,
+    Route,
+    Rule,
+    When,
+)
 from .schema import Field, Labels, Listed, Quantity, Record, Schema, Text, Whole, Word, expected
 
 _DURATION, _SIZE = Quantity("duration"), Quantity("size")
@@ -93,6 +110,31 @@ BREAKER: Final = Record(
         Field("backoff_max", "backoff_s_max", _DURATION, "longest such wait"),
     ),
 )
+FORMAT: Final = Record(
+    Format,
+    (
+        Field("time", "time", Word(TIMES), "ISO 8601 with microseconds, or numbers since 1970"),
+        Field("decimals", "decimals", Whole(0, 15), "digits behind the point that are kept; without it all"),
+        Field(
+            "non_finite", "non_finite", Word(NON_FINITE), "NaN and infinities: NaN, Infinity and -Infinity as text, or like a missing value"
+        ),
+        Field("digests", "digests", Truth(), "with the digests of histograms, as base64"),
+        Field("nulls", "nulls", Truth(), "json, jsonl: write keys without a value too"),
+        Field("sort_keys", "sort_keys", Truth(), "json, jsonl: keys by name, else in the order of the columns"),
+        Field("indent", "indent", Whole(0, 8), "json: a key a line, indented by so many spaces"),
+        Field("separator", "separator", Text(), "csv: what stands between two fields"),
+        Field("quote_all", "quote_all", Truth(), "csv: quotes around every field, else where they are needed"),
+        Field("line_end", "line_end", Word(LINE_ENDS), "csv: newline alone, or behind a carriage return"),
+        Field("labels", "labels", Word(LABELS), "csv: a column for each label, or one column of JSON"),
+        Field(
+            "new_label",
+            "new_label",
+            Word(NEW_LABELS),
+            "csv: of a label that the header lacks: write the file anew, put it into a JSON column, or reject its batch",
+        ),
+    ),
+    "How the text of a json, jsonl or csv file looks. What a type does not have is refused.",
+)
 DESTINATION: Final = Record(
     Destination,
     (
@@ -111,6 +153,14 @@ DESTINATION: Final = Record(
         Field("batch_size", "batch_bytes", _SIZE, "bytes written at once"),
         Field("batch_age", "batch_age_s", _DURATION, "how long rows wait for their batch to fill"),
         Field("flush", "flush_s", _DURATION, "how often what was written is forced to the disk"),
+        Field(
+            "sync",
+            "sync",
+            Word(SYNCS),
+            "jsonl, csv, and the disk of `spill`: forced to the disk with each batch, also once a second while rows come, or never",
+        ),
+        Field("rotate", "rotate_bytes", _SIZE, "jsonl, csv: a file that would be longer gets a number, and another is begun"),
+        Field("format", "format", FORMAT, "how its text looks"),
         Field("sample_one_in", "sample_one_in", Whole(1), "with overflow sample: from half full on, one row in so many is kept"),
         Field("breaker", "breaker", BREAKER, "when it is left alone, and how it is tried again"),
         Field("spill", "spill", TruthOrPath(), "a disk for what finds no room: true is the state folder of the aggregator's node"),

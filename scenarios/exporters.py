@@ -18,6 +18,13 @@ from .units import DURATION_MAX_S, SIZE_MAX_BYTES, check_choice, check_number, c
 
 TYPES: Final = ("json", "jsonl", "csv", "parquet", "arrow")
 OVERFLOWS: Final = ("drop_oldest", "drop_newest", "sample", "spill")
+SYNCS: Final = ("always", "interval", "never")
+GROWING: Final = ("jsonl", "csv")  # files that grow while the run goes on; the others appear whole
+TIMES: Final = ("iso", "unix_ms", "unix_s")
+NON_FINITE: Final = ("text", "null")
+LINE_ENDS: Final = ("lf", "crlf")
+LABELS: Final = ("columns", "json")
+NEW_LABELS: Final = ("rewrite", "rest", "refuse")
 DESTINATIONS_MAX: Final = 20
 RULES_MAX: Final = 100
 ROWS_MAX: Final = 100_000_000
@@ -143,11 +150,54 @@ class Breaker:
 
 
 @dataclass(frozen=True, slots=True)
+class Format:
+    """How the text of a json, jsonl or csv file looks; `FORMAT_OF` says what belongs to which. The others have no choice."""
+
+    time: str = "iso"
+    decimals: int | None = None
+    non_finite: str = "text"
+    digests: bool = False
+    nulls: bool = True
+    sort_keys: bool = False
+    indent: int | None = None
+    separator: str = ","
+    quote_all: bool = False
+    line_end: str = "lf"
+    labels: str = "columns"
+    new_label: str = "rewrite"
+
+    def __post_init__(self) -> None:
+        words = {"time": TIMES, "non_finite": NON_FINITE, "line_end": LINE_ENDS, "labels": LABELS, "new_label": NEW_LABELS}
+        for name, known in words.items():
+            check_choice(f"Format.{name}", getattr(self, name), known)
+        for name in ("digests", "nulls", "sort_keys", "quote_all"):
+            _check_truth(f"Format.{name}", getattr(self, name))
+        for name, most in (("decimals", 15), ("indent", 8)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_whole(f"Format.{name}", getattr(self, name), 0, most))
+        if not isinstance(self.separator, str) or len(self.separator) != 1 or not self.separator.isascii() or self.separator in '"\r\n\0':
+            what = f"Format.separator must be one ASCII character, no quote or newline, got {self.separator!r}"
+            raise InputError("invalid_value", what)
+
+
+_TEXT: Final = ("time", "decimals", "non_finite", "digests")
+_JSON: Final = (*_TEXT, "nulls", "sort_keys")
+FORMAT_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "json": (*_JSON, "indent"),
+    "jsonl": _JSON,
+    "csv": (*_TEXT, "separator", "quote_all", "line_end", "labels", "new_label"),
+    "parquet": (),
+    "arrow": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Destination:
     """A file that rows are written to while the run goes on.
 
     A relative `path` lies in `exports/` of the run directory, an absolute one on the node of the run's aggregator; `{run}` stands for
-    the run's id. `spill` is true, or a folder on that node: what finds no room goes to disk there, up to `spill_bytes_max`.
+    the run's id. `spill` is true, or a folder on that node: what finds no room goes to disk there, up to `spill_bytes_max`. A jsonl or
+    csv file that would become longer than `rotate_bytes` gets a number, and another one is begun.
     """
 
     type: str
@@ -166,6 +216,9 @@ class Destination:
     spill_bytes_max: int = 1 << 30
     write_ahead: bool = False
     rules: tuple[Rule, ...] = ()
+    sync: str = "interval"
+    rotate_bytes: int | None = None
+    format: Format = field(default_factory=Format)
 
     def __post_init__(self) -> None:
         check_choice("Destination.type", self.type, TYPES)
@@ -179,6 +232,7 @@ class Destination:
         _keep_record(self, "breaker", Breaker)
         self._check_bounds()
         self._check_spill()
+        self._check_file()
         object.__setattr__(self, "rules", _records("Destination.rules", self.rules, Rule, RULES_MAX))
 
     def _check_bounds(self) -> None:
@@ -207,6 +261,24 @@ class Destination:
         needs = "overflow" if self.overflow == "spill" else "write_ahead" if self.write_ahead else ""
         if needs and not self.spill:
             raise InputError("invalid_value", f"Destination.{needs} needs a disk to spill to", "add spill: true, or a folder")
+
+    def _check_file(self) -> None:
+        """Refuse what would have no effect on a file of this type."""
+        check_choice("Destination.sync", self.sync, SYNCS)
+        if self.type not in GROWING and not self.spill and self.sync != "interval":
+            what = f"Destination.sync does not belong to {self.type} without a spill: the file is synced once, when it is whole"
+            raise InputError("invalid_value", what, f"leave it out, or choose {' or '.join(GROWING)}")
+        if self.rotate_bytes is not None:
+            object.__setattr__(self, "rotate_bytes", check_whole("Destination.rotate_bytes", self.rotate_bytes, 1, SIZE_MAX_BYTES))
+            if self.type not in GROWING:
+                what = f"Destination.rotate_bytes does not belong to {self.type}, which is one file that appears whole"
+                raise InputError("invalid_value", what, f"leave it out, or choose {' or '.join(GROWING)}")
+        _keep_record(self, "format", Format)
+        plain = Format()
+        for name in (one for one in Format.__dataclass_fields__ if one not in FORMAT_OF[self.type]):
+            if getattr(self.format, name) != getattr(plain, name):
+                known = f"{self.type} has {', '.join(FORMAT_OF[self.type])}" if FORMAT_OF[self.type] else f"{self.type} has no format"
+                raise InputError("invalid_value", f"Destination.format.{name} does not belong to {self.type}", known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,35 +103,46 @@ class _Lines:
 
 
 class CsvFile:
-    """CSV that is appended to. Raises `InputError` when an existing file has columns that this form does not write."""
+    """CSV that is appended to. Raises `InputError` when an existing file has columns that this form does not write.
 
-    def __init__(self, path: Path, form: CsvForm | None = None, *, sync: Sync = Sync.INTERVAL, clock: Clock | None = None) -> None:
+    With `rotate_bytes` files that are full get a number, each with a header of its own: see `AppendFile`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        form: CsvForm | None = None,
+        *,
+        sync: Sync = Sync.INTERVAL,
+        rotate_bytes: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._form = form or CsvForm()
-        self.file = AppendFile(path, self._whole_bytes, sync=sync, clock=clock)
+        self.file = AppendFile(path, self._whole_bytes, sync=sync, rotate_bytes=rotate_bytes, clock=clock)
+        self._next_header = self._form.header(self._form.labels)  # of a file that is begun: with all labels that were seen
         self._header: list[str] = []
         self._found: list[str] = []  # the header of the file that was opened last
         self._health = Health(ok=True)
 
     def open(self) -> None:
         """Open the file; an existing one is appended to under its own header, a new one gets one. A foreign one is left as it is."""
-        if not self.file.open():
-            return
-        self._header = self._found
-        if not self._header:
-            header = self._form.header(self._form.labels)
-            self.file.write(self._form.text_of([header]))
-            self._header = header
+        if self.file.open():
+            self._header = self._found
+        if not self._header:  # a new file, or an earlier attempt to write it failed
+            self.file.write(self._form.text_of([self._next_header]))
+            self._header = self._next_header
+        self._next_header = self._header
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a record for each row; the header is widened first when it has to be."""
         try:
             self.open()
-            if not self._header:  # an earlier attempt to write it failed
-                self.file.write(self._form.text_of([self._form.header(self._form.labels)]))
-                self._header = self._form.header(self._form.labels)
             rows = list(self._form.text.rows(batch))
             self._widen(sorted({name for row in rows for name in row["labels"] if f"{PREFIX}{name}" not in self._header}))
-            self.file.write(self._form.text_of(self._form.records(self._header, rows)))
+            records = self._form.text_of(self._form.records(self._header, rows))
+            if self.file.rotate_for(len(records), head_bytes=len(self._form.text_of([self._header]))):
+                self.open()
+            self.file.write(records)
         except OSError as error:
             self._health = Health(ok=False, detail=str(error))
             raise

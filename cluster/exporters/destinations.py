@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from actors.errors import RefusedError, StressError
-from scenarios.exporters import Destination, Exporters, Rule, When
+from scenarios.exporters import Destination, Exporters, Format, Rule, When
 
 from .base import Exporter
 from .breaker import BreakerPolicy
+from .csv_file import CsvFile, CsvForm, NewLabel
+from .files import rotated
 from .forms import FORMS, Form
-from .json_file import WholeFile
+from .json_file import JsonArray, JsonForm, JsonLines, WholeFile
 from .limits import Limits, Overflow
+from .text import NonFinite, TextForm, TimeForm
+from .wal import Sync
 
 FOLDER: Final = "exports"  # of a run directory, for relative paths
 
@@ -30,13 +34,43 @@ class Kind:
     """A type of destination. `is_whole`: it appears when it is closed, so another life of the aggregator begins it anew."""
 
     is_whole: bool
-    make: Callable[[Path], Exporter]
+    make: Callable[[Destination, Path], Exporter]
 
 
 def _file(form: Form) -> Kind:
-    return Kind(not form.appends, lambda path: form.make(path, ()))
+    return Kind(not form.appends, _WITH_FORMAT.get(form.name, lambda _, path: form.make(path, ())))
 
 
+def _json(one: Destination, path: Path) -> Exporter:
+    return JsonArray(path, _json_form(one.format))
+
+
+def _lines(one: Destination, path: Path) -> Exporter:
+    return JsonLines(path, _json_form(one.format), sync=Sync(one.sync), rotate_bytes=one.rotate_bytes)
+
+
+def _csv(one: Destination, path: Path) -> Exporter:
+    like = one.format
+    form = CsvForm(
+        _text_form(like),
+        new_label=NewLabel(like.new_label),
+        as_json=like.labels == "json",
+        separator=like.separator,
+        quote_all=like.quote_all,
+        line_end={"lf": "\n", "crlf": "\r\n"}[like.line_end],
+    )
+    return CsvFile(path, form, sync=Sync(one.sync), rotate_bytes=one.rotate_bytes)
+
+
+def _json_form(like: Format) -> JsonForm:
+    return JsonForm(_text_form(like), like.indent, like.sort_keys, like.nulls)
+
+
+def _text_form(like: Format) -> TextForm:
+    return TextForm(TimeForm(like.time), like.decimals, NonFinite(like.non_finite), like.digests)
+
+
+_WITH_FORMAT: Final = {"json": _json, "jsonl": _lines, "csv": _csv}
 KINDS: Final[dict[str, Kind]] = {name: _file(form) for name, form in FORMS.items()}
 
 
@@ -47,7 +81,7 @@ def path_of(destination: Destination, directory: Path) -> Path:
 
 def make(destination: Destination, path: Path) -> Exporter:
     """Return what writes a destination's file; nothing is opened yet."""
-    return KINDS[destination.type].make(path)
+    return KINDS[destination.type].make(destination, path)
 
 
 def spill_of(destination: Destination, directory: Path) -> Path | None:
@@ -115,9 +149,9 @@ def check(exporters: Exporters, directory: Path) -> None:
         if path.is_relative_to(directory):
             continue  # the folder is ours, and new
         _check_folder(one, "path", path.parent)
-        if path.exists():
+        if found := [*([path] if path.exists() else []), *rotated(path)]:
             hint = "move it away, or put {run} into the path"
-            raise _refused(one, "path", f"{path} exists already", hint if "{run}" not in one.path else "move it away")
+            raise _refused(one, "path", f"{found[0]} exists already", hint if "{run}" not in one.path else "move it away")
     for one in exporters.destinations:
         if isinstance(one.spill, str):
             _check_folder(one, "spill", Path(one.spill))
@@ -139,6 +173,11 @@ def _check_folder(destination: Destination, key: str, folder: Path) -> None:
 
 def _refused(destination: Destination, key: str, what: str, hint: str) -> RefusedError:
     return RefusedError("os", f"exporters.destinations: {key} of {destination.name!r}: {what}", hint)
+
+
+def cut_bytes(exporter: Exporter) -> int:
+    """Return how much was cut off a growing file when it was opened: the beginning of rows that a death kept from being written."""
+    return exporter.file.cut_bytes if isinstance(exporter, (JsonLines, CsvFile)) else 0
 
 
 def give_up(exporter: Exporter) -> None:

@@ -1,13 +1,15 @@
 """Two kinds of file that a destination writes: one that is appended to, and one that appears whole. Neither is ever seen half done.
 
-An `AppendFile` is cut back to where it stood when a write fails, and to its last whole record when it is opened after a crash. A
-`PendingFile` has a hidden temporary name beside its own until it is finished: written, synced, renamed, and its folder synced.
+An `AppendFile` is cut back to where it stood when a write fails, and to its last whole record when it is opened after a crash. One that
+has become too long is given a number, `x.0001.csv`, and never touched again; `x.csv` is begun anew. A `PendingFile` has a hidden temporary
+name beside its own, so on the same file system, until it is finished: written, synced, renamed, and its folder synced.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +29,8 @@ class AppendFile:
 
     `whole_bytes` tells of an existing file how much of it is whole records; it may raise, and then nothing was cut. After an `OSError`
     the file is as long as before; if even that fails it is cut when it is opened again, before the next write. A file that was deleted
-    or moved away is begun anew. `Sync.ALWAYS` syncs each write, `INTERVAL` at most every `interval_s`.
+    or moved away is begun anew. `Sync.ALWAYS` syncs each write, `INTERVAL` at most every `interval_s`. With `rotate_bytes` a file is no
+    longer than that, or holds one piece.
     """
 
     def __init__(
@@ -37,10 +40,13 @@ class AppendFile:
         *,
         sync: Sync = Sync.INTERVAL,
         interval_s: float = 1.0,
+        rotate_bytes: int | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.path = path
         self.cut_bytes = 0  # torn tails that were removed
+        self._rotate_bytes = rotate_bytes
+        self._number = 0  # that a full file was given last
         self._whole_bytes = whole_bytes
         self._sync, self._interval_ns = sync, round(interval_s * SECOND_NS)
         self._clock = clock or SystemClock()
@@ -54,14 +60,13 @@ class AppendFile:
         return self._end
 
     def open(self) -> bool:
-        """Open or create the file and remove a torn tail; true when it is another file than before.
+        """Open or create the file, remove a torn tail and what a dead process left beside it; true when it is another file than before.
 
         Raises `OSError`, or `HarnessError` (`busy`) when somebody else writes it.
         """
         if self._fd >= 0 and not self._is_gone():
             return False
         self._drop()
-        is_new = not self.path.exists()
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,8 +76,9 @@ class AppendFile:
             if end < size:
                 os.ftruncate(fd, end)
                 self.cut_bytes += size - end
-            if is_new and self._sync is not Sync.NEVER:
-                sync_folder(self.path.parent)
+            sweep(self.path)
+            if self._sync is not Sync.NEVER:
+                sync_folder(self.path.parent)  # also of a file that is there: who made it may have died before it came to that
         except BlockingIOError as error:
             os.close(fd)
             raise HarnessError("busy", f"{self.path} is being written by somebody else", "give each exporter a file of its own") from error
@@ -99,6 +105,29 @@ class AppendFile:
                 self._drop()  # the tail is cut when it is opened again
             raise
         self._end += len(data)
+
+    def rotate_for(self, size: int, head_bytes: int = 0) -> bool:
+        """Give the file a number if a piece of this size would make it too long; then it has to be opened anew. Raises `OSError`.
+
+        A file that holds no more than its head keeps its name.
+        """
+        if self._rotate_bytes is None or self._end <= head_bytes or self._end + size <= self._rotate_bytes:
+            return False
+        self.flush()
+        self.path.rename(self._next_name())
+        self._drop()
+        if self._sync is not Sync.NEVER:
+            sync_folder(self.path.parent)
+        return True
+
+    def _next_name(self) -> Path:
+        if not self._number and (found := rotated(self.path)):
+            self._number = int(found[-1].stem.rpartition(".")[2])
+        while True:
+            self._number += 1
+            name = self.path.with_name(f"{self.path.stem}.{self._number:04}{self.path.suffix}")
+            if not name.exists():
+                return name
 
     def replace(self, temporary: Path) -> None:
         """Put another file in this one's place, and go on at its end. Raises `OSError`, and then this one stands."""
@@ -161,6 +190,13 @@ class PendingFile:
             self.temporary.unlink()
         with suppress(OSError):  # what it still buffers finds no room; nobody will read it
             self.sink.close()
+
+
+def rotated(path: Path) -> list[Path]:
+    """Return the numbered files that once were this one, oldest first."""
+    form = re.compile(re.escape(path.stem) + r"\.(\d{4,})" + re.escape(path.suffix))
+    numbers = {int(found[1]): one for one in path.parent.iterdir() if (found := form.fullmatch(one.name))}
+    return [numbers[number] for number in sorted(numbers)]
 
 
 def sweep(path: Path) -> int:

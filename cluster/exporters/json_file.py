@@ -47,14 +47,24 @@ class JsonForm:
 class JsonLines:
     """One JSON object a line, appended. A torn last line is cut off when the file is opened again; a failed batch leaves no line.
 
+    With `rotate_bytes` files that are full get a number, and hold whole lines: see `AppendFile`.
+
     A file that does not begin as ours do is refused with `InputError`, and keeps every byte.
     """
 
-    def __init__(self, path: Path, form: JsonForm | None = None, *, sync: Sync = Sync.INTERVAL, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        form: JsonForm | None = None,
+        *,
+        sync: Sync = Sync.INTERVAL,
+        rotate_bytes: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._form = form or JsonForm()
         if self._form.indent is not None:
             raise InputError("invalid_value", "JSON lines have no indent", "use the array form, or leave indent out")
-        self.file = AppendFile(path, self._whole_bytes, sync=sync, clock=clock)
+        self.file = AppendFile(path, self._whole_bytes, sync=sync, rotate_bytes=rotate_bytes, clock=clock)
         self._health = Health(ok=True)
 
     def _whole_bytes(self, file: BinaryIO) -> int:
@@ -73,7 +83,10 @@ class JsonLines:
         """Append a line for each row."""
         try:
             self.file.open()  # also after a failure, or when it was deleted
-            self.file.write("".join(f"{row}\n" for row in self._form.rows(batch)).encode())
+            lines = "".join(f"{row}\n" for row in self._form.rows(batch)).encode()
+            if self.file.rotate_for(len(lines)):
+                self.file.open()
+            self.file.write(lines)
         except OSError as error:
             self._health = Health(ok=False, detail=str(error))
             raise

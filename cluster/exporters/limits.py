@@ -64,7 +64,10 @@ class Limits:
             )
 
     def shrunk(self, share: float) -> Limits:
-        """Return these limits with a share (0..1) of the queue's and the batch's bounds, at least one row and one byte each."""
+        """Return these limits with a share (0..1) of the queue's bounds, at least one row and one byte.
+
+        A batch stays as large as fits the queue: smaller ones would empty it more slowly.
+        """
         rows, size = max(1, int(self.queue_rows * share)), max(1, int(self.queue_bytes * share))
-        batch_rows, batch_bytes = max(1, int(self.batch_rows * share)), max(1, int(self.batch_bytes * share))
+        batch_rows, batch_bytes = min(self.batch_rows, rows), min(self.batch_bytes, size)
         return replace(self, queue_rows=rows, queue_bytes=size, batch_rows=batch_rows, batch_bytes=batch_bytes)

@@ -28,6 +28,11 @@ class SpillLog:
         """Sequence number behind the highest that was ever written."""
         return self.log.after
 
+    @property
+    def lost_bytes(self) -> int:
+        """Bytes of records that were damaged so that nobody can say which rows they held; see `WriteAheadLog`."""
+        return self.log.lost_bytes
+
     def append(self, first: int, batch: pa.RecordBatch) -> bool:
         """Write rows; false when the bound leaves no room for them."""
         return self.log.append(first, batch.num_rows, encoded(batch), batch.nbytes)

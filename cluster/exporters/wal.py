@@ -9,8 +9,11 @@ A record is in the page cache when `append` returns: it outlives the process. Wi
 also before a long quiet time, may be lost to a power cut until the next such write, `sync` or `close`. All syncs are made by the caller of
 `append` and `ack`, which waits for the device: a lane's is the event loop.
 
-On opening, a torn tail is cut; a record whose payload is not what was written keeps its place and is reported as broken when its turn
-comes; after a broken head the search goes on to the next whole one. Segments whose rows are all done are deleted. Standard library only.
+On opening, a torn tail is cut: the beginning of a record whose `append` never returned. A record whose payload is not what was written
+keeps its place and is reported as broken when its turn comes; after a broken head the search goes on to the next whole one, and the bytes
+between are counted in `lost_bytes`: nobody can say which rows they were. Segments whose rows are all done are deleted.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from typing import Final
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError
 
-from ..files import sync_folder
+from ..files import make_folders, sync_folder
 
 _MAGIC: Final = b"SXWL"
 _HEAD: Final = struct.Struct("<4sB3xIQIQI")  # magic, kind, payload length, first row, rows, bytes in memory, crc32 of the payload
@@ -79,8 +82,8 @@ class WriteAheadLog:
         clock: Clock | None = None,
     ) -> None:
         self.folder = folder
-        self.lost_bytes = 0  # between whole records, when it was opened: a head was broken
-        self.cut_bytes = 0  # behind the last whole record of a segment, likewise: never acknowledged, or a head was broken
+        self.lost_bytes = 0  # of records with a broken head, when it was opened
+        self.cut_bytes = 0  # of torn tails, likewise: never acknowledged
         self._max_bytes, self._segment_bytes = max_bytes, min(segment_bytes, max(4096, max_bytes // 4))
         self._sync, self._interval_ns = sync, round(interval_s * SECOND_NS)
         self._clock = clock or SystemClock()
@@ -95,11 +98,11 @@ class WriteAheadLog:
         self._current = 0
         self._fd = self._lock = -1
         try:
-            missing = [one for one in (folder, *folder.parents) if not one.exists()]
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if sync is not Sync.NEVER:
-                for made in reversed(missing):
-                    sync_folder(made.parent)  # else records that are durable may lie in a folder that is not
+            if sync is Sync.NEVER:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            else:
+                make_folders(folder, 0o700)  # else records that are durable may lie in a folder that is not
+                sync_folder(folder)  # whoever made a segment may have died before it came to that
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._recover()
@@ -296,10 +299,16 @@ class WriteAheadLog:
             end = min(end, len(data))
             self._entries.append(Entry(first, rows, number, offset, length, size_bytes))  # its checksum is looked at when it is read
             self._highest = max(self._highest, first + rows)
-        self.cut_bytes += len(data) - end
         if end < len(data):
+            if _is_torn(data, end):
+                self.cut_bytes += len(data) - end
+            else:
+                self.lost_bytes += len(data) - end
             os.truncate(path, end)
-        self._sizes[number] = end
+        if end:
+            self._sizes[number] = end
+        else:
+            path.unlink()  # it was just begun, and does not even say which rows are done: it must not be the only one that is left
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:010}.wal"
@@ -329,6 +338,13 @@ def _head(data: bytes, offset: int = 0) -> _Head | None:
         return None
     (crc,) = _CRC.unpack_from(data, offset + _HEAD.size)
     return _HEAD.unpack_from(data, offset) if zlib.crc32(data[offset : offset + _HEAD.size]) == crc else None
+
+
+def _is_torn(data: bytes, offset: int) -> bool:
+    """Tell whether what begins here could be the beginning of a record: its head is cut short, or whole with too little behind it."""
+    if len(data) - offset < _HEAD_SIZE:
+        return _MAGIC.startswith(data[offset : offset + len(_MAGIC)])
+    return _head(data, offset) is not None
 
 
 def _heads(data: bytes, offset: int = 0) -> Iterator[tuple[int, _Head]]:

@@ -19,7 +19,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import sync_folder
+from ..files import make_folders, sync_folder
 from .store import Coverage, Entry, LogFile, Tagged, coverage_of, held_by, log_files, read_log, sample_files, unchanged, write_parquet
 from .windows import SAMPLES
 
@@ -90,7 +90,7 @@ class SampleStore:
         if batches:
             parts = sample_files(self._directory)
             number = int(parts[-1].stem.rpartition("-")[2]) + 1 if parts else 0
-            (self._directory / "samples").mkdir(exist_ok=True)
+            make_folders(self._directory / "samples")
             table = pa.Table.from_batches(batches, schema=SAMPLES)
             write_parquet(self._directory / "samples" / f"part-{number:04d}.parquet", table, added, REPEATING, ENCODINGS)
         for path in log_files(self._directory, "samples"):

@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 
 from actors.errors import HarnessError
 
-from ..files import sync_folder, write_whole
+from ..files import make_folders, sync_folder, write_whole
 from .checksum import EMPTY, KEY, PassedOver, check_parquet, passed_over, seal_messages, seal_parquet, sound_records
 from .parts import DAMAGED, FOOTER, next_path, part_files, present_parts, sweep_replaced
 from .ranges import Ranges
@@ -175,7 +175,7 @@ class LogFile:
     @classmethod
     def next(cls, directory: Path, stem: str, schema: pa.Schema) -> LogFile:
         """Begin the log of the next number."""
-        (directory / "log").mkdir(exist_ok=True)
+        make_folders(directory / "log")
         found = log_files(directory, stem)
         number = int(found[-1].stem.rpartition("-")[2]) + 1 if found else 1
         return cls(directory / "log" / f"{stem}-{number:04d}.arrows", schema)
@@ -382,8 +382,8 @@ class RunStore:
     def __init__(self, directory: Path) -> None:
         import fcntl  # noqa: PLC0415  # reading works on every platform, writing where there is flock
 
-        (directory / "log").mkdir(parents=True, exist_ok=True)
-        (directory / "metrics").mkdir(exist_ok=True)
+        make_folders(directory / "log")
+        make_folders(directory / "metrics")
         self.directory = directory
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

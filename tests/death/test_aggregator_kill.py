@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +11,9 @@ import pytest
 from actors.clock import SystemClock
 from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.store import read_run
+from tests.support.killing import last_words
 from tests.support.windows import START_S, end, record
 
-ROOT = Path(__file__).parents[2]
 RECORDS = 120
 KILLS = 8
 
@@ -51,22 +48,6 @@ def answers(aggregator: Aggregator, last: int) -> list[float | None]:
     return [aggregator.evaluate(metric, stat, between=between) for metric, stats in asked.items() for stat in stats]
 
 
-def live_and_be_killed(directory: Path, settle_bytes: int, chance: random.Random) -> tuple[int, list[float | None]]:
-    """Run a child that pushes, kill it a seeded while after it was ready; return the last record that it acknowledged, and its answers."""
-    command = [sys.executable, "-c", CHILD, str(directory), str(RECORDS), str(settle_bytes)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    try:
-        child.wait(chance.uniform(0.0, 0.12))
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-    said = [json.loads(line) for line in child.stdout.read().splitlines() if line.endswith("]]")]
-    child.stdout.close()
-    assert child.wait(10) in (0, -signal.SIGKILL)
-    return (said[-1][0], said[-1][1]) if said else (0, [])
-
-
 @pytest.mark.parametrize("settle_bytes", [20_000, 1 << 30], ids=["settles-often", "settles-at-the-end"])
 def test_what_a_killed_aggregator_acknowledged_is_there_once(tmp_path: Path, settle_bytes: int) -> None:
     """After each of several SIGKILLs every acknowledged record is read once with its events, and answers are what they were before.
@@ -77,7 +58,8 @@ def test_what_a_killed_aggregator_acknowledged_is_there_once(tmp_path: Path, set
     chance = random.Random(seed)
     acknowledged = 0
     for _ in range(KILLS):
-        last, before = live_and_be_killed(tmp_path / "run", settle_bytes, chance)
+        said = [json.loads(line) for line in last_words(CHILD, tmp_path / "run", RECORDS, settle_bytes, after_s=chance.uniform(0.0, 0.12))]
+        last, before = said[-1] if said else (0, [])
         acknowledged = max(acknowledged, last)
         contents = read_run(tmp_path / "run")
         numbers = [int(row["sum"]) for row in contents.metrics.to_pylist() if row["metric"] == "probe.requests"]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from actors.messages import NodeSpec
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
+from cluster.exporters.files import rotated
 from cluster.metrics.store import read_run
 from scenarios import text
 from scenarios.plan import resolve
+from tests.support.killing import killed
 from tests.support.windows import end, record
 
-ROOT = Path(__file__).parents[2]
 RUN = "20260101-120000-killed-1a2b"
 RECORDS = 400
 KILLS = 5
@@ -32,8 +31,8 @@ SCENARIO = {
     "plan": {"CpuLoad": {"fraction": 0.1}, "for": 5},
     "exporters": {
         "destinations": [
-            {"type": "jsonl", "path": "m.jsonl", "batch_age": 0.1, "flush": 0.15},
-            {"type": "csv", "path": "m.csv", "batch_age": 0.1, "flush": 0.15, "spill": True, "write_ahead": True},
+            {"type": "jsonl", "path": "m.jsonl", "batch_age": 0.1, "flush": 0.15, "rotate": "60KB"},
+            {"type": "csv", "path": "m.csv", "batch_age": 0.1, "flush": 0.15, "spill": True, "write_ahead": True, "rotate": "40KB"},
             {"type": "json", "path": "m.json", "batch_age": 0.02},
             {"type": "parquet", "path": "m.parquet", "batch_age": 0.02, "spill": True, "overflow": "spill"},
         ],
@@ -61,24 +60,21 @@ while at < records:
 """
 
 
-def live_and_be_killed(manifest: dict, plan: bytes, chance: random.Random) -> int:
-    """Run a child that pushes, kill it a seeded while after it was ready; return the last sequence number that it acknowledged."""
-    command = [sys.executable, "-c", CHILD, RUN, str(RECORDS), json.dumps(manifest), plan.decode()]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    try:
-        child.wait(chance.uniform(0.1, 0.6))
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-    acknowledged = [int(line) for line in child.stdout.read().split()]
-    child.stdout.close()
-    assert child.wait(10) in (0, -signal.SIGKILL)
-    return max(acknowledged, default=0)
-
-
 def counted(rows: list[dict]) -> Counter:
     return Counter((row["metric"], row["node"], str(row["time"])[:19].replace("T", " "), float(row["last"] or 0)) for row in rows)
+
+
+def csv_rows(path: Path) -> list[dict]:
+    """Return the rows of a CSV file as Python's reader has them; Arrow's and pandas' have as many, and all records the header's width."""
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *records = csv.reader(file)
+    assert [len(record) for record in records] == [len(head)] * len(records)
+    assert head not in records, "a header that is there twice"
+    found = pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
+    assert (found.num_rows, found.column_names) == (len(records), head)
+    pandas = pytest.importorskip("pandas")
+    assert list(pandas.read_csv(path, keep_default_na=False)["metric"]) == [record[head.index("metric")] for record in records]
+    return [dict(zip(head, record, strict=True)) for record in records]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -91,7 +87,12 @@ def test_after_any_deaths_every_acknowledged_row_is_in_every_file(tmp_path: Path
     exports = tmp_path / "state" / "runs" / RUN / "exports"
     acknowledged = 0
     for _ in range(KILLS):
-        acknowledged = max(acknowledged, live_and_be_killed(manifest, plan, chance))
+        said = (RUN, RECORDS, json.dumps(manifest), plan.decode())
+        acknowledged = max(acknowledged, killed(CHILD, *said, after_s=chance.uniform(0.1, 0.6)))
+        for path in (*rotated(exports / "m.jsonl"), *exports.glob("m.jsonl")):
+            *lines, torn = path.read_bytes().split(b"\n")
+            assert all(map(json.loads, lines))
+            assert not torn or path.name == "m.jsonl", "a file that is full has a torn line"
         assert not (exports / "m.json").exists()
         assert not (exports / "m.parquet").exists()
     shell = AggregatorShell(RUN, lambda: None)
@@ -106,9 +107,14 @@ def test_after_any_deaths_every_acknowledged_row_is_in_every_file(tmp_path: Path
     assert [one["complete"] for one in reports] == [True] * 4, reports
     assert counted(pq.read_table(exports / "m.parquet").to_pylist()) == want, f"seed {seed}"
     assert counted(json.loads((exports / "m.json").read_text())) == want, f"seed {seed}"
-    lines = [json.loads(line) for line in (exports / "m.jsonl").read_text().splitlines()]
+    texts = [*rotated(exports / "m.jsonl"), exports / "m.jsonl"]
+    lines = [json.loads(line) for path in texts for line in path.read_text().splitlines()]
+    assert len(texts) > 1
     assert counted(lines) >= want, f"seed {seed}"
     assert len(lines) < KILLS * want.total(), f"seed {seed}"
+    tables = [*rotated(exports / "m.csv"), exports / "m.csv"]
+    assert len(tables) > 1
+    assert counted([row for path in tables for row in csv_rows(path)]) >= want, f"seed {seed}"
     for one in reports:
         assert one["earlier_rows"] + one["produced_rows"] == want.total(), one
     assert not list(exports.glob(".*"))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import random
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
 from actors.clock import SystemClock
 from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.parts import part_files, present_parts
 from cluster.metrics.store import read_run
+from tests.support.killing import killed
 from tests.support.windows import START_S, record
 
-ROOT = Path(__file__).parents[2]
 KILLS = 12
 RECORDS = 4000
 
@@ -41,21 +39,15 @@ while at < int(sys.argv[2]):
 
 def live_and_be_killed(directory: Path, chance: random.Random) -> int:
     """Run a child that pushes and rolls up, read its files while it lives, kill it; return the last record that it acknowledged."""
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(directory), str(RECORDS)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    acknowledged = 0
-    for _ in range(chance.randint(1, 4)):
-        acknowledged = int(child.stdout.readline() or acknowledged)
-        check(directory, acknowledged)
-    try:
-        child.wait(chance.uniform(0.0, 0.1))
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-    rest = [int(line) for line in child.stdout.read().split()]
-    child.stdout.close()
-    assert child.wait(10) in (0, -signal.SIGKILL)
-    return max(rest, default=acknowledged)
+
+    def watch(said: IO[str]) -> int:
+        acknowledged = 0
+        for _ in range(chance.randint(1, 4)):
+            acknowledged = int(said.readline() or acknowledged)
+            check(directory, acknowledged)
+        return acknowledged
+
+    return killed(CHILD, directory, RECORDS, after_s=chance.uniform(0.0, 0.1), watch=watch)
 
 
 def check(directory: Path, acknowledged: int) -> Counter[float]:

@@ -147,12 +147,30 @@ rules = st.one_of(
 )
 
 
+formats = {
+    "time": st.sampled_from(exporters.TIMES),
+    "decimals": st.none() | st.integers(0, 15),
+    "non_finite": st.sampled_from(exporters.NON_FINITE),
+    "digests": st.booleans(),
+    "nulls": st.booleans(),
+    "sort_keys": st.booleans(),
+    "indent": st.none() | st.integers(0, 8),
+    "separator": st.characters(max_codepoint=126, exclude_characters='"\r\n\0', exclude_categories=("Cc",)) | st.just("\t"),
+    "quote_all": st.booleans(),
+    "line_end": st.sampled_from(exporters.LINE_ENDS),
+    "labels": st.sampled_from(exporters.LABELS),
+    "new_label": st.sampled_from(exporters.NEW_LABELS),
+}
+
+
 @st.composite
 def destination(draw, at):
     batch_rows, batch_bytes = draw(st.integers(1, 10_000)), draw(st.integers(1, 1 << 30))
     spill = draw(st.sampled_from([False, True, "/fast"]))
+    kind = draw(st.sampled_from(exporters.TYPES))
+    grows = kind in exporters.GROWING
     return exporters.Destination(
-        draw(st.sampled_from(exporters.TYPES)),
+        kind,
         f"{draw(word)}-{at}".replace("/", "_"),
         f"d{at}",
         draw(st.sampled_from([one for one in exporters.OVERFLOWS if spill or one != "spill"])),
@@ -168,6 +186,9 @@ def destination(draw, at):
         draw(st.integers(1 << 20, 1 << 40)),
         draw(st.booleans()) if spill else False,
         draw(st.lists(rules, max_size=2)),
+        draw(st.sampled_from(exporters.SYNCS)) if grows or spill else "interval",
+        draw(st.none() | st.integers(1, 1 << 40)) if grows else None,
+        exporters.Format(**{name: draw(formats[name]) for name in exporters.FORMAT_OF[kind]}),
     )
 
 
@@ -325,12 +346,15 @@ def test_setting_what_is_already_so_changes_nothing(value, seed):
 @QUICK
 def test_what_a_scenario_says_of_exporters_is_what_the_pipeline_takes(value):
     """Every valid value makes limits, a breaker and rules without a complaint."""
+    from pathlib import Path
+
     from cluster.exporters import destinations
     from cluster.exporters.rules import parse
 
     for one in value.destinations:
         limits, policy = destinations.limits_of(one), destinations.policy_of(one)
         assert (limits.queue_rows, limits.batch_bytes, policy.reset_s) == (one.queue_rows, one.batch_bytes, one.breaker.reset_s)
+        destinations.make(one, Path("/nowhere") / one.path)
     made = parse(destinations.rules_of(value))
     made.check([one.name for one in value.destinations])
     assert [route.to for route in made.routes] == [route.to for route in value.routes]

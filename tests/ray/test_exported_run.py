@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 
 import pyarrow.parquet as pq
 from support import documents
@@ -13,7 +14,7 @@ from cluster.analysis import load
 
 
 def test_the_files_of_a_runs_exporters_hold_its_rows(standing: Terminal) -> None:
-    """Files of the run directory and one elsewhere have every row that their rules let through; a failing one changes no verdict."""
+    """Files of the run directory and one elsewhere have every row that their rules let through, also of a run that SIGTERM ended."""
     exporters = {
         "destinations": [
             {"type": "jsonl", "path": f"{standing.folder}/{{run}}.jsonl"},
@@ -39,8 +40,18 @@ def test_the_files_of_a_runs_exporters_hold_its_rows(standing: Terminal) -> None
     assert {"export.delivered", "export.queue"} <= {*rows["metric"].to_pylist()}
     report = standing.run("report", str(folder))
     assert f"jsonl: {rows.num_rows} rows in {standing.folder}/{folder.name}.jsonl, complete" in report.out
-    again = standing.run("run", f"replay:{folder.name}", "--yes", "--json")  # {run} is another now
-    assert again.code == 0, str(again)
+    replaying = standing.start("run", f"replay:{folder.name}", "--yes", "--json")  # {run} is another now
+    standing.await_load(1)
+    replaying.send(signal.SIGTERM)
+    again = replaying.wait(60)
+    assert (again.code, again.document["status"]) == (130, "cancelled"), str(again)
+    stopped = standing.run_dir()
+    assert stopped != folder
+    rows = load(stopped).metrics
+    assert rows.num_rows > 0
+    assert all(one["complete"] for one in again.document["exporters"]), again.document["exporters"]
+    assert len((standing.folder / f"{stopped.name}.jsonl").read_text().splitlines()) == rows.num_rows
+    assert pq.read_table(stopped / "exports" / "all.parquet").num_rows == rows.num_rows
     busy = standing.run(
         "run", documents.write(standing.folder, made), "--export", f"csv:{standing.folder}/{folder.name}.jsonl", "--yes", "--json"
     )

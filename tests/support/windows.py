@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 from actors.metrics.histogram import Histogram
 from actors.metrics.registry import Kind
+from cluster.metrics.store import End, Entry
 from cluster.metrics.windows import Row, events_batch, metrics_batch, seal
 from cluster.outbox import Kind as RecordKind
 from cluster.outbox import Record, frame
 
 START_S = 1_700_000_000
+STREAM = ("n1", "a")
 
 
 def record(
@@ -41,3 +43,12 @@ def record(
 def end(sequence: int, *, clean: bool = True) -> tuple[int, bytes]:
     """Return a stream's end record."""
     return sequence, frame(Record(sequence, RecordKind.END, b'{"clean": true}' if clean else b'{"clean": false}'))
+
+
+def entry(sequence: int, *, events: int = 1, end: bool = False, rows: int = 2) -> Entry:
+    """Return a record of `STREAM` as the log takes it: gauges whose `last` is its number, and events named after it."""
+    made = [Row("host.cpu.busy", Kind.GAUGE, "ratio", f"w{at}", "p", (), 1, 0.5, 0.5, 0.5, float(sequence)) for at in range(rows)]
+    line = {"time": sequence * 1_000_000, "node": "n1", "worker": "", "phase": "", "kind": "k", "severity": "info", "data": "{}"}
+    told = [line | {"sequence": sequence * 10 + at, "message": f"{sequence}.{at}"} for at in range(events)]
+    metrics = metrics_batch(made, node="n1", start_ns=sequence * 10**9, window_s=1.0)
+    return Entry(STREAM, sequence, metrics, events_batch(told), End(sequence, True) if end else None)

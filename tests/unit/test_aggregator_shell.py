@@ -272,6 +272,7 @@ def manifest_exporting(*destinations):
     [
         pytest.param({"type": "csv", "path": "{tmp}/none/m.csv"}, "none is not a folder", id="no-folder"),
         pytest.param({"type": "csv", "path": "{tmp}/there.csv"}, "there.csv exists already", id="there-already"),
+        pytest.param({"type": "csv", "path": "{tmp}/late.csv"}, "late.0007.csv exists already", id="a-numbered-one-is-there"),
         pytest.param({"type": "csv", "path": "/proc/m.csv"}, "/proc cannot be written", id="not-to-be-written"),
         pytest.param({"type": "csv", "path": "m.csv", "spill": "{tmp}/none"}, "spill of 'csv'", id="spill"),
     ],
@@ -279,7 +280,8 @@ def manifest_exporting(*destinations):
 def test_a_destination_that_cannot_be_written_refuses_the_run(tmp_path, monkeypatch, destination, words):
     """Before any load, with what is wrong and where (6); nothing is left."""
     monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
-    (tmp_path / "there.csv").write_text("mine")
+    for name in ("there.csv", "late.0007.csv"):
+        (tmp_path / name).write_text("mine")
     said = {key: value.replace("{tmp}", str(tmp_path)) for key, value in destination.items()}
     shell = AggregatorShell(RUN, lambda: None)
     with pytest.raises(RefusedError, match=words) as caught:
@@ -287,8 +289,8 @@ def test_a_destination_that_cannot_be_written_refuses_the_run(tmp_path, monkeypa
     assert caught.value.exit_code == 6
     shell.abandon()
     assert not shell.directory.exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state", "there.csv"]
-    assert (tmp_path / "there.csv").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["late.0007.csv", "state", "there.csv"]
+    assert {path.read_text() for path in tmp_path.glob("*.csv")} == {"mine"}
 
 
 def rows_of(path):

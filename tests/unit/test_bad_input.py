@@ -121,6 +121,16 @@ def test_the_base_document_is_good():
         ),
         pytest.param(EXPORT + "{type: csv, path: x, overflow: spill}\n", "invalid_value", "8:38", "add spill: true", id="no-spill"),
         pytest.param(EXPORT + "{type: csv, path: x, batch_rows: 9, queue_rows: 3}\n", "invalid_value", "8:40", "queue", id="export-batch"),
+        pytest.param(EXPORT + "{type: json, path: x, rotate: 1MB}\n", "invalid_value", "8:37", "does not belong", id="rotate-a-whole-file"),
+        pytest.param(EXPORT + "{type: json, path: x, sync: never}\n", "invalid_value", "8:35", "does not belong", id="sync-a-whole-file"),
+        pytest.param(EXPORT + "{type: csv, path: x, sync: often}\n", "invalid_value", "8:34", "one of always", id="export-sync"),
+        pytest.param(
+            EXPORT + "{type: csv, path: x, format: {indent: 2}}\n", "invalid_value", "8:36", "csv has time", id="another-types-format"
+        ),
+        pytest.param(EXPORT + "{type: arrow, path: x, format: {decimals: 2}}\n", "invalid_value", "8:38", "has no format", id="no-format"),
+        pytest.param(
+            EXPORT + "{type: csv, path: x, format: {separator: ab}}\n", "invalid_value", "8:48", "one ASCII character", id="separator"
+        ),
         pytest.param(EXPORT + "{type: csv, path: x}\n    - {type: csv, path: y}\n", "invalid_value", "8:5", "of its own", id="twice"),
         pytest.param(
             EXPORT + "{type: csv, path: x, rules: [{keep: true, rename: y}]}\n", "invalid_value", "8:36", "exactly one", id="two-actions"

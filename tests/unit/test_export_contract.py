@@ -1,4 +1,7 @@
-"""What every exporter promises, for each of ours: alone, behind a lane, and behind a lane that writes ahead. And the how-to's own."""
+"""What every exporter promises, for each of ours, plain and buffered: alone, and behind a lane, also one that writes ahead.
+
+And the how-to's own exporter.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.clock import VirtualClock
 from cluster.exporters.arrow_file import ArrowFile, ParquetFile
-from cluster.exporters.base import Exporter
+from cluster.exporters.base import Exporter, RejectedError, UnfinishedError
+from cluster.exporters.buffered import Buffered
 from cluster.exporters.csv_file import CsvFile
 from cluster.exporters.json_file import JsonArray, JsonLines
 from cluster.exporters.limits import Limits, Overflow
@@ -37,10 +42,21 @@ EXPORTERS: dict[str, tuple[Callable[[Path], Any], Read]] = {
 }
 
 
-@pytest.mark.parametrize("name", EXPORTERS)
-def test_alone(tmp_path: Path, name: str) -> None:
-    """close is harmless before open and twice; what was written and closed is there; health is ok."""
+Subject = tuple[Callable[[Path], Any], Read]
+WRAPS: dict[str, Callable[[Any], Any]] = {"plain": lambda sink: sink, "buffered": lambda sink: Buffered(sink, Limits(batch_rows=10))}
+
+
+@pytest.fixture(params=[(name, wrap) for name in EXPORTERS for wrap in WRAPS], ids="-".join)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """Each exporter as it is and buffered: how it is made, and how its rows are read."""
+    name, wrap = request.param
     make, read = EXPORTERS[name]
+    return lambda path: WRAPS[wrap](make(path)), read
+
+
+def test_alone(tmp_path: Path, subject: Subject) -> None:
+    """close is harmless before open and twice; what was written and closed is there; health is ok."""
+    make, read = subject
     never: Exporter = make(tmp_path / "never")
     never.close()
     assert not (tmp_path / "never").exists()
@@ -55,10 +71,9 @@ def test_alone(tmp_path: Path, name: str) -> None:
     assert read(tmp_path / "x") == list(range(30))
 
 
-@pytest.mark.parametrize("name", EXPORTERS)
-def test_a_folder_that_is_not_there_is_a_failure_that_passes(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_is_not_there_is_a_failure_that_passes(tmp_path: Path, subject: Subject) -> None:
     """write raises OSError until the folder is there, says so in its health, and then works."""
-    make, read = EXPORTERS[name]
+    make, read = subject
     sink: Exporter = make(tmp_path / "later" / "x")
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
@@ -72,24 +87,78 @@ def test_a_folder_that_is_not_there_is_a_failure_that_passes(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["in-memory", "write-ahead"])
-@pytest.mark.parametrize("name", EXPORTERS)
-def test_behind_a_lane(tmp_path: Path, name: str, ahead: bool) -> None:
-    """Buffered and batched, in memory or through a log on disk, the same rows arrive, once and in order."""
-    make, read = EXPORTERS[name]
+def test_behind_a_lane(tmp_path: Path, subject: Subject, ahead: bool) -> None:
+    """Queued and batched, in memory or through a log on disk, the same rows arrive, once and in order."""
+    make, read = subject
 
     async def send() -> None:
         log = WriteAheadLog(tmp_path / "spill")
         pipeline = ExportPipeline()
         limits = Limits(Overflow.SPILL, queue_rows=50, batch_rows=20)
-        pipeline.add(name, make(tmp_path / "x"), limits, spill=SpillLog(log), write_ahead=ahead)
+        pipeline.add("x", make(tmp_path / "x"), limits, spill=SpillLog(log), write_ahead=ahead)
         for first in range(0, 300, 7):
             await pipeline.export(numbered(first, 7))
         report = await pipeline.shutdown()
         log.close()
-        assert (report.exporters[name].lane.delivered, report.exporters[name].balance) == (301, 0)
+        assert (report.exporters["x"].lane.delivered, report.exporters["x"].balance) == (301, 0)
 
     asyncio.run(send())
     assert read(tmp_path / "x") == list(range(301))
+
+
+@pytest.mark.parametrize(
+    ("limits", "want"),
+    [
+        pytest.param(Limits(batch_rows=25, batch_age_s=1000.0), [30, 30, 30], id="rows"),
+        pytest.param(Limits(batch_bytes=2 * numbered(0, 10).nbytes, batch_age_s=1000.0), [20, 20, 20, 20, 10], id="bytes"),
+        pytest.param(Limits(batch_age_s=4.0), [50, 40], id="age"),
+    ],
+)
+def test_a_buffer_holds_no_more_than_its_limits(limits: Limits, want: list[int]) -> None:
+    """Whichever of rows, bytes and age is reached first hands all on as one batch; flush and close hand on the rest."""
+    clock, sink = VirtualClock(), ListSink()
+    buffered = Buffered(sink, limits, clock)
+    for first in range(0, 90, 10):
+        buffered.write(numbered(first, 10))
+        assert buffered.rows < limits.batch_rows
+        assert buffered.size_bytes < limits.batch_bytes
+        clock.advance(1.0)
+    buffered.close()
+    assert ([batch.num_rows for batch in sink.taken], sink.numbers) == (want, list(range(90)))
+    buffered.write(numbered(90, 1))
+    buffered.flush()
+    assert (sink.numbers[-1], sink.calls[-1], buffered.rows) == (90, "flush", 0)
+
+
+def test_a_buffer_whose_exporter_fails_keeps_what_it_took_and_no_more() -> None:
+    """The batch that reaches a limit is not taken when handing on fails; what was taken arrives once, or is told as lost at the end."""
+    sink = ListSink([OSError("down"), OSError("down"), None, OSError("down")])
+    buffered = Buffered(sink, Limits(batch_rows=15))
+    buffered.write(numbered(0, 10))
+    for _ in range(2):
+        with pytest.raises(OSError, match="down"):
+            buffered.write(numbered(10, 10))
+        assert buffered.rows == 10
+    buffered.write(numbered(10, 10))
+    assert sink.numbers == list(range(20))
+    buffered.write(numbered(20, 7))
+    with pytest.raises(UnfinishedError, match="down") as raised:
+        buffered.close()
+    assert (raised.value.rows, buffered.rows, sink.calls[-1]) == (7, 0, "close")
+
+
+def test_a_rejected_batch_takes_along_what_waits_with_it() -> None:
+    """Rows that were taken are told as lost; the batch that was not is rejected when it comes again."""
+    sink = ListSink([RejectedError("400"), RejectedError("400"), None])
+    buffered = Buffered(sink, Limits(batch_rows=15))
+    buffered.write(numbered(0, 10))
+    with pytest.raises(UnfinishedError, match="400") as raised:
+        buffered.write(numbered(10, 15))
+    assert (raised.value.rows, buffered.rows) == (10, 0)
+    with pytest.raises(RejectedError):
+        buffered.write(numbered(10, 15))
+    buffered.write(numbered(25, 15))
+    assert sink.numbers == list(range(25, 40))
 
 
 def test_what_a_hung_sink_did_not_take_comes_in_the_next_life(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from actors.errors import HarnessError, InputError
 from actors.metrics.histogram import Histogram
 from actors.metrics.registry import Kind
-from cluster.exporters import files
+from cluster.exporters import destinations, files
 from cluster.exporters.arrow_file import ArrowFile, ParquetFile
 from cluster.exporters.base import RejectedError, UnfinishedError
 from cluster.exporters.csv_file import CsvFile, CsvForm, NewLabel, whole_records
@@ -30,7 +30,9 @@ from cluster.exporters.files import AppendFile, PendingFile, last_line_end, swee
 from cluster.exporters.forms import FORMS, write_file
 from cluster.exporters.json_file import JsonArray, JsonForm, JsonLines
 from cluster.exporters.text import NonFinite, TextForm, TimeForm
+from cluster.exporters.wal import Sync
 from cluster.metrics.windows import METRICS, Row, metrics_batch
+from scenarios.exporters import FORMAT_OF, NEW_LABELS, NON_FINITE, SYNCS, TIMES, Destination, Format
 from tests.support.sinks import START_S, numbered
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -57,44 +59,59 @@ def golden(name: str, found: bytes) -> None:
     assert found == path.read_bytes(), f"{path} is not what is written; UPDATE_GOLDEN=1 writes it anew"
 
 
-JSON_FORMS = {
-    "export.json": JsonForm(),
-    "export.indent.json": JsonForm(indent=2),
-    "export.sorted.json": JsonForm(sort_keys=True, nulls=False),
-    "export.unix.json": JsonForm(TextForm(TimeForm.UNIX_MS, decimals=2, non_finite=NonFinite.NULL)),
-    "export.digests.json": JsonForm(TextForm(TimeForm.UNIX_S, digests=True)),
+# One golden file for the plain form of a type and for each of its options.
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "export.json": ("json", {}),
+    "export.unix_ms.json": ("json", {"time": "unix_ms"}),
+    "export.unix_s.json": ("json", {"time": "unix_s"}),
+    "export.decimals.json": ("json", {"decimals": 2}),
+    "export.non_finite.json": ("json", {"non_finite": "null"}),
+    "export.digests.json": ("json", {"digests": True}),
+    "export.nulls.json": ("json", {"nulls": False}),
+    "export.sorted.json": ("json", {"sort_keys": True}),
+    "export.indent.json": ("json", {"indent": 2}),
+    "export.jsonl": ("jsonl", {}),
+    "export.csv": ("csv", {}),
+    "export.unix_ms.csv": ("csv", {"time": "unix_ms"}),
+    "export.unix_s.csv": ("csv", {"time": "unix_s"}),
+    "export.decimals.csv": ("csv", {"decimals": 3}),
+    "export.non_finite.csv": ("csv", {"non_finite": "null"}),
+    "export.digests.csv": ("csv", {"digests": True}),
+    "export.separator.csv": ("csv", {"separator": ";"}),
+    "export.quoted.csv": ("csv", {"quote_all": True}),
+    "export.crlf.csv": ("csv", {"line_end": "crlf"}),
+    "export.labels.csv": ("csv", {"labels": "json"}),
+    "export.rest.csv": ("csv", {"new_label": "rest"}),
 }
 
 
-@pytest.mark.parametrize("name", JSON_FORMS)
-def test_json_looks_as_it_did(tmp_path: Path, name: str) -> None:
-    """One golden file for each option; all parse, and hold every row."""
-    sink = JsonArray(tmp_path / "x.json", JSON_FORMS[name])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_looks_as_it_did(tmp_path: Path, name: str) -> None:
+    """What a scenario says of its format is in force; all parse, hold every row, and CSV records have the header's width."""
+    kind, options = FORMATS[name]
+    sink = destinations.make(Destination(kind, "x", format=Format(**options)), tmp_path / "x")
     sink.write(SOME)
     sink.close()
-    found = (tmp_path / "x.json").read_bytes()
-    assert len(json.loads(found, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))) == 3
+    found = (tmp_path / "x").read_bytes()
+    if kind == "csv":
+        records = list(csv.reader(io.StringIO(found.decode(), newline=""), delimiter=options.get("separator", ",")))
+        assert [len(record) for record in records] == [len(records[0])] * 4
+    else:
+        documents = [found] if kind == "json" else found.splitlines()
+        parsed = [json.loads(one, parse_constant=lambda word: pytest.fail(f"{word} is no JSON")) for one in documents]
+        assert len(parsed[0] if kind == "json" else parsed) == 3
     golden(name, found)
 
 
-CSV_FORMS = {
-    "export.csv": CsvForm(labels=("probe",)),
-    "export.quoted.csv": CsvForm(TextForm(decimals=3, digests=True), separator=";", quote_all=True, line_end="\r\n"),
-    "export.labels.csv": CsvForm(as_json=True),
-    "export.rest.csv": CsvForm(new_label=NewLabel.REST),
-}
-
-
-@pytest.mark.parametrize("name", CSV_FORMS)
-def test_csv_looks_as_it_did(tmp_path: Path, name: str) -> None:
-    """One golden file for each option; all records have the header's width."""
-    sink = CsvFile(tmp_path / "x.csv", CSV_FORMS[name])
-    sink.write(SOME)
-    sink.close()
-    found = (tmp_path / "x.csv").read_bytes()
-    records = list(csv.reader(io.StringIO(found.decode(), newline=""), delimiter=CSV_FORMS[name].separator))
-    assert [len(record) for record in records] == [len(records[0])] * 4
-    golden(name, found)
+def test_each_option_has_a_golden_file() -> None:
+    """None is forgotten above; the words of a scenario are those of the files; a batch with an unknown label can be rejected as well."""
+    shown: dict[str, set[str]] = {"json": set(), "csv": {"new_label"}}
+    for kind, options in FORMATS.values():
+        shown.setdefault(kind, set()).update(options)
+    assert shown["json"] == set(FORMAT_OF["json"]) > set(FORMAT_OF["jsonl"])
+    assert shown["csv"] == set(FORMAT_OF["csv"])
+    for words, known in ((TIMES, TimeForm), (NON_FINITE, NonFinite), (NEW_LABELS, NewLabel), (SYNCS, Sync)):
+        assert set(words) == {one.value for one in known}
 
 
 def test_non_finite_values_follow_the_rule(tmp_path: Path) -> None:
@@ -346,10 +363,21 @@ def test_what_a_dead_process_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".x.json.99999.part").write_text("left")
     alive = PendingFile(tmp_path / "x.json")
     assert [one.name for one in tmp_path.iterdir()] == [alive.temporary.name]
+    assert alive.temporary.stat().st_dev == alive.path.parent.stat().st_dev
     assert sweep(tmp_path / "x.json") == 0
     alive.sink.write(b"[]")
     alive.finish()
     assert [one.name for one in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("make", APPENDING)
+def test_a_file_that_grows_is_opened_beside_nothing_left_over(tmp_path: Path, make: Callable[[Path], CsvFile | JsonLines]) -> None:
+    """What a process left that died while it wrote the file anew goes when the next one opens it."""
+    (tmp_path / ".x.99999.part").write_text("left")
+    sink = make(tmp_path / "x")
+    sink.open()
+    assert [one.name for one in tmp_path.iterdir()] == ["x"]
+    sink.close()
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])

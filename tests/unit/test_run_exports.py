@@ -15,12 +15,15 @@ import pytest
 from actors.clock import SystemClock
 from cluster.export_feed import Feed
 from cluster.exporters import destinations as kinds
+from cluster.exporters import wal
 from cluster.exporters.breaker import BreakerPolicy
+from cluster.exporters.files import rotated
 from cluster.exporters.limits import Limits
+from cluster.exporters.wal import Sync
 from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.store import Coverage, read_run
 from cluster.run_exports import RunExports, bring_up_to_date
-from scenarios.exporters import Breaker, Destination, Exporters, Route, Rule, When
+from scenarios.exporters import Breaker, Destination, Exporters, Format, Route, Rule, When
 from tests.support.sinks import FlakySink, GateSink
 from tests.support.waiting import until
 from tests.support.windows import end, record
@@ -182,9 +185,11 @@ class GatedPipeline:
         self.called = [asyncio.Event() for _ in range(3)]
 
     async def export(self, batch, *, to):
-        self.called[self.calls].set()
+        for event in self.called[self.calls : self.calls + 1]:
+            event.set()
         self.calls += 1
         await self.gate.wait()
+        await asyncio.sleep(0)
 
     def positions(self):
         return {"a": (self.calls, self.calls)}
@@ -213,6 +218,26 @@ def test_a_record_in_the_inbox_and_in_the_log_is_given_by_one_of_both(core):
         return pipeline.calls
 
     assert asyncio.run(scene()) == 2
+
+
+def test_an_inbox_that_is_not_empty_in_time_holds_up_no_end(core):
+    """What was not given by then is given to nobody, and counts as lacking."""
+
+    async def scene():
+        pipeline = GatedPipeline()
+        feed = Feed(core, pipeline, {"a": Limits()}, {"a": Coverage()})
+        await feed.catch_up("a")
+        core.watch(feed.take)
+        await asyncio.to_thread(core.push, "n1", "a", [record("n1", number) for number in range(1, 51)])
+        feeding = asyncio.create_task(feed.run())
+        await pipeline.called[0].wait()
+        asyncio.get_running_loop().call_soon(pipeline.gate.set)
+        await feed.emptied(0.0)
+        await feeding
+        assert not feed.given["a"].holds(core.held())
+        return pipeline.calls
+
+    assert 1 <= asyncio.run(scene()) < 50
 
 
 @pytest.mark.parametrize("settled", [False, True], ids=["log", "parquet"])
@@ -256,6 +281,54 @@ def test_a_disk_behind_a_destination_keeps_what_it_did_not_take(core):
     assert balanced(report, len(rows))["delivered_rows"] == len(rows)
     assert sorted(read(core.directory / "exports" / "m.jsonl")) == sorted(rows)
     assert not Path(core.directory.parent.parent / "exports" / RUN / "jsonl").exists()
+
+
+@pytest.mark.parametrize(("place", "field"), [("head", "spill_lost_bytes"), ("payload", "dropped_rows")])
+def test_a_bit_that_flips_on_a_destinations_disk_is_counted(core, place, field):
+    """Damage of a record is found by its checksums: its rows are dropped as corrupt, or its bytes told as lost; the rest is delivered."""
+    one = Destination("jsonl", "m.jsonl", overflow="spill", spill=True, write_ahead=True)
+    wanted = Exporters(destinations=(one,), drain_s=0.2)
+    write_manifest(core, wanted)
+    exports = RunExports(core, wanted, CLOCK, make=lambda *_: FlakySink(lambda: OSError("down")), tells=False)
+    for number in range(1, 11):
+        core.push("n1", "a", [record("n1", number)])
+    (report,) = exports.finish()
+    core.finish({}, None)
+    assert (report["spilled_rows"], report["spill_lost_bytes"]) == (30, 0)
+    (segment,) = Path(report["spill"]).glob("*.wal")
+    data = bytearray(segment.read_bytes())
+    data[wal._HEAD_SIZE + (5 if place == "head" else wal._HEAD_SIZE + 100)] ^= 8
+    segment.write_bytes(data)
+    core.push("n1", "a", [record("n1", 11), end(12)])
+    (report,) = bring_up_to_date(core, CLOCK, 10.0) or [{}]
+    lost = 30 + 3 - report["delivered_rows"]
+    assert 0 < lost < 30
+    assert report["dropped_rows"] == ({"corrupt": lost} if field == "dropped_rows" else {})
+    assert (report["spill_lost_bytes"] > 0) == (field == "spill_lost_bytes")
+    assert not report["complete"]
+    assert len(read(core.directory / "exports" / "m.jsonl")) == report["delivered_rows"]
+
+
+def test_a_file_of_a_run_is_as_its_scenario_says(core):
+    """Format, rotation and sync of a destination are those of its file; what a dead writer left at its end is cut, and told."""
+    (core.directory / "exports").mkdir()
+    whole = "time;window_s;metric;kind;unit;node;worker;phase;count;sum;min;max;last;p50;p90;p99;p999;labels\n"
+    (core.directory / "exports" / "m.csv").write_text(f"{whole}2026-01-01T00")
+    like = Format(separator=";", labels="json", decimals=1)
+    wanted = Exporters(destinations=(Destination("csv", "m.csv", batch_rows=30, sync="always", rotate_bytes=6_000, format=like),))
+    exports = RunExports(core, wanted, CLOCK, tells=False)
+    assert exports._made["csv"].file._sync is Sync.ALWAYS
+    for number in range(1, 101):
+        core.push("n1", "a", [record("n1", number)])
+    (report,) = exports.finish()
+    files = [*rotated(core.directory / "exports" / "m.csv"), core.directory / "exports" / "m.csv"]
+    rows = [row for path in files for row in csv.DictReader(path.read_text().splitlines(), delimiter=";")]
+    assert len(files) > 3
+    assert max(path.stat().st_size for path in files) <= 6_000
+    assert len(rows) == report["delivered_rows"] == 300
+    assert report["cut_bytes"] == len("2026-01-01T00")
+    assert json.loads(rows[0]["labels"]) == {"probe": "x"}
+    assert {row["last"] for row in rows if row["metric"] == "host.cpu.busy"} == {f"{number / 10:.1f}" for number in range(11)}
 
 
 def test_short_memory_shrinks_what_waits_and_is_told(core):

@@ -67,12 +67,14 @@ metrics:
 exporters:
   prometheus: {port: 9464, host: 0.0.0.0}
   destinations:
-    - {type: csv, path: "/data/{run}.csv", name: table, overflow: drop_oldest, queue_rows: 500, queue_size: 8MiB, batch_rows: 100}
+    - {type: csv, path: "/data/{run}.csv", name: table, overflow: drop_oldest, queue_rows: 500, queue_size: 8MiB, batch_rows: 100,
+       sync: always, rotate: 64MiB, format: {separator: ";", labels: json, line_end: crlf, decimals: 3}}
     - type: jsonl
       path: probes.jsonl
       batch_size: 1MiB
       batch_age: 250ms
       flush: 2s
+      format: {time: unix_ms, nulls: false}
       spill: true
       spill_max: 64MiB
       write_ahead: true

@@ -9,29 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import HarnessError
-from actors.metrics.registry import Kind
 from cluster.files import read_json, write_json_atomic, write_whole
 from cluster.metrics.parts import part_files
 from cluster.metrics.ranges import Ranges
 from cluster.metrics.store import (
     Coverage,
     End,
-    Entry,
     RunStore,
     log_files,
     read_run,
 )
-from cluster.metrics.windows import EVENTS, METRICS, Row, events_batch, metrics_batch
-
-STREAM = ("n1", "a")
-
-
-def entry(sequence: int, *, events: int = 1, end: bool = False, rows: int = 2) -> Entry:
-    made = [Row("host.cpu.busy", Kind.GAUGE, "ratio", f"w{at}", "p", (), 1, 0.5, 0.5, 0.5, float(sequence)) for at in range(rows)]
-    line = {"time": sequence * 1_000_000, "node": "n1", "worker": "", "phase": "", "kind": "k", "severity": "info", "data": "{}"}
-    told = [line | {"sequence": sequence * 10 + at, "message": f"{sequence}.{at}"} for at in range(events)]
-    metrics = metrics_batch(made, node="n1", start_ns=sequence * 10**9, window_s=1.0)
-    return Entry(STREAM, sequence, metrics, events_batch(told), End(sequence, True) if end else None)
+from cluster.metrics.windows import EVENTS, METRICS
+from tests.support.windows import STREAM, entry
 
 
 def seen(directory: Path) -> tuple[list[float], list[str]]:
