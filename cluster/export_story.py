@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from .metrics.windows import Row, events_batch, metrics_batch, seal
 from .outbox import Kind, Record, frame
 
 OWN: Final = "aggregator"  # the node of these rows, as Prometheus and the files name it
+CHANGED: Final = "exporters_changed"  # the event whose data holds what the exporters are from then on
 
 
 class Story:
@@ -31,6 +33,7 @@ class Story:
         self._sequence = self._events = 0
         self._unsent: list[tuple[int, bytes]] = []
         self._ill: dict[str, str] = {}
+        self._changed: list[dict[str, Any]] = []
         self._audited_ns = self._opened_ns = clock.boot_ns()
         core.expect(OWN, self.incarnation)
 
@@ -39,12 +42,17 @@ class Story:
         """Whether all that was told is in the run."""
         return not self._unsent
 
+    def changed(self, message: str, data: Mapping[str, Any]) -> None:
+        """Keep that somebody changed the exporters, for the next window; `data` is what they are from now on."""
+        self._changed.append(self._event(CHANGED, "info", message) | {"data": json.dumps(data)})
+
     def tell(self, report: PipelineReport, rows: Sequence[Row], audit: Iterable[AuditEvent]) -> None:
         """Close a window of the exporters' own metrics, with what happened in it."""
         now_ns = self._clock.boot_ns()
         window_s = max(1, now_ns - self._opened_ns) / SECOND_NS
         metrics = metrics_batch(rows, node=OWN, start_ns=self._clock.wall_ns() - (now_ns - self._opened_ns), window_s=window_s)
-        events = [*self._changes(report), *self._noted(audit)]
+        events = [*self._changed, *self._changes(report), *self._noted(audit)]
+        self._changed = []
         self._opened_ns = now_ns
         self._add(Kind.WINDOW, seal(metrics, events_batch(events)))
 
