@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.errors import HarnessError, StressError
+from actors.errors import HarnessError, InputError, StressError
 from actors.messages import Event
 from actors.origin import code_id
 from actors.state import default_state_dir, open_state_dir
@@ -169,6 +169,15 @@ class AggregatorShell:
         cuts_s = cuts_of(plan, self._core.dose_windows(), began_s, AFTER_S)
         return cuts_s is not None and self._core.roll(self._retention.target(self._clock.wall_ns() // 1000, cuts_s))
 
+    def exporters(self, pause: Sequence[str] = (), resume: Sequence[str] = (), sets: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Return how each exporter of a run that goes on stands, after these changes. Raises `InputError`; then nothing has changed."""
+        exports = self._exports
+        if exports is None:
+            raise InputError(
+                "not_found", f"run {self._run} has no exporters at work", "a scenario's `exporters`, or `run --export`, gives it some"
+            )
+        return exports.change(pause, resume, sets)
+
     def settle(self, dead: bool) -> dict[str, Any]:
         """Write what has arrived since into Parquet, and bring the documents up to date; a `dead` run without an end gets one."""
         exported: Mapping[str, Any] = {}
@@ -253,7 +262,8 @@ class AggregatorShell:
             end_streams(self._core)
 
     def _with_checks(self, options: Options) -> Options:
-        return replace(options, checks=self._exports.checks()) if self._exports is not None else options
+        exports = self._exports
+        return options if exports is None else replace(options, checks=exports.checks(), exporters=exports.health_checks())
 
     def _finish_exports(self, timeout_s: float | None = None) -> dict[str, Any]:
         """End the exporters; return what the summary says of them, nothing when there are none."""

@@ -116,6 +116,17 @@ class Connection:
         found: dict[str, Any] = self._some_orchestrator().call("forget", node, timeout_s=60.0, group="control")
         return found
 
+    def exporters(self, run: str, pause: Sequence[str], resume: Sequence[str], sets: Sequence[str]) -> dict[str, Any]:
+        """Return how the exporters of a run that goes on stand, after these changes. Raises `InputError`; then nothing has changed."""
+        if self._orchestrator is None:
+            raise RefusedError("lost", "no cluster with a run was found", "give --address")
+        name = self._run_id(run, list(self._orchestrator.call("status", group="control")["runs"]))
+        aggregator = self._port().aggregator(name)
+        if aggregator is None:
+            raise HarnessError("lost", f"run {name} has no aggregator at the moment", "try again in a few seconds")
+        told = aggregator.call("exporters", list(pause), list(resume), list(sets), timeout_s=30.0)
+        return {"run": name, "status": "running", "exporters": told}
+
     def recover(self) -> dict[str, Any]:
         """Undo and deliver what a crash left, on every node of the cluster or on this machine."""
         remaining: list[str] = []

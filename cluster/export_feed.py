@@ -17,24 +17,29 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.clock import Clock
+
 from .exporters.limits import Limits
 from .exporters.pipeline import ExportPipeline
 from .exporters.rows import pieces
+from .exporters.trace import Origin
 from .metrics.aggregator import Aggregator
 from .metrics.store import Coverage, Entry, Stream
-from .metrics.windows import METRICS, with_quantiles
+from .metrics.windows import EVENTS, METRICS, with_quantiles
 
 INBOX_BYTES: Final = 64 << 20
-_ROOM_S: Final = 0.02
 _AT_ONCE: Final = 1 / 32  # of a destination's bounds: what it is given at once when it is behind
 _READ_ROWS: Final = 8192
+_NO_EVENTS: Final = pa.RecordBatch.from_pylist([], schema=EVENTS)
 
 
 class Feed:
     """See the module. `known`: the records that each destination has from an earlier life."""
 
-    def __init__(self, core: Aggregator, pipeline: ExportPipeline, limits: Mapping[str, Limits], known: Mapping[str, Coverage]) -> None:
-        self._core, self._pipeline, self._limits = core, pipeline, dict(limits)
+    def __init__(
+        self, core: Aggregator, pipeline: ExportPipeline, limits: Mapping[str, Limits], known: Mapping[str, Coverage], clock: Clock
+    ) -> None:
+        self._core, self._pipeline, self.limits, self._clock = core, pipeline, dict(limits), clock
         self._loop = asyncio.get_running_loop()
         self._wake, self._is_empty = asyncio.Event(), asyncio.Event()
         self._is_stopped = False
@@ -46,18 +51,19 @@ class Feed:
         self._live: set[str] = set()  # who is given records as they come
         self._counted: set[str] = set()
         self._lock = threading.Lock()
-        self._inbox: deque[Entry] = deque()
+        self._noted = {name: asyncio.Event() for name in limits}
+        self._inbox: deque[tuple[Entry, int]] = deque()
         self._inbox_bytes = 0
 
     # as they come
 
     def take(self, entries: Sequence[Entry]) -> None:
         """Take records that are on disk; for any thread, and never waits. What finds no room is read from the run directory later."""
-        size = sum(entry.metrics.nbytes for entry in entries)
+        size, now_ns = sum(entry.metrics.nbytes for entry in entries), self._clock.boot_ns()
         with self._lock:
             if self._inbox_bytes + size > INBOX_BYTES:
                 return
-            self._inbox.extend(entries)
+            self._inbox.extend((entry, now_ns) for entry in entries)
             self._inbox_bytes += size
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._wake.set)
@@ -73,7 +79,7 @@ class Feed:
     async def _run(self) -> None:
         while not self._is_stopped:
             with self._lock:
-                entry = self._inbox.popleft() if self._inbox else None
+                entry, taken_ns = self._inbox.popleft() if self._inbox else (None, 0)
                 self._inbox_bytes -= entry.metrics.nbytes if entry is not None else 0
             if entry is None:
                 self._is_empty.set()
@@ -84,7 +90,8 @@ class Feed:
             records = _record(entry.stream, entry.sequence)
             to = [name for name in self._live if self._begin(name, records)]
             if to:
-                await self._pipeline.export(filled(entry.metrics), to=None if len(to) == len(self.given) else to)
+                everyone = None if len(to) == len(self.given) else to
+                await self._pipeline.export(filled(entry.metrics), to=everyone, origin=_origin(entry, taken_ns))
                 self._note(to, records)
 
     async def emptied(self, timeout_s: float) -> None:
@@ -112,19 +119,21 @@ class Feed:
         for name in names:
             self.given[name].absorb(records)
             self._marks[name].append((positions[name][0], records))
+            self._noted[name].set()
 
     # from the run directory
 
     async def catch_up(self, name: str) -> None:
         """Give a destination all that the run holds and it lacks, as fast as it takes it, until it is up to date."""
         while True:
+            self._noted[name].clear()
             held = await asyncio.to_thread(self._core.held)
             if not self.given[name].holds(held) or (self._known[name].held and name not in self._counted):
                 await self._bring(name)
             elif name in self._live:
                 return
             if name in self._live:
-                await asyncio.sleep(_ROOM_S)  # what is missing may be on its way
+                await self._noted[name].wait()  # what is missing is on its way: somebody has begun to give it
             self._live.add(name)  # and look once more: what came since the look was given to nobody
 
     async def _bring(self, name: str) -> None:
@@ -134,15 +143,17 @@ class Feed:
             if not self._begin(name, records):
                 self._count(name, records, pq.read_metadata(path).num_rows)
             else:
+                origin = Origin(part=path.name, rows=pq.read_metadata(path).num_rows, taken_ns=self._clock.boot_ns())
                 for batch in _rows_of(path):
-                    await self._give(name, batch)
+                    await self._give(name, batch, origin)
                 self._note((name,), records)
         for tagged in pending:
             records = _record(tagged.stream, tagged.sequence)
             if not self._begin(name, records):
                 self._count(name, records, tagged.batch.num_rows)
             else:
-                await self._give(name, filled(tagged.batch))
+                entry = Entry(tagged.stream, tagged.sequence, tagged.batch, _NO_EVENTS)
+                await self._give(name, filled(tagged.batch), _origin(entry, self._clock.boot_ns()))
                 self._note((name,), records)
         self._counted.add(name)
 
@@ -150,11 +161,10 @@ class Feed:
         if name not in self._counted and self._known[name].holds(records):
             self.earlier_rows[name] += rows
 
-    async def _give(self, name: str, batch: pa.RecordBatch) -> None:
-        for part in pieces(batch, self._limits[name].shrunk(_AT_ONCE)):
-            while not self._pipeline.takes_whole(name, part):  # noqa: ASYNC110  # a lane tells nobody that it has room
-                await asyncio.sleep(_ROOM_S)
-            await self._pipeline.export(part, to=(name,))
+    async def _give(self, name: str, batch: pa.RecordBatch, origin: Origin | None) -> None:
+        for part in pieces(batch, self.limits[name].shrunk(_AT_ONCE)):
+            await self._pipeline.room(name, part)
+            await self._pipeline.export(part, to=(name,), origin=origin)
 
     # what is done
 
@@ -177,6 +187,15 @@ def filled(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _rows_of(path: Path) -> Iterator[pa.RecordBatch]:
     for batch in pq.ParquetFile(path).iter_batches(_READ_ROWS):
         yield from pa.Table.from_batches([batch]).cast(METRICS).replace_schema_metadata().to_batches()
+
+
+def _origin(entry: Entry, taken_ns: int) -> Origin | None:
+    """Return what a record's paths are told by; one without rows goes nowhere."""
+    rows = entry.metrics
+    if not rows.num_rows:
+        return None
+    time_us, window_s = rows.column("time")[0].value, rows.column("window_s")[0].as_py()
+    return Origin(*entry.stream, entry.sequence, time_us, window_s, rows.num_rows, taken_ns)
 
 
 def _record(stream: Stream, sequence: int) -> Coverage:

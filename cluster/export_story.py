@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from actors.clock import Clock
 from actors.messages import Event
@@ -13,7 +14,8 @@ from .metrics.aggregator import Aggregator
 from .metrics.own_stream import OwnStream
 from .metrics.windows import Row
 
-PART = "exporters"
+PART: Final = "exporters"
+CHANGED: Final = "exporters_changed"  # the event whose data holds what the exporters are from then on
 
 
 class Story:
@@ -25,6 +27,7 @@ class Story:
     def __init__(self, core: Aggregator, clock: Clock) -> None:
         self._stream = OwnStream(core, PART, clock)
         self._ill: set[str] = set()
+        self._changed: list[Event] = []
         self._audited_ns = clock.boot_ns()
 
     @property
@@ -32,9 +35,15 @@ class Story:
         """Whether all that was told is in the run."""
         return self._stream.is_sent
 
+    def changed(self, message: str, data: Mapping[str, Any]) -> None:
+        """Keep that somebody changed the exporters, for the next window; `data` is what they are from now on."""
+        self._changed.append(Event(CHANGED, message, data=data))
+
     def tell(self, report: PipelineReport, rows: Sequence[Row], audit: Iterable[AuditEvent]) -> None:
         """Close a window of the exporters' own metrics, with what happened in it."""
-        self._stream.close_window(rows, [*self._changes(report), *self._noted(audit)])
+        events = [*self._changed, *self._changes(report), *self._noted(audit)]
+        self._changed = []
+        self._stream.close_window(rows, events)
 
     def send(self) -> None:
         """Hand what was told to the aggregator."""

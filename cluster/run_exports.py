@@ -14,7 +14,7 @@ import asyncio
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -22,13 +22,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from actors.clock import SECOND_NS, Clock
+from actors.errors import InputError
 from actors.host import memory_available_share
 from actors.limits import find_container
 from scenarios.exporters import Destination, Exporters
+from scenarios.model import Scenario
 
+from . import export_changes as changes
 from .export_feed import Feed
 from .export_memory import Kept, added, load, save
 from .export_story import PART, Story
+from .export_traces import TraceLog
+from .export_traces import settle as settle_traces
 from .exporters import destinations as kinds
 from .exporters.base import Exporter
 from .exporters.figures import ExporterReport, PipelineReport
@@ -36,6 +41,7 @@ from .exporters.pipeline import ExportPipeline
 from .exporters.prometheus import Finding
 from .exporters.rules import parse
 from .exporters.spill import SpillLog
+from .exporters.trace import KEPT, Tracer
 from .exporters.wal import Sync, WriteAheadLog
 from .files import make_folders, read_json
 from .metrics.aggregator import Aggregator
@@ -47,6 +53,7 @@ TICK_S: Final = 1.0
 MEMORY_S: Final = 0.1  # how often memory is looked at: at 100 MB/s that is 10 MB
 SAVE_S: Final = 5.0
 _UNHEARD_S: Final = 10.0
+_ANSWER_S: Final = 20.0
 _GRACE_S: Final = 5.0  # beyond the drain: for the last figures, and for files to be finished
 LATE: Final = "data came after the end and is not here yet"
 
@@ -56,7 +63,7 @@ Reports = list[dict[str, Any]]
 class RunExports:
     """See the module. `tells`: its own metrics and events go into the run, as a stream of the aggregator's own.
 
-    Raises `StressError` when a spill cannot be had.
+    `traced`: how many paths of records may be under way and traced at once. Raises `StressError` when a spill cannot be had.
     """
 
     def __init__(
@@ -68,9 +75,12 @@ class RunExports:
         tells: bool = True,
         make: Callable[[Destination, Path], Exporter] = kinds.make,
         memory: Callable[[], float] | None = None,
+        traced: int = KEPT,
     ) -> None:
-        self._core, self._wanted, self._clock, self._make = core, wanted, clock, make
+        self._core, self._clock, self._make = core, clock, make
         self._folder = kinds.state_folder(core.directory)
+        self._wanted, self._paused = changes.load(self._folder, wanted)
+        self._tracer, self._traces = Tracer(traced), TraceLog(core.directory, clock)
         self._memory = memory or partial(memory_available_share, find_container())
         self._kept = load(self._folder)
         self._begin_anew()
@@ -81,6 +91,7 @@ class RunExports:
         self._told_ns = self._saved_ns = clock.boot_ns()
         self._is_unsaved = False
         self._trouble: dict[str, str] = {}
+        self._rates: dict[str, float] = {}
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="exports", daemon=True)
         self._thread.start()
@@ -100,19 +111,44 @@ class RunExports:
         """Return a check of each destination, for /readyz."""
         return tuple(partial(self._finding, one.name) for one in self._wanted.destinations)
 
+    def health_checks(self) -> dict[str, Callable[[], tuple[Finding, Finding]]]:
+        """Return for each destination what its own /healthz and /readyz say: that its calls succeed, and that rows get through."""
+        return {one.name: partial(self._findings, one.name) for one in self._wanted.destinations}
+
     def _finding(self, name: str) -> Finding:
-        now_ns = self._clock.boot_ns()
+        return self._findings(name)[0]
+
+    def _findings(self, name: str) -> tuple[Finding, Finding]:
+        """Return whether a destination is well, and whether it is ready: well, not paused, and with room for more."""
+        now_ns, called = self._clock.boot_ns(), f"exporter {name}"
         if self._told is None or now_ns - self._told_ns > _UNHEARD_S * SECOND_NS:
-            return Finding(f"exporter {name}", ok=False, reason="nothing was heard of it for a while")
+            silent = Finding(called, ok=False, reason="nothing was heard of it for a while")
+            return silent, silent
         report = self._told.exporters[name]
-        last_ns = report.lane.last_success_ns
+        lane, last_ns = report.lane, report.lane.last_success_ns
         detail = {
-            "breaker": report.lane.breaker.value,
-            "queued_rows": report.lane.queued,
-            "spilled_rows": report.lane.spilled,
+            "breaker": lane.breaker.value,
+            "queued_rows": lane.queued,
+            "spilled_rows": lane.spilled,
             "last_success_s_ago": None if last_ns is None else round((now_ns - last_ns) / SECOND_NS, 1),
+            "paused": report.is_paused,
         }
-        return Finding(f"exporter {name}", report.health.ok, report.health.detail or report.lane.last_error, detail)
+        well = Finding(called, report.health.ok, report.health.detail or lane.last_error, detail)
+        limits = next(kinds.limits_of(one) for one in self._wanted.destinations if one.name == name)
+        is_full = lane.queued >= limits.queue_rows or lane.queued_bytes >= limits.queue_bytes
+        why = "paused" if report.is_paused else "its queue is full" if is_full else well.reason
+        return well, Finding(called, well.ok and not report.is_paused and not is_full, why, detail)
+
+    def status(self) -> Reports:
+        """Return how each destination stands now. Raises `TimeoutError` when the thread does not answer."""
+        return self.change()
+
+    def change(self, pause: Sequence[str] = (), resume: Sequence[str] = (), sets: Sequence[str] = ()) -> Reports:
+        """Pause and resume destinations and apply settings, all or nothing; return how each stands then.
+
+        No row is lost or given twice by it: what waits stays, and each record goes by one set of rules. Raises `InputError`.
+        """
+        return asyncio.run_coroutine_threadsafe(self._change(pause, resume, sets), self._loop).result(_ANSWER_S)
 
     def finish(self, timeout_s: float | None = None) -> Reports:
         """End: let destinations take what they lack for this long, close them, and return each one's report. To be called once."""
@@ -134,6 +170,8 @@ class RunExports:
         """End without an end: what is not finished stays so, and another life goes on from what is on disk."""
         self._core.unwatch(self._feed.take)
         self._stop()
+        self._traces.add(self._tracer.collect(whole=False))
+        self._traces.close()
         for exporter in self._made.values():
             kinds.give_up(exporter)
 
@@ -170,12 +208,15 @@ class RunExports:
     async def _work(self, started: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._ended, self._closing = asyncio.Event(), asyncio.Event()
-        self._pipeline = ExportPipeline(clock=self._clock)
+        self._changing = asyncio.Lock()
+        self._pipeline = ExportPipeline(clock=self._clock, tracer=self._tracer)
         for one in self._wanted.destinations:
             self._add(one)
+        for name in self._paused:
+            self._pipeline.pause(name)
         await self._pipeline.set_rules(parse(kinds.rules_of(self._wanted)))
         limits = {one.name: kinds.limits_of(one) for one in self._wanted.destinations}
-        self._feed = Feed(self._core, self._pipeline, limits, {name: self._kept[name].held for name in limits})
+        self._feed = Feed(self._core, self._pipeline, limits, {name: self._kept[name].held for name in limits}, self._clock)
         self._look_at_memory()
         self._look()
         self._core.watch(self._feed.take)
@@ -215,12 +256,19 @@ class RunExports:
             if self._story is not None:
                 await asyncio.to_thread(self._story.send)
             self._settle()
+            if paths := self._tracer.collect():
+                await asyncio.to_thread(self._traces.add, paths)
             if self._is_unsaved and self._clock.boot_ns() - self._saved_ns >= SAVE_S * SECOND_NS:
                 await self._save()
 
     def _look(self) -> None:
         """Look at every destination, and say what there is to say."""
+        before, before_ns = self._told, self._told_ns
         self._told, self._told_ns = self._pipeline.report(), self._clock.boot_ns()
+        seconds = (self._told_ns - before_ns) / SECOND_NS
+        if before is not None and seconds > 0:
+            for name, one in self._told.exporters.items():
+                self._rates[name] = (one.lane.delivered - before.exporters[name].lane.delivered) / seconds
         if self._story is not None and self._story.is_sent:
             self._story.tell(self._told, self._pipeline.self_metrics(), self._pipeline.audit)
 
@@ -238,6 +286,50 @@ class RunExports:
             _LOG.warning("run %s: what its exporters have is not written down: %s", self._core.run_id, error)
         else:
             self._is_unsaved, self._saved_ns = False, self._clock.boot_ns()
+
+    # changes
+
+    async def _change(self, pause: Sequence[str], resume: Sequence[str], sets: Sequence[str]) -> Reports:
+        async with self._changing:
+            if pause or resume or sets:
+                await self._apply(pause, resume, sets)
+            now = self._pipeline.report()
+        return [
+            self._about(one) | now.exporters[one.name].to_json() | {"rows_per_s": self._rates.get(one.name)}
+            for one in self._wanted.destinations
+        ]
+
+    async def _apply(self, pause: Sequence[str], resume: Sequence[str], sets: Sequence[str]) -> None:
+        if self._closing.is_set():
+            raise InputError("invalid_value", "the run is ending: its exporters do not change any more")
+        changes.check_names([*pause, *resume], self._wanted)
+        wanted = changes.applied(scenario_of(self._core.directory), self._wanted, sets) if sets else self._wanted
+        rules = parse(kinds.rules_of(wanted))
+        for before, after in zip(self._wanted.destinations, wanted.destinations, strict=True):  # from here on nothing can be refused
+            if kinds.limits_of(before) != kinds.limits_of(after) or before.breaker != after.breaker:
+                self._pipeline.configure(after.name, kinds.limits_of(after), kinds.policy_of(after))
+        if rules != parse(kinds.rules_of(self._wanted)):
+            await self._pipeline.set_rules(rules)
+        self._wanted, self._paused = wanted, (self._paused | {*pause}) - {*resume}
+        for name in (*pause, *resume):
+            self._pipeline.pause(name, paused=name in self._paused)
+        self._feed.limits = {one.name: kinds.limits_of(one) for one in wanted.destinations}
+        if self._story is not None:
+            words = [*(f"paused {name}" for name in pause), *(f"resumed {name}" for name in resume), *sets]
+            told = {"exporters": changes.document(wanted), "paused": sorted(self._paused)}
+            self._story.changed(f"exporters: {'; '.join(words)}", told)
+        try:
+            await asyncio.to_thread(changes.save, self._folder, wanted, self._paused)
+        except OSError as error:
+            _LOG.warning("run %s: the aggregator's next life will not know of this change: %s", self._core.run_id, error)
+
+    def _about(self, one: Destination) -> dict[str, Any]:
+        path, directory = kinds.path_of(one, self._core.directory), self._core.directory
+        return {
+            "name": one.name,
+            "type": one.type,
+            "path": str(path.relative_to(directory) if path.is_relative_to(directory) else path),
+        }
 
     # the end
 
@@ -259,8 +351,19 @@ class RunExports:
         reports = [self._report(one, told.exporters[one.name], held) for one in self._wanted.destinations]
         self._kept = {report["name"]: Kept(self._feed.given[report["name"]], report) for report in reports}
         await self._save()
+        await asyncio.to_thread(self._settle_traces)
         self._clear_spills()
         return reports
+
+    def _settle_traces(self) -> None:
+        self._traces.add(self._tracer.collect(whole=False))
+        self._traces.close()
+        try:
+            settle_traces(self._core.directory)
+        except OSError as error:  # the log stands, and is read as well
+            _LOG.warning("run %s: its traces stay in the log: %s", self._core.run_id, error)
+        if lost := self._tracer.untraced + self._traces.unwritten:
+            _LOG.warning("run %s: %d paths of records were not traced", self._core.run_id, lost)
 
     async def _up_to_date(self, name: str, begun: asyncio.Task[None]) -> None:
         try:
@@ -271,18 +374,14 @@ class RunExports:
 
     def _report(self, one: Destination, now: ExporterReport, held: Coverage) -> dict[str, Any]:
         """Return a destination's report. `complete`: it has every row that the run holds, as far as its rules let them through."""
-        path, directory = kinds.path_of(one, self._core.directory), self._core.directory
-        about = {
-            "name": one.name,
-            "type": one.type,
-            "path": str(path.relative_to(directory) if path.is_relative_to(directory) else path),
+        about = self._about(one) | {
             "earlier_rows": self._feed.earlier_rows[one.name],
             "is_behind": not self._feed.given[one.name].holds(held),
             "cut_bytes": kinds.cut_bytes(self._made[one.name]),
             "spill_lost_bytes": self._spills[one.name].lost_bytes if one.name in self._spills else 0,
         }
         report = added(self._kept[one.name].report, about | now.to_json())
-        spill = kinds.spill_of(one, directory)
+        spill = kinds.spill_of(one, self._core.directory)
         if spill is not None and now.lane.spilled:
             report["spill"] = str(spill)
         lost = sum(report["dropped_rows"].values()) + report["late_rows"] + report["spill_lost_bytes"]
@@ -308,6 +407,13 @@ def exporters_of(manifest: Mapping[str, Any]) -> Exporters:
     return text.from_data(scenario).exporters if scenario.get("exporters") else Exporters()
 
 
+def scenario_of(directory: Path) -> Scenario:
+    """Return the scenario in the manifest of a run with exporters."""
+    from scenarios import text  # noqa: PLC0415
+
+    return text.from_data((read_json(directory / "manifest.json") or {})["scenario"])
+
+
 def bring_up_to_date(core: Aggregator, clock: Clock, timeout_s: float) -> Reports | None:
     """Give the exporters of a run that has ended, or died, what they lack; return their reports, None when there is nothing to do.
 
@@ -318,6 +424,7 @@ def bring_up_to_date(core: Aggregator, clock: Clock, timeout_s: float) -> Report
         if not wanted.destinations:
             return None
         end_streams(core, PART)
+        settle_traces(core.directory)
         kept, held = load(kinds.state_folder(core.directory)), core.held()
         done = [kept[one.name] for one in wanted.destinations if one.name in kept]
         if len(done) == len(wanted.destinations) and all(one.report is not None and one.held.holds(held) for one in done):

@@ -13,7 +13,7 @@ import typer
 
 from actors.errors import HarnessError, InputError, StressError
 
-from . import catalogue, config, control, doctor, export, output, plan, query, report, run, submit
+from . import catalogue, config, control, doctor, export, exporters, output, plan, query, report, run, submit, trace
 
 __all__ = ["main"]
 
@@ -59,6 +59,8 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., int], str], ...]] = (
     ("schema", catalogue.schema, "JSON Schema of scenario documents"),
     ("report", report.report, "what was asked, achieved, and broken"),
     ("export", export.export, "a run's metrics as one file"),
+    ("exporters", exporters.exporters, "how a run's exporters stand; pause, resume, change them"),
+    ("trace", trace.trace, "the path of one row, from its node to each exporter"),
     ("query", query.query, "figures of a run's metrics, or how two go together"),
 )
 

@@ -74,6 +74,7 @@ class Connection(Protocol):
     def halt(self, note: Callable[[str], None]) -> dict[str, Any]: ...  # noqa: D102
     def resume(self, note: Callable[[str], None]) -> dict[str, Any]: ...  # noqa: D102
     def forget(self, node: str) -> dict[str, Any]: ...  # noqa: D102
+    def exporters(self, run: str, pause: Sequence[str], resume: Sequence[str], sets: Sequence[str]) -> dict[str, Any]: ...  # noqa: D102
     def recover(self) -> dict[str, Any]: ...  # noqa: D102
     def doctor(self) -> dict[str, Any]: ...  # noqa: D102
     def nodes(self) -> Sequence[NodeSpec]: ...  # noqa: D102

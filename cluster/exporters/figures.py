@@ -58,6 +58,7 @@ class ExporterReport:
     health: Health
     flushes: int
     flush_failures: int
+    is_paused: bool = False
 
     @property
     def balance(self) -> int:
@@ -73,6 +74,7 @@ class ExporterReport:
         return {
             "name": self.name,
             "ok": self.health.ok,
+            "paused": self.is_paused,
             "detail": self.health.detail or lane.last_error,
             "breaker": lane.breaker.value,
             "breaker_opened": lane.breaker_opened,

@@ -13,7 +13,7 @@ overflow policy than SPILL rows that are on disk (from an earlier life, or from 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from actors.clock import SECOND_NS
 from .breaker import Breaker, BreakerPolicy, State
 from .limits import Limits, Overflow, Reason
 from .rows import Chunk, Counts, LaneState, Spill
-from .trace import Trace
+from .trace import Mark, Path
 
 
 class Lane:
@@ -42,7 +42,7 @@ class Lane:
         self._rows = self._bytes = 0
         self._turn = 0  # of sampling
         self._next = 0
-        self._marks: list[tuple[int, Trace]] = []
+        self._marks: deque[Mark] = deque()
         self._last_success_ns: int | None = None
         self._last_error = ""
         if spill is not None:
@@ -62,36 +62,36 @@ class Lane:
             return True
         return self.fits(batch) and not (self.limits.overflow is Overflow.SAMPLE and self._is_half_full())
 
-    def offer(self, batch: pa.RecordBatch, now_ns: int, marks: Sequence[tuple[int, Trace]] = ()) -> None:
-        """Take rows, or drop and count some by the overflow policy. `marks` are traced rows by their position.
+    def offer(self, batch: pa.RecordBatch, now_ns: int, path: Path | None = None) -> None:
+        """Take rows, or drop and count some by the overflow policy. `path` is theirs, when it is traced.
 
         With BLOCK the caller waits until `fits`; rows that do not fit are dropped as the newest.
         """
         self.counts.produced += batch.num_rows
         if batch.num_rows:
-            self._admit(batch, now_ns, marks)
+            self._admit(batch, now_ns, path)
         self._check()
 
-    def refuse(self, batch: pa.RecordBatch, reason: Reason, now_ns: int, marks: Sequence[tuple[int, Trace]] = ()) -> None:
+    def refuse(self, batch: pa.RecordBatch, reason: Reason, now_ns: int, path: Path | None = None) -> None:
         """Count rows that never came in."""
         self.counts.produced += batch.num_rows
-        self._lose(batch.num_rows, reason, now_ns, marks)
+        self._lose(batch.num_rows, reason, now_ns, path)
         self._check()
 
-    def _admit(self, batch: pa.RecordBatch, now_ns: int, marks: Sequence[tuple[int, Trace]]) -> None:
+    def _admit(self, batch: pa.RecordBatch, now_ns: int, path: Path | None) -> None:
         overflow = self.limits.overflow
         if self._write_ahead or (overflow is Overflow.SPILL and (self._spilled() or not self.fits(batch))):
-            self._to_disk(batch, now_ns, marks)
+            self._to_disk(batch, now_ns, path)
             return
         if overflow is Overflow.SAMPLE and self._is_half_full():
-            batch, marks = self._thin(batch, now_ns, marks)
+            batch = self._thin(batch, now_ns, path)
         if overflow is Overflow.DROP_OLDEST:
             self._drop_oldest(batch, now_ns)
         if batch.num_rows and self.fits(batch):
-            self._push(Chunk(self._number(batch.num_rows, now_ns, marks), batch, batch.nbytes, now_ns))
+            self._push(Chunk(self._number(batch.num_rows, now_ns, path), batch, batch.nbytes, now_ns))
         else:
             alone = batch.num_rows == 1 and batch.nbytes > self.limits.queue_bytes
-            self._lose(batch.num_rows, Reason.TOO_LARGE if alone else Reason.NEWEST, now_ns, marks)
+            self._lose(batch.num_rows, Reason.TOO_LARGE if alone else Reason.NEWEST, now_ns, path)
 
     def _drop_oldest(self, batch: pa.RecordBatch, now_ns: int) -> None:
         """Make room by dropping from the head. Rows that are on disk too stay: it would give them out, and they be counted, again."""
@@ -104,36 +104,32 @@ class Lane:
                 self._drop(chunk, Reason.OLDEST, now_ns)
         self._chunks.extendleft(reversed(kept))
 
-    def _thin(
-        self, batch: pa.RecordBatch, now_ns: int, marks: Sequence[tuple[int, Trace]]
-    ) -> tuple[pa.RecordBatch, list[tuple[int, Trace]]]:
+    def _thin(self, batch: pa.RecordBatch, now_ns: int, path: Path | None) -> pa.RecordBatch:
         """Keep every n-th row, counted on from batch to batch."""
         step = self.limits.sample_one_in
-        kept = list(range(-self._turn % step, batch.num_rows, step))
+        kept = range(-self._turn % step, batch.num_rows, step)
         self._turn = (self._turn + batch.num_rows) % step
-        place = {row: at for at, row in enumerate(kept)}
-        self._lose(batch.num_rows - len(kept), Reason.SAMPLED, now_ns, [mark for mark in marks if mark[0] not in place])
-        return batch.take(pa.array(kept, pa.int64())), [(place[row], trace) for row, trace in marks if row in place]
+        self._lose(batch.num_rows - len(kept), Reason.SAMPLED, now_ns, path)
+        return batch.take(pa.array(kept, pa.int64()))
 
-    def _to_disk(self, batch: pa.RecordBatch, now_ns: int, marks: Sequence[tuple[int, Trace]]) -> None:
+    def _to_disk(self, batch: pa.RecordBatch, now_ns: int, path: Path | None) -> None:
         assert self._spill is not None
         try:
             taken = self._spill.append(self._next, batch)
         except OSError as error:
             self._last_error = f"spill: {error}"
-            self._lose(batch.num_rows, Reason.SPILL_BROKEN, now_ns, marks)
+            self._lose(batch.num_rows, Reason.SPILL_BROKEN, now_ns, path)
             return
         if not taken:
-            self._lose(batch.num_rows, Reason.SPILL_FULL, now_ns, marks)
+            self._lose(batch.num_rows, Reason.SPILL_FULL, now_ns, path)
             return
-        first = self._number(batch.num_rows, now_ns, marks)
-        self._hop(first, first + batch.num_rows, "spilled", now_ns)
+        self._number(batch.num_rows, now_ns, path, "spilled")
 
-    def _number(self, rows: int, now_ns: int, marks: Sequence[tuple[int, Trace]]) -> int:
+    def _number(self, rows: int, now_ns: int, path: Path | None, stage: str = "queued") -> int:
         first, self._next = self._next, self._next + rows
-        for row, trace in marks:
-            trace.hop("queued", now_ns)
-            self._marks.append((first + row, trace))
+        if path is not None:
+            path.hop(stage, now_ns, rows)
+            self._marks.append(Mark(first, self._next, rows, path))
         return first
 
     def _refill(self, now_ns: int) -> None:
@@ -171,7 +167,7 @@ class Lane:
             self._flight = tuple(self._batch())
         self._is_out = True
         self.counts.attempts += 1
-        self._hop(self._flight[0].first, self._flight[-1].after, "sent", now_ns)
+        self._hop(self._flight, "sent", now_ns)
         self._check()
         return self._flight[0].batch if len(self._flight) == 1 else pa.concat_batches([chunk.batch for chunk in self._flight])
 
@@ -227,7 +223,7 @@ class Lane:
         self.counts.successes += 1
         self.counts.delivered += sum(chunk.rows for chunk in flight)
         self.counts.delivered_bytes += sum(chunk.size_bytes for chunk in flight)
-        self._hop(flight[0].first, flight[-1].after, "delivered", now_ns, last=True)
+        self._hop(flight, "delivered", now_ns, last=True)
         self._last_success_ns = now_ns
         self._forget(flight)
         self._check()
@@ -240,7 +236,7 @@ class Lane:
         self.counts.failures[error] += 1
         self._last_error = detail
         self._retry_ns = now_ns + round(self.policy.delay_s(self.breaker.failures, chance) * SECOND_NS)
-        self._hop(self._flight[0].first, self._flight[-1].after, "failed", now_ns)
+        self._hop(self._flight, "failed", now_ns)
         self._check()
 
     def rejected(self, now_ns: int, detail: str) -> None:
@@ -250,7 +246,7 @@ class Lane:
         self.counts.failures["rejected"] += 1
         self._last_error = detail
         for chunk in flight:
-            self._count_drop(chunk, Reason.REJECTED, now_ns)
+            self._count_drop(chunk, Reason.REJECTED, now_ns, batch=self.counts.attempts)
         self._forget(flight)
         self._check()
 
@@ -291,6 +287,8 @@ class Lane:
         for chunk in waiting:
             if self._spill is None or not (chunk.durable or self._put_back(self._spill, chunk)):
                 self._count_drop(chunk, Reason.SHUTDOWN, now_ns)
+            else:
+                self._tell(chunk.first, chunk.after, "spilled", now_ns, 0, last=False)
         if self._spill is not None:
             self._spill.rewind()
         self._check()
@@ -375,22 +373,33 @@ class Lane:
         self._bytes -= chunk.size_bytes
         self._count_drop(chunk, reason, now_ns)
 
-    def _count_drop(self, chunk: Chunk, reason: Reason, now_ns: int) -> None:
+    def _count_drop(self, chunk: Chunk, reason: Reason, now_ns: int, batch: int = 0) -> None:
         self.counts.dropped[reason] += chunk.rows
-        self._hop(chunk.first, chunk.after, f"dropped: {reason}", now_ns, last=True)
+        self._tell(chunk.first, chunk.after, f"dropped: {reason}", now_ns, batch, last=True)
 
-    def _lose(self, rows: int, reason: Reason, now_ns: int, marks: Iterable[tuple[int, Trace]]) -> None:
+    def _lose(self, rows: int, reason: Reason, now_ns: int, path: Path | None) -> None:
         if rows:
             self.counts.dropped[reason] += rows
-        for _, trace in marks:
-            trace.hop(f"dropped: {reason}", now_ns)
+            if path is not None:
+                path.end(f"dropped: {reason}", now_ns, rows)
 
-    def _hop(self, first: int, after: int, name: str, now_ns: int, *, last: bool = False) -> None:
-        for row, trace in self._marks:
-            if first <= row < after:
-                trace.hop(name, now_ns)
-        if last and self._marks:
-            self._marks = [mark for mark in self._marks if not first <= mark[0] < after]
+    def _hop(self, flight: tuple[Chunk, ...], stage: str, now_ns: int, *, last: bool = False) -> None:
+        if self._marks:
+            self._tell(flight[0].first, flight[-1].after, stage, now_ns, self.counts.attempts, last=last)
+
+    def _tell(self, first: int, after: int, stage: str, now_ns: int, batch: int, *, last: bool) -> None:
+        """Tell the paths of these rows what became of them; marks stand in the order of their numbers."""
+        for mark in self._marks:
+            if mark.first >= after:
+                break
+            rows = min(after, mark.after) - max(first, mark.first)
+            if rows > 0 and last:
+                mark.path.end(stage, now_ns, rows, batch)
+                mark.left -= rows
+            elif rows > 0:
+                mark.path.hop(stage, now_ns, rows, batch)
+        while self._marks and not self._marks[0].left:
+            self._marks.popleft()
 
     def _check(self) -> None:
         counts = self.counts

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterable, Collection, Iterable
+from collections.abc import AsyncIterable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -30,11 +30,10 @@ from .limits import Limits, Overflow, Reason
 from .port import Port, Wait, wait_for
 from .pressure import Pressure, PressurePolicy
 from .rows import Spill
-from .rules import MARK, RuleSet
-from .trace import Trace, Tracer
+from .rules import RuleSet
+from .trace import Origin, Tracer
 
 _AUDIT: Final = 1000
-_TRACED: Final = ("metric", "node", "worker", "phase")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +124,11 @@ class ExportPipeline:
         port.change(limits or port.limits, policy or port.lane.policy)
         self._note(f"configured {name}: {port.limits} {port.lane.policy}")
 
+    def pause(self, name: str, *, paused: bool = True) -> None:
+        """Stop calling a destination, or go on. What comes meanwhile waits within its bounds; a drain and the end send it all the same."""
+        self._port(name).pause(paused=paused)
+        self._note(f"{'paused' if paused else 'resumed'} {name}")
+
     async def set_rules(self, rules: RuleSet) -> None:
         """Replace all rules at once, between two batches. Raises `InputError` and changes nothing when they name unknown exporters."""
         rules.check(self._taking())
@@ -146,26 +150,27 @@ class ExportPipeline:
 
     # rows
 
-    async def export(self, batch: pa.RecordBatch, timeout_s: float | None = None, *, to: Collection[str] | None = None) -> None:
+    async def export(
+        self, batch: pa.RecordBatch, timeout_s: float | None = None, *, to: Collection[str] | None = None, origin: Origin | None = None
+    ) -> None:
         """Take rows for every destination that the rules name; `to`: of these only, and the rest is not counted as unrouted.
 
         Waits only for destinations that block when full, and at most this long (None: for ever); then what found no room is dropped
-        there and counted as `deadline`, or as `cancelled` when the caller is. Raises `InputError` for other columns than the
-        contract's; then nothing was taken.
+        there and counted as `deadline`, or as `cancelled` when the caller is. `origin` is the record whose rows they are: its paths
+        are traced. Raises `InputError` for other columns than the contract's; then nothing was taken.
         """
         self._check_open()
         if not batch.schema.equals(METRICS):
             raise InputError("invalid_document", f"rows have the columns {batch.schema.names}", f"expected {METRICS.names}")
         now_ns = self._clock.boot_ns()
         self._received += batch.num_rows
-        traces = self._traced(batch, now_ns)
-        marked = batch.append_column(MARK, _marks(batch.num_rows, traces)) if traces else batch
-        split, unrouted = self._rules.split(marked, [name for name in self._taking() if to is None or name in to])
+        split, unrouted = self._rules.split(batch, [name for name in self._taking() if to is None or name in to])
         self._unrouted += unrouted if to is None else 0
         waits = {}
         for name, rows in split.items():
+            path = self.tracer.begin(origin, name) if origin is not None else None
             port = self._ports[name]
-            wait = port.accept(rows, self._towards(name, rows, traces, now_ns), now_ns)
+            wait = port.accept(rows, now_ns, path)
             if wait is not None:
                 waits[wait] = port
         if waits:
@@ -191,34 +196,11 @@ class ExportPipeline:
                 if not wait.done():
                     port.give_up(wait, reason)
 
-    def _traced(self, batch: pa.RecordBatch, now_ns: int) -> list[tuple[int, Trace]]:
-        rows = set(self.tracer.sampled(batch.num_rows))
-        if self.tracer.is_asked:
-            rows |= set(self.tracer.asked(batch.column("metric").to_pylist(), batch.column("node").to_pylist()))
-        found = []
-        for row in sorted(rows):
-            about = {name: batch.column(name)[row].as_py() for name in _TRACED}
-            about["time_us"] = batch.column("time")[row].cast(pa.int64()).as_py()
-            found.append((row, self.tracer.begin(about | {"labels": dict(batch.column("labels")[row].as_py())}, now_ns)))
-        return found
-
-    def _towards(self, name: str, rows: pa.RecordBatch, traces: Iterable[tuple[int, Trace]], now_ns: int) -> list[Trace]:
-        """Return every traced path, as far as it leads to this destination; those of rows that go elsewhere are not kept."""
-        if not traces:
-            return []
-        here = set(rows.column(MARK).drop_null().to_pylist())
-        paths = [trace.towards(name) for _, trace in traces]
-        for at, path in enumerate(paths):
-            if at in here:
-                path.hop("routed", now_ns)
-                self.tracer.paths.append(path)
-        return paths
+    async def room(self, name: str, batch: pa.RecordBatch) -> None:
+        """Wait until a destination has room for these rows, so that none would be dropped for lack of it; also when it ends first."""
+        await self._port(name).room(batch)
 
     # figures
-
-    def takes_whole(self, name: str, batch: pa.RecordBatch) -> bool:
-        """Tell whether a destination has room for these rows, so that none would be dropped for lack of it."""
-        return self._port(name).lane.takes_whole(batch)
 
     def positions(self) -> dict[str, tuple[int, int]]:
         """Return, by destination, the number behind its last row, and the one below which the process may die: see `Port.settled`.
@@ -276,8 +258,3 @@ class ExportPipeline:
 def _check_spill(limits: Limits, *, has_spill: bool, write_ahead: bool = False) -> None:
     if not has_spill and (limits.overflow is Overflow.SPILL or write_ahead):
         raise InputError("invalid_value", "an exporter without a spill cannot spill", "add it with a spill, or choose another overflow")
-
-
-def _marks(rows: int, traces: list[tuple[int, Trace]]) -> pa.Array:
-    places = {row: at for at, (row, _) in enumerate(traces)}
-    return pa.array([places.get(row) for row in range(rows)], pa.int32())

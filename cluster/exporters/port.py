@@ -11,7 +11,6 @@ from functools import partial
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from actors.clock import SECOND_NS, Clock
 from actors.metrics.histogram import Histogram
@@ -22,11 +21,10 @@ from .figures import ExporterReport, Latencies
 from .lane import Lane
 from .limits import Limits, Overflow, Reason
 from .rows import pieces
-from .rules import MARK, Chain, Rule
-from .trace import Trace
+from .rules import Chain, Rule
+from .trace import Path
 from .worker import Worker
 
-Marks = list[tuple[int, Trace]]
 Wait = Callable[[asyncio.Event, float | None], Awaitable[None]]
 
 
@@ -40,7 +38,7 @@ async def wait_for(event: asyncio.Event, timeout_s: float | None) -> None:
 class _Waiting:
     """A producer and what it still holds."""
 
-    parts: deque[tuple[pa.RecordBatch, Marks]]
+    parts: deque[tuple[pa.RecordBatch, Path | None]]
     admitted: asyncio.Future[None]
 
 
@@ -59,6 +57,8 @@ class Port:
         self._waiting: deque[_Waiting] = deque()
         self._is_opened = False  # belongs to the worker's thread
         self._is_ending = False
+        self.is_paused = False
+        self._freed = asyncio.Event()  # set when there may be room that there was not
         self._unflushed_ns: int | None = None
         self._is_firm = True  # whether all that was written was flushed as well
         self._settled = lane.after
@@ -72,12 +72,19 @@ class Port:
 
     # taking rows
 
-    def accept(self, batch: pa.RecordBatch, traces: list[Trace], now_ns: int) -> asyncio.Future[None] | None:
+    def accept(self, batch: pa.RecordBatch, now_ns: int, path: Path | None = None) -> asyncio.Future[None] | None:
         """Put rows through the rules and into the lane. Return what to wait for when some have to wait for room."""
-        return self._put(self.chain.apply(batch), traces, now_ns)
+        made = self.chain.apply(batch)
+        if path is not None:
+            path.hop("routed", now_ns, batch.num_rows)
+            if self.chain.rules:
+                path.hop("through the rules", now_ns, made.num_rows)
+        return self._put(made, now_ns, path)
 
-    def _put(self, batch: pa.RecordBatch, traces: list[Trace], now_ns: int) -> asyncio.Future[None] | None:
-        parts = deque(self._cut(*_unmarked(batch, traces, now_ns)))
+    def _put(self, batch: pa.RecordBatch, now_ns: int, path: Path | None = None) -> asyncio.Future[None] | None:
+        if path is not None:
+            path.open_rows = batch.num_rows
+        parts = deque((part, path) for part in pieces(batch, self.lane.limits))
         waiting = _Waiting(parts, asyncio.get_running_loop().create_future())
         if self._task.done():
             self._refuse(waiting, Reason.SHUTDOWN)
@@ -86,24 +93,17 @@ class Port:
         self._admit(now_ns)
         return None if waiting.admitted.done() else waiting.admitted
 
-    def _cut(self, batch: pa.RecordBatch, marks: Marks) -> Iterable[tuple[pa.RecordBatch, Marks]]:
-        at = 0
-        for part in pieces(batch, self.lane.limits):
-            end = at + part.num_rows
-            yield part, [(row - at, trace) for row, trace in marks if at <= row < end]
-            at = end
-
     def _admit(self, now_ns: int) -> None:
         """Let producers in, first come first served. Only BLOCK makes anybody wait."""
         while self._waiting:
             first = self._waiting[0]
             while first.parts:
-                part, marks = first.parts[0]
+                part, path = first.parts[0]
                 blocks = self.lane.limits.overflow is Overflow.BLOCK and not self._is_hopeless(part)
                 if blocks and not self.lane.fits(part):
                     return
                 first.parts.popleft()
-                self.lane.offer(part, now_ns, marks)
+                self.lane.offer(part, now_ns, path)
             self._waiting.popleft()
             if not first.admitted.done():
                 first.admitted.set_result(None)
@@ -122,12 +122,13 @@ class Port:
     def _refuse(self, waiting: _Waiting, reason: Reason) -> None:
         if not waiting.admitted.done():
             waiting.admitted.set_result(None)
-        for part, marks in waiting.parts:
-            self.lane.refuse(part, reason, self._clock.boot_ns(), marks)
+        for part, path in waiting.parts:
+            self.lane.refuse(part, reason, self._clock.boot_ns(), path)
 
     def _over(self, _: asyncio.Task[None]) -> None:
         """Let everybody go who waits for the task, however it ended."""
         self._idle.set()
+        self._freed.set()
         waiting, self._waiting = list(self._waiting), deque()
         for one in waiting:
             if not one.admitted.done():
@@ -141,7 +142,7 @@ class Port:
         while True:
             now_ns = self._clock.boot_ns()
             self._admit(now_ns)
-            batch = self.lane.take(now_ns, at_once=self._at_once or self._is_ending)
+            batch = None if self._holds_back() else self.lane.take(now_ns, at_once=self._at_once or self._is_ending)
             if batch is not None:
                 await self._send(batch)
             elif self._flush_due_ns() <= now_ns:
@@ -155,12 +156,15 @@ class Port:
                 await self._pause(now_ns)
 
     async def _pause(self, now_ns: int) -> None:
-        due = self.lane.due_ns(now_ns)
+        due = None if self._holds_back() else self.lane.due_ns(now_ns)
         if due is not None and (self._at_once or self._is_ending):
             due = max(now_ns, self.lane.blocked_until_ns())
         due = self._flush_due_ns() if due is None else min(due, self._flush_due_ns())
         self._wake.clear()
         await self._wait(self._wake, None if due >= _NEVER_NS else max(0, due - now_ns) / SECOND_NS)
+
+    def _holds_back(self) -> bool:
+        return self.is_paused and not (self._at_once or self._is_ending)
 
     def _flush_due_ns(self) -> int:
         if self._unflushed_ns is None:
@@ -187,6 +191,7 @@ class Port:
             if self._unflushed_ns is None:
                 self._unflushed_ns = now_ns
         self._calls.record((self._clock.boot_ns() - began_ns) / SECOND_NS)
+        self._freed.set()
 
     def _write(self, batch: pa.RecordBatch) -> None:
         if not self._is_opened:
@@ -213,7 +218,13 @@ class Port:
         self.lane.change(limits.shrunk(self._share), policy)
         self._limits = limits
         for waiting in self._waiting:
-            waiting.parts = deque(part for old in waiting.parts for part in self._cut(*old))
+            waiting.parts = deque((part, path) for old, path in waiting.parts for part in pieces(old, self.lane.limits))
+        self._wake.set()
+        self._freed.set()
+
+    def pause(self, *, paused: bool) -> None:
+        """Call the destination no more, or again. Rows wait meanwhile, within the lane's bounds; a drain and the end do not."""
+        self.is_paused = paused
         self._wake.set()
 
     @property
@@ -231,8 +242,14 @@ class Port:
         if rules == self.chain.rules:
             return []
         old, self.chain = self.chain, Chain(rules, self.chain.counts)
-        found = [self._put(batch, [], now_ns) for batch in old.drain()]
+        found = [self._put(batch, now_ns) for batch in old.drain()]
         return [future for future in found if future is not None]
+
+    async def room(self, batch: pa.RecordBatch) -> None:
+        """Wait until there is room for all of these rows, so that none would be dropped for lack of it, or until the end."""
+        while not (self.lane.takes_whole(batch) or self._task.done()):
+            self._freed.clear()
+            await self._freed.wait()
 
     async def drain(self) -> None:
         """Send everything that waits now, whatever its age, and flush; returns as well when the end overtakes it."""
@@ -248,7 +265,7 @@ class Port:
         loop = asyncio.get_running_loop()
         self.hurry(timeout_s)
         for batch in self.chain.drain():
-            self._put(batch, [], self._clock.boot_ns())
+            self._put(batch, self._clock.boot_ns())
         self._is_ending = True
         self._wake.set()
         await asyncio.wait({self._task})
@@ -296,7 +313,7 @@ class Port:
             return Health(ok=False, detail="its task has ended")
         if self.lane.breaker.state is not State.CLOSED:
             return Health(ok=False, detail=f"breaker {self.lane.breaker.state.value}: {self.lane.snapshot().last_error}")
-        return self.exporter.health()
+        return Health(ok=True, detail="paused") if self.is_paused else self.exporter.health()
 
     def close_window(self) -> Histogram:
         """Return the durations of calls since this was last asked, in seconds."""
@@ -315,24 +332,9 @@ class Port:
             self.health(),
             self._flushes,
             self._flush_failures,
+            self.is_paused,
         )
 
 
 _NEVER_NS: Final = 1 << 62
 _CLOSE_S_MIN: Final = 0.25  # also when the drain took all the time: a file is finished in less
-
-
-def _unmarked(batch: pa.RecordBatch, traces: list[Trace], now_ns: int) -> tuple[pa.RecordBatch, Marks]:
-    """Return the rows without their trace column, and which rows are traced; paths that end in the rules are told so."""
-    if not traces:
-        return batch, []
-    marked = batch.column(MARK)
-    rows = pc.indices_nonzero(pc.is_valid(marked)).to_pylist()
-    marks = [(row, traces[marked[row].as_py()]) for row in rows]
-    for _, trace in marks:
-        trace.hop("transformed", now_ns)
-    passed = {id(trace) for _, trace in marks}
-    for trace in traces:
-        if id(trace) not in passed:
-            trace.hop("dropped or merged by the rules", now_ns)
-    return batch.drop_columns([MARK]), marks

@@ -2,6 +2,10 @@
 
 TLS and credentials where set.
 
+/healthz says whether this endpoint is alive, /readyz whether all is well, each exporter of the run included; /exporters/NAME/healthz and
+/exporters/NAME/readyz say the same of one exporter. /healthz does not follow the exporters: who restarts what is not alive would end a run
+because a destination of its metrics is down.
+
 Families are named by the catalogue (`Metric.family`), carry its help, and have the labels run, node, worker, phase and those that the
 metric declares. Counters are totals of the run so far; histograms have classic buckets (`Buckets`). The endpoint tells of itself
 too: how many series it shows and hides, and why, and how requests ended.
@@ -41,6 +45,7 @@ _FRESH_NS: Final = 500 * MILLISECOND_NS
 _PATHS: Final = ("/metrics", "/healthz", "/readyz")
 _QUERY: Final = "/api/v1/query"
 _STREAM: Final = "/api/v1/stream"
+_EXPORTERS: Final = "/exporters/"
 
 OWN: Final[dict[str, Metric]] = {
     metric.name: metric
@@ -100,7 +105,10 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to serve. Paths are on the node that serves; `checks` are asked at each look at /readyz."""
+    """How to serve. Paths are on the node that serves; `checks` are asked at each look at /readyz.
+
+    `exporters` give, by name, what the /healthz and the /readyz of one exporter say.
+    """
 
     tls_cert: str = ""
     tls_key: str = ""
@@ -111,6 +119,7 @@ class Options:
     idle_s: float = 86_400.0
     timeout_s: float = 10.0
     checks: tuple[Callable[[], Finding], ...] = ()
+    exporters: Mapping[str, Callable[[], tuple[Finding, Finding]]] = field(default_factory=dict)
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any]) -> Options:
@@ -237,7 +246,9 @@ class MetricsServer:
 
     def _answer(self, request: Request) -> Response:
         paths = (*_PATHS, *([_QUERY] if self._ask else []), *([_STREAM] if self._follow else []))
-        if request.path not in paths:
+        name, _, health = request.path.removeprefix(_EXPORTERS).rpartition("/")
+        is_of_one = request.path.startswith(_EXPORTERS) and name in self._options.exporters and f"/{health}" in _PATHS[1:]
+        if request.path not in paths and not is_of_one:
             raise Refused(HTTPStatus.NOT_FOUND, f"try {', '.join(paths[:-1])} or {paths[-1]}")
         if request.method not in {"GET", "HEAD"}:
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered here", (("Allow", "GET, HEAD"),))
@@ -250,7 +261,10 @@ class MetricsServer:
         if request.path == _STREAM and self._follow is not None:
             self._check_role(request, "metrics")
             return streamed(request.query, self._follow)
-        findings = self._findings() if request.path == "/readyz" else [self._shown.last()]
+        if is_of_one:
+            findings = [_checked(lambda: self._options.exporters[name]()[health == "readyz"])]
+        else:
+            findings = self._findings() if request.path == "/readyz" else [self._shown.last()]
         return _told(findings, reasons=self._may_see_reasons(request))
 
     def _check_role(self, request: Request, role: str) -> None:

@@ -31,7 +31,6 @@ from actors.errors import InputError
 from ..metrics.windows import METRICS
 from .downsample import PLAIN, WEIGHT, Downsample
 
-MARK: Final = "__trace__"  # a column that traced batches carry through the rules
 _WORDS: Final = ("metric", "kind", "node", "worker", "phase")
 
 

@@ -1,93 +1,97 @@
-"""The path of one row from its recording to its destinations: a few rows are marked, each stage adds a hop with its time. Bounded."""
+"""The path of each record to each of its destinations: the stages it reached, when, with how many rows, in which batch. Bounded.
+
+A record is what a node sealed when it closed a window. (node, incarnation, record) name it in the node's outbox, in the aggregator's log
+and here, so tracing puts nothing into records or rows. Rows are counted, not marked: `cluster.traced` says what became of a single one.
+"""
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 HOPS_MAX: Final = 64
+KEPT: Final = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """A stage that the row reached, and when, in ns of boot time."""
+class Hop(NamedTuple):
+    """A stage that rows of a record reached, when (ns of boot time), and in which batch (the number of the call of write) or 0."""
 
     stage: str
     at_ns: int
+    rows: int
+    batch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A record with rows. `part` names a file of the run directory whose records were read at once; then only it and `rows` are told.
+
+    `time_us` is the start of its window by the node's clock, `taken_ns` when the aggregator had it on disk, in boot time.
+    """
+
+    node: str = ""
+    incarnation: str = ""
+    record: int = 0
+    time_us: int = 0
+    window_s: float = 0.0
+    rows: int = 0
+    taken_ns: int = 0
+    part: str = ""
 
 
 @dataclass(slots=True)
-class Trace:
-    """One row on its way to one destination. Retries past the bound are counted, not listed."""
+class Path:
+    """One record on its way to one destination. Hops past the bound are counted, not listed, but for those that end rows."""
 
-    trace_id: str
-    row: dict[str, Any]  # time, metric, node, worker, phase, labels
-    exporter: str = ""
+    origin: Origin
+    exporter: str
     hops: list[Hop] = field(default_factory=list)
+    open_rows: int = 0  # behind the rules, without an outcome yet
     unlisted: int = 0
 
-    def hop(self, stage: str, at_ns: int) -> None:
+    def hop(self, stage: str, at_ns: int, rows: int, batch: int = 0) -> None:
         """Add a stage."""
-        if len(self.hops) < HOPS_MAX or stage.startswith(("delivered", "dropped", "folded")):
-            self.hops.append(Hop(stage, at_ns))
+        if len(self.hops) < HOPS_MAX:
+            self.hops.append(Hop(stage, at_ns, rows, batch))
         else:
             self.unlisted += 1
 
-    def towards(self, exporter: str) -> Trace:
-        """Return the part of this path that leads to one destination, with the hops so far."""
-        return Trace(self.trace_id, self.row, exporter, list(self.hops))
+    def end(self, stage: str, at_ns: int, rows: int, batch: int = 0) -> None:
+        """Add what became of rows in the end."""
+        self.hops.append(Hop(stage, at_ns, rows, batch))
+        self.open_rows -= rows
 
-    def lines(self) -> list[str]:
-        """Return the path as text: ms since the first hop, and the stage."""
-        start = self.hops[0].at_ns if self.hops else 0
-        head = f"{self.trace_id} {self.row.get('metric', '')} [{self.row.get('node', '')}] -> {self.exporter or '-'}"
-        more = [f"  ({self.unlisted} further hops)"] if self.unlisted else []
-        return [head, *(f"  {(hop.at_ns - start) / 1e6:10.3f} ms  {hop.stage}" for hop in self.hops), *more]
+
+@dataclass(slots=True)
+class Mark:
+    """Rows of a path in a lane, by the lane's numbers; `left` of them have no outcome."""
+
+    first: int
+    after: int
+    left: int
+    path: Path
 
 
 class Tracer:
-    """Chooses one row in `every` (0: none), and those that were asked for; keeps the newest paths up to `kept`."""
+    """Holds the paths that are under way until they are collected: at most `kept`, 0 for none. Others are counted as `untraced`."""
 
-    def __init__(self, every: int = 10_000, kept: int = 256) -> None:
-        assert every >= 0 < kept, "every is at least 0, kept at least 1"
-        self._every = every
-        self._seen = 0
-        self._made = 0
-        self._wanted: deque[tuple[str, str]] = deque(maxlen=kept)  # metric, node
-        self.paths: deque[Trace] = deque(maxlen=kept)
+    def __init__(self, kept: int = KEPT) -> None:
+        assert kept >= 0, "kept is at least 0"
+        self._kept = kept
+        self._paths: list[Path] = []
+        self.untraced = 0
 
-    def ask(self, metric: str, node: str = "") -> None:
-        """Trace the next row of a metric (and node)."""
-        self._wanted.append((metric, node))
+    def begin(self, origin: Origin, exporter: str) -> Path | None:
+        """Return a new path, None when there are too many."""
+        if len(self._paths) >= self._kept:
+            self.untraced += 1
+            return None
+        path = Path(origin, exporter)
+        self._paths.append(path)
+        return path
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether rows have to be looked at one by one."""
-        return bool(self._wanted)
-
-    def sampled(self, rows: int) -> list[int]:
-        """Return the positions of sampled rows among the next `rows`."""
-        if not self._every:
-            return []
-        found = list(range(-self._seen % self._every, rows, self._every))
-        self._seen = (self._seen + rows) % self._every
+    def collect(self, *, whole: bool = True) -> list[Path]:
+        """Return and forget the paths whose rows all have an outcome; with `whole` false, the others too."""
+        found = [path for path in self._paths if not (whole and path.open_rows)]
+        self._paths = [path for path in self._paths if whole and path.open_rows]
         return found
-
-    def asked(self, metrics: list[str], nodes: list[str]) -> list[int]:
-        """Return the positions of rows that were asked for; each request is met once."""
-        found = []
-        for wanted in list(self._wanted):
-            for at, (metric, node) in enumerate(zip(metrics, nodes, strict=True)):
-                if metric == wanted[0] and wanted[1] in ("", node):
-                    found.append(at)
-                    self._wanted.remove(wanted)
-                    break
-        return sorted(set(found))
-
-    def begin(self, row: dict[str, Any], now_ns: int) -> Trace:
-        """Return a new path."""
-        self._made += 1
-        trace = Trace(f"t{self._made:08x}", row)
-        trace.hop("received", now_ns)
-        return trace

@@ -7,13 +7,14 @@ from collections import deque
 import hypothesis.strategies as st
 import pyarrow as pa
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from actors.clock import VirtualClock
 from cluster.exporters.breaker import TABLE, BreakerPolicy, Event, State
 from cluster.exporters.lane import Lane
 from cluster.exporters.limits import Limits, Overflow, Reason
+from cluster.exporters.rows import pieces
 from tests.support.sinks import numbered, numbers
 
 ROWS = numbered(0, 25 * 50)
@@ -207,6 +208,40 @@ class LaneModel(RuleBasedStateMachine):
 
 LaneModel.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None, database=None)
 TestLaneModel = LaneModel.TestCase
+
+
+@given(
+    came=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 25)), min_size=1, max_size=30),
+    rows=st.integers(1, 40),
+    size=st.integers(200, 20_000),
+    age_s=st.floats(0.01, 2.0),
+)
+@settings(max_examples=60, deadline=None, database=None)
+def test_batches_are_within_their_limits_and_on_time(came: list[tuple[float, int]], rows: int, size: int, age_s: float) -> None:
+    """Never empty, never above rows or bytes (but for a single row), and no row waits longer than the age and a tenth of it."""
+    clock, limits = VirtualClock(), Limits(queue_rows=10_000, batch_rows=rows, batch_bytes=size, batch_age_s=age_s)
+    lane, offered_ns, taken = Lane(limits, BreakerPolicy()), list[int](), list[int]()
+
+    def send(until_ns: float) -> None:
+        while (due_ns := lane.due_ns(clock.boot_ns())) is not None and due_ns <= until_ns:
+            clock.now_ns = max(clock.now_ns, due_ns)
+            batch = lane.take(clock.boot_ns())
+            assert batch is not None, "who waits until it is due gets one"
+            assert 0 < batch.num_rows <= rows
+            assert batch.nbytes <= size or batch.num_rows == 1
+            taken.extend(numbers([batch]))
+            assert clock.boot_ns() - offered_ns[taken[-batch.num_rows]] <= 1.1 * age_s * 1e9
+            lane.succeeded(clock.boot_ns())
+
+    for wait_s, number in came:
+        send(clock.boot_ns() + wait_s * 1e9)
+        clock.advance(wait_s)
+        for part in pieces(ROWS.slice(len(offered_ns), number), limits):
+            lane.offer(part, clock.boot_ns())
+        offered_ns.extend([clock.boot_ns()] * number)
+    send(float("inf"))
+    assert taken == list(range(len(offered_ns)))
+    assert lane.is_idle
 
 
 def test_the_breakers_table_is_whole() -> None:

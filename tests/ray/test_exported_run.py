@@ -38,6 +38,12 @@ def test_the_files_of_a_runs_exporters_hold_its_rows(standing: Terminal) -> None
     assert {row["metric"] for row in dose} == {"dose.requested", "dose.achieved", "dose.own"} & {*rows["metric"].to_pylist()}
     assert len(dose) + told["csv"]["filtered_rows"] == rows.num_rows
     assert {"export.delivered", "export.queue"} <= {*rows["metric"].to_pylist()}
+    traced = standing.run("trace", folder.name, "dose.achieved", "--json")
+    run, node, _, record, _ = traced.document["trace"].split(":")
+    assert (run, traced.document["records"][0]["node"], traced.document["records"][0]["record"]) == (folder.name, node, int(record))
+    assert {one["exporter"]: one["outcome"] for one in traced.document["exports"]} == dict.fromkeys(told, "delivered"), traced.document
+    listed = standing.run("exporters", folder.name, "--json").document["exporters"]
+    assert [(one["name"], one["delivered_rows"]) for one in listed] == [(name, one["delivered_rows"]) for name, one in told.items()]
     report = standing.run("report", str(folder))
     assert f"jsonl: {rows.num_rows} rows in {standing.folder}/{folder.name}.jsonl, complete" in report.out
     replaying = standing.start("run", f"replay:{folder.name}", "--yes", "--json")  # {run} is another now

@@ -297,9 +297,9 @@ def rows_of(path):
     return sorted((row["metric"], row["node"], row["sum"]) for row in map(json.loads, path.read_text().splitlines()))
 
 
-def ready(shell):
+def ready(shell, path="/readyz"):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{shell._server.port}/readyz", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{shell._server.port}{path}", timeout=30) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return json.loads(error.read())
@@ -322,6 +322,11 @@ def test_a_run_with_exporters_says_so_in_its_documents_and_on_its_endpoint(tmp_p
     checks = {one["name"]: one for one in ready(shell)["checks"]}
     assert checks["exporter jsonl"]["ok"]
     assert checks["exporter parquet"]["detail"]["breaker"] == "closed"
+    assert shell.exporters(["jsonl"])[0]["paused"]
+    until(lambda: ready(shell, "/exporters/jsonl/readyz")["status"] == "not ok", 10)
+    assert ready(shell, "/exporters/jsonl/readyz")["checks"][0]["reason"] == "paused"
+    assert ready(shell, "/exporters/jsonl/healthz")["status"] == "ok" == ready(shell, "/exporters/parquet/readyz")["status"]
+    assert [one["paused"] for one in shell.exporters([], ["jsonl"])] == [False, False]
     until(
         lambda: 'export_delivered_total{exporter="jsonl"' in page(shell).replace(f'run="{RUN}",', "") or "export_queue" in page(shell), 10
     )
@@ -338,6 +343,8 @@ def test_a_run_with_exporters_says_so_in_its_documents_and_on_its_endpoint(tmp_p
     assert shell.push("n1", "a", [record("n1", 11), end(12)]) == 12
     told = read_json(shell.directory / "summary.json")["exporters"]
     assert [(one["complete"], one["is_behind"]) for one in told] == [(False, True)] * 2
+    with pytest.raises(InputError, match="no exporters at work"):
+        shell.exporters()
     shell.leave()
     assert ended.wait(30)
     told = read_json(shell.directory / "summary.json")["exporters"]

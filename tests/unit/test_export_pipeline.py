@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +21,15 @@ from actors.metrics.registry import CATALOGUE, Kind
 from cluster.exporters import port
 from cluster.exporters.base import RejectedError, UnfinishedError
 from cluster.exporters.breaker import BreakerPolicy
-from cluster.exporters.figures import ExporterReport
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.pipeline import ExportPipeline
 from cluster.exporters.pressure import Pressure, PressurePolicy
 from cluster.exporters.rules import parse
-from cluster.exporters.trace import Tracer
 from cluster.metrics.windows import METRICS, metrics_batch
+from tests.support.exporting import EAGER, FAST, balanced, run, turns_until
 from tests.support.sinks import GateSink, ListSink, numbered, numbers
 
-FAST = Limits(batch_rows=10, queue_rows=1000, batch_age_s=0.001)
-EAGER = BreakerPolicy(threshold=3, reset_s=0.002, probes=1, backoff_s=0.0005, backoff_s_max=0.001)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run one test in a loop of its own; it ends within a minute or fails, and leaves no task behind."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await test()
-        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
-
-    asyncio.run(bounded())
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Let the other tasks run until this holds."""
-    while not holds():  # noqa: ASYNC110  # what is waited for is a state, not an event; `run` bounds it
-        await asyncio.sleep(0)
-
-
-def balanced(report: ExporterReport) -> ExporterReport:
-    assert report.balance == 0, report
-    return report
+FIVE = numbered(0, 5)
 
 
 def test_rows_arrive_in_order_and_once() -> None:
@@ -138,7 +114,7 @@ def test_a_hung_sink_sheds_by_its_policy_and_the_other_loses_nothing(overflow: O
         pipeline.add("slow", slow, Limits(overflow, queue_rows=100, batch_rows=10, batch_age_s=0.001))
         pipeline.add("fast", fast, Limits(Overflow.BLOCK, queue_rows=100, batch_rows=10, batch_age_s=0.001))
         await pipeline.export(numbered(0, 10))
-        await until(slow.entered.is_set)
+        await turns_until(slow.entered.is_set)
         for first in range(10, 1000, 10):
             await pipeline.export(numbered(first, 10))
             state = balanced(pipeline.report().exporters["slow"]).lane
@@ -158,27 +134,37 @@ def test_a_hung_sink_sheds_by_its_policy_and_the_other_loses_nothing(overflow: O
     run(test)
 
 
-def test_a_full_lane_makes_producers_wait_in_turn() -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(Overflow.BLOCK, queue_rows=40, batch_rows=10, batch_age_s=0.001),
+        Limits(Overflow.BLOCK, queue_bytes=8 * FIVE.nbytes, batch_bytes=2 * FIVE.nbytes, batch_age_s=0.001),
+    ],
+    ids=["rows", "bytes"],
+)
+def test_a_full_lane_makes_producers_wait_in_turn(limits: Limits) -> None:
     """16 producers against one slow sink: all rows arrive, shares are even, the queue keeps its bound."""
 
     async def test() -> None:
         sink = GateSink()
         pipeline = ExportPipeline()
-        pipeline.add("a", sink, Limits(Overflow.BLOCK, queue_rows=40, batch_rows=10, batch_age_s=0.001))
+        pipeline.add("a", sink, limits)
         done = [0] * 16
 
         async def produce(at: int) -> None:
             for _ in range(20):
-                await pipeline.export(numbered(at * 1000, 5))
+                await pipeline.export(FIVE)
                 done[at] += 5
 
         tasks = [asyncio.create_task(produce(at)) for at in range(16)]
-        await until(lambda: pipeline.report().exporters["a"].waiting == 16 * 5)
+        await turns_until(lambda: pipeline.report().exporters["a"].waiting == 16 * 5)
         assert sum(done) == 40
         sink.gate.set()
         while sum(done) < 800:
             await asyncio.sleep(0)
-            assert pipeline.report().exporters["a"].lane.queued <= 40
+            state = pipeline.report().exporters["a"].lane
+            assert state.queued <= 40
+            assert state.queued_bytes <= limits.queue_bytes
             assert max(done) - min(done) <= 2 * 5, "nobody is let in twice before another once"
         await asyncio.gather(*tasks)
         lane = balanced((await pipeline.shutdown(60)).exporters["a"]).lane
@@ -197,7 +183,7 @@ def test_a_producer_waits_no_longer_than_its_deadline() -> None:
         await pipeline.export(numbered(0, 20))
         await pipeline.export(numbered(20, 25), timeout_s=0.001)
         waiting = asyncio.create_task(pipeline.export(numbered(45, 7)))
-        await until(lambda: pipeline.report().exporters["a"].waiting > 0)
+        await turns_until(lambda: pipeline.report().exporters["a"].waiting > 0)
         waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await waiting
@@ -332,7 +318,7 @@ def test_a_drain_ends_when_the_end_overtakes_it() -> None:
         pipeline = ExportPipeline()
         pipeline.add("a", sink, FAST)
         await pipeline.export(numbered(0, 10))
-        await until(sink.entered.is_set)
+        await turns_until(sink.entered.is_set)
         draining = asyncio.create_task(pipeline.drain())
         await asyncio.sleep(0)
         leaving = pipeline._ports["a"]
@@ -355,7 +341,7 @@ def test_producers_are_let_go_when_a_destination_dies() -> None:
         await pipeline.export(numbered(0, 20))
         producing = asyncio.create_task(pipeline.export(numbered(20, 15)))
         draining = asyncio.create_task(pipeline.drain())
-        await until(lambda: pipeline.report().exporters["a"].waiting == 15)
+        await turns_until(lambda: pipeline.report().exporters["a"].waiting == 15)
 
         def broken(*_: object) -> None:
             raise ZeroDivisionError("a bug")
@@ -393,7 +379,7 @@ def test_a_cancelled_end_goes_on_and_a_second_one_waits_for_it() -> None:
         assert {name: state.lane.queued for name, state in pipeline.report().exporters.items()} == {"a": 10, "b": 10}
         sinks["a"].gate.set()
         second = asyncio.create_task(pipeline.shutdown(60))
-        await until(lambda: "close" in sinks["a"].calls)
+        await turns_until(lambda: "close" in sinks["a"].calls)
         report = await pipeline.shutdown(0.01)
         assert (await second).exporters["a"].lane.delivered == 10
         assert balanced(report.exporters["b"]).lane.dropped == {"shutdown": 10}
@@ -421,28 +407,33 @@ def test_to_spill_needs_a_spill() -> None:
     run(test)
 
 
-def test_64_producers_are_counted_exactly() -> None:
-    """Attempts of 64 producers into a flapping sink with a small queue add up, at every look in between."""
+@pytest.mark.parametrize("exports", [20, pytest.param(4000, marks=pytest.mark.soak)], ids=["short", "100000-rows-each"])
+def test_64_producers_are_counted_exactly(exports: int) -> None:
+    """Rows and attempts of 64 producers into a flapping sink with a small queue add up, at every look in between."""
 
     async def test() -> None:
         chance = random.Random(3)
-        sink = ListSink(OSError("flap") if chance.random() < 0.3 else None for _ in range(10**6))
+        sink = ListSink(chance.choice([None, None, None, OSError("flap"), RejectedError("no")]) for _ in range(10**9))
         pipeline = ExportPipeline(seed=2)
         pipeline.add("a", sink, Limits(queue_rows=300, batch_rows=50, batch_age_s=0.001), EAGER)
         batch = numbered(0, 25)
 
         async def produce() -> None:
-            for _ in range(20):
+            for _ in range(exports):
                 await pipeline.export(batch)
-                balanced(pipeline.report().exporters["a"])
+                told = balanced(pipeline.report().exporters["a"]).lane
+                assert 0 <= told.attempts - told.successes - sum(told.failures.values()) <= 1, "one may be under way"
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(produce() for _ in range(64)))
         lane = balanced((await pipeline.shutdown(30)).exporters["a"]).lane
-        assert lane.produced == 64 * 20 * 25 == lane.delivered + sum(lane.dropped.values())
-        assert len(sink.numbers) == lane.delivered
+        assert lane.produced == 64 * exports * 25 == lane.delivered + sum(lane.dropped.values())
+        assert sum(taken.num_rows for taken in sink.taken) == lane.delivered
+        assert lane.attempts == lane.successes + sum(lane.failures.values()) == sink.calls.count("write")
+        assert {"OSError", "rejected"} == set(lane.failures)
+        assert lane.dropped["rejected"] > 0 < lane.dropped["newest"]
 
-    run(test)
+    run(test, within_s=3 * exports)
 
 
 def test_other_columns_are_refused() -> None:
@@ -474,45 +465,12 @@ def test_a_stream_is_taken_one_batch_at_a_time() -> None:
                 yield numbered(first, 10)
 
         task = asyncio.create_task(pipeline.export_stream(source()))
-        await until(lambda: pipeline.report().exporters["a"].waiting > 0)
+        await turns_until(lambda: pipeline.report().exporters["a"].waiting > 0)
         assert given == 30, "the queue's bound and the one in hand"
         sink.gate.set()
         assert await task == 1000
         await pipeline.shutdown()
         assert sink.numbers == list(range(1000))
-
-    run(test)
-
-
-def test_one_row_is_followed_to_its_sinks() -> None:
-    """A sampled and a requested row show each hop with its time, per destination, through a failure; dropped ones say so."""
-
-    async def test() -> None:
-        clock = VirtualClock()
-
-        async def advance(event: asyncio.Event, timeout_s: float | None) -> None:
-            if timeout_s is None:
-                await event.wait()
-            else:
-                clock.advance(timeout_s)
-                await asyncio.sleep(0)
-
-        pipeline = ExportPipeline(clock=clock, tracer=Tracer(every=100), wait=advance)
-        pipeline.add("a", ListSink([OSError("once")]), Limits(batch_rows=200, batch_age_s=2.0))
-        pipeline.add("b", ListSink())
-        await pipeline.set_rules(parse({"chains": {"b": [{"when": {"metric": "probe.*"}, "keep": False}]}}))
-        await pipeline.export(numbered(0, 150))  # rows 0 and 100 are sampled
-        pipeline.tracer.ask("probe.requests", "n1")
-        await pipeline.export(numbered(500, 3, metric="probe.requests"))
-        await pipeline.shutdown()
-        paths = {(path.exporter, path.trace_id): path for path in pipeline.tracer.paths}
-        assert len(paths) == 6
-        one = paths["a", "t00000002"]
-        assert one.row["metric"] == "host.cpu.busy"
-        assert [hop.stage for hop in one.hops] == ["received", "routed", "transformed", "queued", "sent", "failed", "sent", "delivered"]
-        assert [hop.at_ns for hop in one.hops] == sorted(hop.at_ns for hop in one.hops)
-        assert one.lines()[0] == "t00000002 host.cpu.busy [n1] -> a"
-        assert [hop.stage for hop in paths["b", "t00000003"].hops][-1] == "dropped or merged by the rules"
 
     run(test)
 
@@ -597,7 +555,7 @@ def test_health_follows_breaker_and_sink() -> None:
         pipeline.add("bad", bad, FAST, BreakerPolicy(threshold=2, backoff_s=0.0001, backoff_s_max=0.0001))
         pipeline.add("good", ListSink(), FAST)
         await pipeline.export(numbered(0, 5))
-        await until(lambda: pipeline.report().exporters["bad"].lane.breaker_opened > 0)
+        await turns_until(lambda: pipeline.report().exporters["bad"].lane.breaker_opened > 0)
         health = pipeline.health()
         assert not health["bad"].ok
         assert "refused" in health["bad"].detail
@@ -668,11 +626,13 @@ def test_pressure_policies_are_checked(easy: float, short: float) -> None:
 
 
 def test_the_owner_has_no_lock_and_polls_nothing() -> None:
-    """Pipeline, port and lane hold no lock of any kind, and sleep only to yield."""
+    """Pipeline, port and lane hold no lock of any kind; they, and what feeds them in a run, sleep only to yield."""
     folder = Path(port.__file__).parent
-    for name in ("pipeline.py", "port.py", "lane.py"):
-        tree = ast.parse((folder / name).read_text())
+    own = [folder / name for name in ("pipeline.py", "port.py", "lane.py", "breaker.py")]
+    for path in [*own, folder.parent / "export_feed.py", folder.parent / "run_exports.py"]:
+        tree = ast.parse(path.read_text())
         calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        assert not [call for call in calls if re.search(r"\b(R?Lock|Semaphore|Condition)\(", call)]
-        assert [call for call in calls if "sleep(" in call and "await" not in call] == ["asyncio.sleep(0)"] * (name == "pipeline.py")
-        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import) and node.names[0].name == "threading"]
+        assert [call for call in calls if "sleep(" in call and "await" not in call] == ["asyncio.sleep(0)"] * (path.name == "pipeline.py")
+        if path in own:
+            assert not [call for call in calls if re.search(r"\b(R?Lock|Semaphore|Condition)\(", call)]
+            assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import) and node.names[0].name == "threading"]

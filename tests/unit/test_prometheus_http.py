@@ -634,6 +634,37 @@ def test_health_flips_with_its_causes_and_names_them(serve, source):
     assert ask(server, "/readyz")[0] == 200
 
 
+def test_each_exporter_has_a_health_of_its_own(serve):
+    """One that is broken flips its own /healthz and /readyz, one that is full its /readyz alone; the endpoint's /healthz follows neither.
+
+    The endpoint's own liveness stays apart on purpose: who restarts what is not alive would end a run because a destination is down.
+    """
+    detail = {"breaker": "open", "queued_rows": 7, "last_success_s_ago": None}
+    state = {"well": True, "ready": True}
+
+    def checks():
+        return Finding("exporter a", state["well"], "breaker open", detail), Finding(
+            "exporter a", state["ready"], "its queue is full", detail
+        )
+
+    server = serve(exporters={"a": checks, "b": lambda: (Finding("exporter b", ok=True), Finding("exporter b", ok=True))})
+
+    def statuses():
+        paths = ("/exporters/a/healthz", "/exporters/a/readyz", "/exporters/b/healthz", "/exporters/b/readyz", "/healthz")
+        return [ask(server, path)[0] for path in paths]
+
+    assert statuses() == [200, 200, 200, 200, 200]
+    state["ready"] = False
+    assert statuses() == [200, 503, 200, 200, 200]
+    assert json.loads(ask(server, "/exporters/a/readyz")[2])["checks"] == [
+        {"name": "exporter a", "ok": False, "reason": "its queue is full", "detail": detail}
+    ]
+    state["well"] = False
+    assert statuses() == [503, 503, 200, 200, 200]
+    for path in ("/exporters/c/healthz", "/exporters/a", "/exporters/a/metrics", "/exporters/", "/exporters/healthz"):
+        assert ask(server, path)[0] == 404, path
+
+
 def test_a_page_that_cannot_be_made_is_ill_health(source):
     """/healthz says how the last page went and waits for none; /readyz makes one, and a check that fails is a finding."""
     clock = VirtualClock()

@@ -24,11 +24,11 @@ from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.store import Coverage, read_run
 from cluster.run_exports import RunExports, bring_up_to_date
 from scenarios.exporters import Breaker, Destination, Exporters, Format, Route, Rule, When
+from tests.support.exporting import RUN, write_manifest
 from tests.support.sinks import FlakySink, GateSink
 from tests.support.waiting import until
 from tests.support.windows import end, record
 
-RUN = "20260101-120000-small-1a2b"
 FORMS = ("json", "jsonl", "csv", "parquet", "arrow")
 CLOCK = SystemClock()
 
@@ -62,13 +62,6 @@ def core(tmp_path):
 
 def files(**more) -> Exporters:
     return Exporters(destinations=tuple(Destination(form, f"m.{form}") for form in FORMS), **more)
-
-
-def write_manifest(core, exporters) -> None:
-    from scenarios.exporter_form import EXPORTERS
-
-    scenario = {"version": 1, "name": "small", "plan": {"CpuLoad": {"fraction": 0.1}, "for": 5}, "exporters": EXPORTERS.write(exporters)}
-    (core.directory / "manifest.json").write_text(json.dumps({"run": RUN, "status": "running", "scenario": scenario}))
 
 
 def balanced(report: dict, rows: int) -> dict:
@@ -184,7 +177,7 @@ class GatedPipeline:
         self.gate, self.calls = asyncio.Event(), 0
         self.called = [asyncio.Event() for _ in range(3)]
 
-    async def export(self, batch, *, to):
+    async def export(self, batch, *, to, origin):
         for event in self.called[self.calls : self.calls + 1]:
             event.set()
         self.calls += 1
@@ -194,8 +187,8 @@ class GatedPipeline:
     def positions(self):
         return {"a": (self.calls, self.calls)}
 
-    def takes_whole(self, name, batch):
-        return True
+    async def room(self, name, batch):
+        pass
 
 
 def test_a_record_in_the_inbox_and_in_the_log_is_given_by_one_of_both(core):
@@ -203,7 +196,7 @@ def test_a_record_in_the_inbox_and_in_the_log_is_given_by_one_of_both(core):
 
     async def scene():
         pipeline = GatedPipeline()
-        feed = Feed(core, pipeline, {"a": Limits()}, {"a": Coverage()})
+        feed = Feed(core, pipeline, {"a": Limits()}, {"a": Coverage()}, CLOCK)
         await feed.catch_up("a")
         core.watch(feed.take)
         feeding = asyncio.create_task(feed.run())
