@@ -76,7 +76,8 @@ def test_minimal_records_no_host_until_it_is_changed_under_way(standing: Termina
     command = standing.start("run", documents.write(standing.folder, made), "--yes", "--json")
     command.await_text("running", 60)
     standing.await_load(6)
-    told = standing.run("modify", "latest", "metrics.level=normal", "metrics.mode=detailed", "--json")
+    rule = 'metrics.filters=[{leave_out: {metric: "host.memory.*"}}]'
+    told = standing.run("modify", "latest", "metrics.level=normal", "metrics.mode=detailed", rule, "--json")
     assert (told.code, told.document["nodes"], told.document["unreached"]) == (0, ["n1", "n2", "n3"], []), str(told)
     refused = standing.run("modify", "latest", "plan.together.0.for=1s", "--json")
     assert (refused.code, refused.document["error"]["code"]) == (2, "invalid_setting"), str(refused)
@@ -96,6 +97,7 @@ def test_minimal_records_no_host_until_it_is_changed_under_way(standing: Termina
             late.setdefault((row["node"], row["time"]), set()).add(row["metric"])
     assert {node for node, _ in late} == {"n1", "n2", "n3"}
     assert all("host.cpu.busy" in names for names in late.values() if "dose.achieved" in names)
+    assert not [name for name in set().union(*late.values()) if name.startswith("host.memory.")]
     samples = run.samples()
     assert run.summary is not None
     assert run.summary["samples"] == {"produced": samples.num_rows, "written": samples.num_rows}
