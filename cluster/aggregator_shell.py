@@ -234,8 +234,8 @@ class AggregatorShell:
         return [(dose.time_s, dose.requested, dose.achieved, own.get(round(dose.time_s, 3))) for dose in doses]
 
     def outstanding(self) -> Sequence[Mapping[str, Any]]:
-        """Return the streams that have not arrived whole."""
-        return self._core.outstanding()
+        """Return the streams that have not arrived whole, or are whole no more because a file was damaged: their run is no passed one."""
+        return [*self._core.outstanding(), *self._core.holed()]
 
     # ---- exporters
 

@@ -238,6 +238,15 @@ class Aggregator:
             if entry["expected_end"] is None or entry["received"] < entry["expected_end"]
         ]
 
+    def holed(self) -> list[dict[str, Any]]:
+        """Return the streams of which records were acknowledged and lost with a damaged file, and the first number that is missing."""
+        with self._lock:
+            held = self._store.coverage.held
+            streams = [stream for stream in sorted(held) if held[stream].missing]
+            return [
+                {"node": node, "incarnation": incarnation, "from": held[node, incarnation].contiguous + 1} for node, incarnation in streams
+            ]
+
     def losses(self) -> dict[str, Any]:
         """Return what is known to be missing, and what may be: zero or counted; an open end is `unknown`, never zero."""
         return self._losses(self.samples())

@@ -228,11 +228,14 @@ def unread_bytes(directory: Path) -> dict[Path, int]:
 
 def damage_of(directory: Path) -> list[str]:
     """Return in words what of a run directory is damaged and therefore not read: parts of logs, and files that its writer set aside."""
-    return [*_damaged_logs(directory), *(f"{path.name}, set aside in {DAMAGED}/" for path in sorted((directory / DAMAGED).glob("*")))]
+    return [
+        *_damaged(_passed_over(directory, LOGS)),
+        *(f"{path.name}, set aside in {DAMAGED}/" for path in sorted((directory / DAMAGED).glob("*"))),
+    ]
 
 
-def _damaged_logs(directory: Path) -> list[str]:
-    return [f"{rest.damaged} bytes of {path.name}" for path, rest in _passed_over(directory, LOGS).items() if rest.damaged]
+def _damaged(logs: Mapping[Path, PassedOver]) -> list[str]:
+    return [f"{rest.damaged} bytes of {path.name}" for path, rest in logs.items() if rest.damaged]
 
 
 def _passed_over(directory: Path, stems: Sequence[str]) -> dict[Path, PassedOver]:
@@ -393,8 +396,9 @@ class RunStore:
             raise HarnessError("busy", f"another process writes {directory}") from error
         for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:
             leftover.unlink()
-        self.damage = [*self._set_aside(), *_damaged_logs(directory)]  # in words, what was found now
-        is_torn = any(rest.torn for rest in _passed_over(directory, ("metrics",)).values())
+        passed = _passed_over(directory, LOGS)
+        self.damage = [*self._set_aside(), *_damaged(passed)]  # in words, what was found now
+        is_torn = any(rest.torn for rest in passed.values())
         sweep_replaced(directory)
         self._metrics: LogFile | None = None
         self._events: LogFile | None = None

@@ -18,8 +18,9 @@ from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
 from cluster.files import read_json, write_json_atomic
 from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.checksum import sound_records
 from cluster.metrics.retention import Retention
-from cluster.metrics.store import read_run
+from cluster.metrics.store import log_files, read_run
 from cluster.metrics.windows import Row
 from cluster.recovery import deliver_local
 from cluster.settings import load as load_settings
@@ -232,6 +233,29 @@ def test_windows_of_a_run_are_streamed_until_its_end(tmp_path, monkeypatch):
             lines = [json.loads(line) for line in answer.read().splitlines()]
         assert lines[-1]["stream"]["ended"]
         assert [one["sum"] for one in lines if one.get("metric") == "probe.requests"] == [3.0]
+    finally:
+        first.leave()
+        second.leave()
+
+
+def test_a_run_that_lost_records_to_a_damaged_file_has_not_passed(tmp_path, monkeypatch):
+    """The successor goes on, and the verdict says whose figures are not whole: an unknown outcome, with the loss in the summary."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    plan = plans.resolve(catalogue.get("burst"), (NodeSpec("head", is_head=True), NodeSpec("n1")), 3)
+    first = AggregatorShell(RUN, lambda: None)
+    first.begin({"run": RUN}, plan.to_json(), "127.0.0.1", None)
+    first.push("n1", "a", [record("n1", at) for at in range(1, 5)])
+    first._core.close()
+    (log,) = log_files(first.directory, "metrics")
+    _, after = list(sound_records(log.read_bytes()))[1]
+    log.write_bytes(log.read_bytes()[: after - 1] + b"\xaa" + log.read_bytes()[after:])
+    second = AggregatorShell(RUN, lambda: None)
+    try:
+        assert second.push("n1", "a", [record("n1", 5), end(6)]) == 6
+        told = second.conclude(Ending(RUN, (), (), (), 0, None, None))
+        assert (told["status"], told["exit_code"]) == ("error", 3)
+        assert "metrics of n1 from sequence 2 on" in told["message"]
+        assert told["summary"]["losses"]["lost_records"] == 1
     finally:
         first.leave()
         second.leave()
