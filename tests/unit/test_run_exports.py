@@ -308,9 +308,9 @@ def test_a_file_of_a_run_is_as_its_scenario_says(core):
     whole = "time;window_s;metric;kind;unit;node;worker;phase;count;sum;min;max;last;p50;p90;p99;p999;labels\n"
     (core.directory / "exports" / "m.csv").write_text(f"{whole}2026-01-01T00")
     like = Format(separator=";", labels="json", decimals=1)
-    wanted = Exporters(destinations=(Destination("csv", "m.csv", batch_rows=30, sync="always", rotate_bytes=6_000, format=like),))
-    exports = RunExports(core, wanted, CLOCK, tells=False)
-    assert exports._made["csv"].file._sync is Sync.ALWAYS
+    one = Destination("csv", "m.csv", batch_rows=30, spill=True, sync="always", rotate_bytes=6_000, format=like)
+    exports = RunExports(core, Exporters(destinations=(one,)), CLOCK, tells=False)
+    assert exports._made["csv"].file._sync is exports._spills["csv"].log._sync is Sync.ALWAYS
     for number in range(1, 101):
         core.push("n1", "a", [record("n1", number)])
     (report,) = exports.finish()
