@@ -2,11 +2,12 @@
 
 Run: python benchmarks/bench_export.py [SECONDS of each rate, 60 by default].
 
-`steady`: 10,000 rows/s to each of two files. `high`: 200,000 rows/s to one Parquet file, one call in fifty fails and is sent again. Rows
-come on the clock; `lost` are those that were dropped, `depth` is the most that waited, `enqueue` is how long `export` takes, memory is
-the process's own between a sixth of the time and the end. `overload`, for each policy that a run may have: an exporter that takes a second
-a batch beside a fast one, and windows at a rate that fills its queue at once. The p99 of the agent's recording call in the same process (a
-node's is another one, so this is the harder case) is divided by that beside the fast exporter alone; the best of three rounds on each side.
+`steady`: 10,000 rows/s to each of two files. `high`: 200,000 rows/s to one Arrow file, one call in fifty fails and is sent again. Rows
+come on the clock; `lost` are those that were dropped, `depth` is the most that waited, `enqueue` is how long `export` takes, `grown` is
+how much more memory the process had at most in the second half than in the first. `overload`, for each policy that a run may have: an
+exporter that takes a second a batch beside a fast one, and windows at a rate that fills its queue at once. The p99 of the agent's recording
+call in the same process (a node's is another one, so this is the harder case) is divided by that beside the fast exporter alone; the best
+of three rounds on each side.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ CLOCK = SystemClock()
 RUN = "20260101-120000-bench-1a2b"
 STEADY, HIGH = 10_000, 200_000  # rows a second
 RATIO = 2.0
+SAMPLES = 12  # of memory
 WINDOWS, A_SECOND, CALLS, ROWS = 150, 50, 200, 40
 POLICIES = ("drop_oldest", "drop_newest", "sample", "spill")
 
@@ -86,7 +88,7 @@ def offered(sinks: dict[str, Exporter], rate: int, batch_rows: int, seconds: flo
         pipeline = ExportPipeline(clock=CLOCK)
         for name, sink in sinks.items():
             pipeline.add(name, sink, Limits())
-        took, depth, early = [], 0, 0
+        took, depth, memory = [], 0, []
         began, cpu = time.perf_counter(), time.process_time()
         for at in range(round(seconds / pause_s)):
             wait_s = began + at * pause_s - time.perf_counter()
@@ -96,9 +98,9 @@ def offered(sinks: dict[str, Exporter], rate: int, batch_rows: int, seconds: flo
             await pipeline.export(batch)
             took.append(time.perf_counter() - call)
             depth = max(depth, *(one.lane.queued for one in pipeline.report().exporters.values()))
-            if not early and time.perf_counter() - began > seconds / 6:
-                early = own_bytes()
-        lasted, late = time.perf_counter() - began, own_bytes()
+            if time.perf_counter() - began > (len(memory) + 1) * seconds / SAMPLES:
+                memory.append(own_bytes() >> 20)
+        lasted = time.perf_counter() - began
         report = await pipeline.shutdown(60.0)
         lanes = [one.lane for one in report.exporters.values()]
         return {
@@ -109,7 +111,8 @@ def offered(sinks: dict[str, Exporter], rate: int, batch_rows: int, seconds: flo
             "failed_calls": sum(sum(lane.failures.values()) for lane in lanes),
             "depth": depth,
             "enqueue_us": {name: round(float(np.percentile(took, q)) * 1e6, 1) for name, q in (("p50", 50), ("p99", 99), ("max", 100))},
-            "grown_mib": round((late - early) / (1 << 20), 1),
+            "memory_mib": memory,
+            "grown_mib": max(memory[SAMPLES // 2 :]) - max(memory[: SAMPLES // 2]),
             "cpu_s_a_million_rows": round((time.process_time() - cpu) / len(took) / batch_rows * 1e6, 3),
         }
 
@@ -193,7 +196,7 @@ def main() -> int:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     with tempfile.TemporaryDirectory() as folder:
         steady = offered({name: FORMS[name].make(Path(folder) / f"m.{name}", ()) for name in ("csv", "arrow")}, STEADY, 100, seconds)
-        high = offered({"parquet": Failing(FORMS["parquet"].make(Path(folder) / "m.parquet", ()))}, HIGH, 5_000, seconds)
+        high = offered({"arrow": Failing(FORMS["arrow"].make(Path(folder) / "high.arrow", ()))}, HIGH, 5_000, seconds)
     slow = overload()
     ratios = {name: slow[name]["p99_us"] / slow["idle"]["p99_us"] for name in POLICIES}
     figures = {"steady": steady, "high": high, "overload": slow, "p99_ratio": {name: round(one, 2) for name, one in ratios.items()}}
@@ -202,7 +205,10 @@ def main() -> int:
     goals: dict[str, tuple[float, bool]] = {
         "rows unaccounted for": (0, not any(one["unaccounted"] for one in (steady, high, *slow.values()))),
         "rows in a queue": (bound, max(steady["depth"], high["depth"]) <= bound),
-        "rows in a queue of 500 under overload": (500, all(slow[name]["depth"] <= 500 for name in POLICIES)),
+        "rows in a queue of 500 under overload, or a record more from disk": (
+            500 + ROWS,
+            all(slow[name]["depth"] <= 500 + (ROWS if name == "spill" else 0) for name in POLICIES),
+        ),
         "rows that a fast exporter lost beside a slow one": (0, not any(one["fast_lost"] for one in slow.values())),
         **{f"p99 of recording beside a slow exporter, {name}, over idle": (RATIO, ratios[name] < RATIO) for name in POLICIES},
     }

@@ -22,8 +22,7 @@ class Hop(NamedTuple):
     batch: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """A record with rows. `part` names a file of the run directory whose records were read at once; then only it and `rows` are told.
 
     `time_us` is the start of its window by the node's clock, `taken_ns` when the aggregator had it on disk, in boot time.
@@ -73,7 +72,7 @@ class Mark:
 
 
 class Tracer:
-    """Holds the paths that are under way until they are collected: at most `kept`, 0 for none. Others are counted as `untraced`."""
+    """Holds the paths that are under way until they are collected: at most `kept`; more are counted as `untraced`. 0: traces none."""
 
     def __init__(self, kept: int = KEPT) -> None:
         assert kept >= 0, "kept is at least 0"
@@ -84,7 +83,7 @@ class Tracer:
     def begin(self, origin: Origin, exporter: str) -> Path | None:
         """Return a new path, None when there are too many."""
         if len(self._paths) >= self._kept:
-            self.untraced += 1
+            self.untraced += self._kept > 0
             return None
         path = Path(origin, exporter)
         self._paths.append(path)

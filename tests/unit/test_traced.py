@@ -134,6 +134,13 @@ def test_records_that_share_a_batch_are_told_apart() -> None:
     assert ends == [[(30, 1)], [(40, 1)], [(50, 2)], [(60, 3), (60, 4)]]
     assert [path.open_rows for path in paths] == [0, 0, 0, 0]
     assert not lane._marks, "nothing is kept of what has ended"
+    path = TracedPath(ORIGIN, "a", open_rows=60)
+    lane.offer(numbered(0, 60), 0, path)
+    lane.change(Limits(batch_rows=25), BreakerPolicy())
+    while lane.take(0, at_once=True) is not None:
+        lane.succeeded(0)
+    assert [(hop.rows, hop.batch) for hop in path.hops if hop.stage == "delivered"] == [(25, 5), (17, 6), (18, 7)]
+    assert path.open_rows == 0
 
 
 def test_paths_are_bounded() -> None:
