@@ -8,6 +8,8 @@ Closing lets answers under way finish. It knows nothing of metrics.
 
 from __future__ import annotations
 
+import dataclasses
+import email.utils
 import logging
 import socket
 import ssl
@@ -15,8 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from email.utils import formatdate
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
@@ -229,8 +230,8 @@ class HttpServer:
         return parse(data)
 
     def _send(self, connection: socket.socket, response: Response, method: str) -> None:
-        date = formatdate(self._clock.wall_ns() / SECOND_NS, usegmt=True)  # a server with a clock dates its answers (RFC 9110, 6.6.1)
-        response = replace(response, headers=(*response.headers, ("Date", date)))
+        date = email.utils.formatdate(self._clock.wall_ns() / SECOND_NS, usegmt=True)  # who has a clock dates its answers: RFC 9110, 6.6.1
+        response = dataclasses.replace(response, headers=(*response.headers, ("Date", date)))
         self._count(str(response.status.value))
         self._send_all(connection, response.head() if method == "HEAD" else response.head() + response.body)
 

@@ -23,9 +23,7 @@ from ..files import make_folders, sync_folder
 from .store import Coverage, Entry, LogFile, Tagged, coverage_of, held_by, log_files, read_log, sample_files, unchanged, write_parquet
 from .windows import SAMPLES
 
-_LABELS: Final = ("labels.key_value.key", "labels.key_value.value")
-REPEATING: Final = ("metric", "unit", "node", "worker", "phase", "weight", *_LABELS)
-ENCODINGS: Final = {"time": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"}
+_PLAIN: Final = ["metric", "unit", "node", "worker", "phase", "weight", "labels.key_value.key", "labels.key_value.value"]
 
 
 def pending_samples(directory: Path, held: Coverage) -> Iterator[Tagged]:
@@ -92,7 +90,7 @@ class SampleStore:
             number = int(parts[-1].stem.rpartition("-")[2]) + 1 if parts else 0
             make_folders(self._directory / "samples")
             table = pa.Table.from_batches(batches, schema=SAMPLES)
-            write_parquet(self._directory / "samples" / f"part-{number:04d}.parquet", table, added, REPEATING, ENCODINGS)
+            write_parquet(self._directory / "samples" / f"part-{number:04d}.parquet", table, added, _PLAIN)
         for path in log_files(self._directory, "samples"):
             path.unlink()
         with suppress(OSError):  # streams.json may still be there

@@ -1,4 +1,8 @@
-"""The whole metric path in one process: recorder, segment, agent's stream, outbox, aggregator. As a command, under a flood of samples."""
+"""The whole metric path in one process: recorder, segment, agent's stream, outbox, aggregator. As a command, under a flood.
+
+python -m tests.support.recorded samples FOLDER           10^7 samples of two series, a page with each window
+python -m tests.support.recorded series OFFERED AT_ONCE   so many label sets come and go, a page with each change
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,20 @@ from pathlib import Path
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.clock import SystemClock
+from actors.clock import SECOND_NS, SystemClock
 from actors.metrics import Recorder, Segment
+from actors.metrics.registry import Kind
 from cluster.exporters.exposition import Form
+from cluster.exporters.page import Page
 from cluster.exporters.prometheus import render
+from cluster.metrics import live as live_module
 from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.live import Live
 from cluster.metrics.stream import MetricStream
+from cluster.metrics.windows import Row, histograms, metrics_batch
 from cluster.outbox import Outbox
 
-WINDOWS, BATCHES, BATCH = 100, 10, 10_000  # of `main`: 10^7 samples
+WINDOWS, BATCHES, BATCH = 100, 10, 10_000  # 10^7 samples
 
 
 class Node:
@@ -52,8 +61,14 @@ class MetricPath:
             node.segment.close()
 
 
-def main(folder: Path) -> None:
-    """Take 10^7 samples of a histogram and a counter, a page with each window; wait for a line after a tenth of them, and at the end."""
+def say(*words: object) -> None:
+    """Print a line and wait for one, so that this process can be looked at."""
+    print(*words, flush=True)
+    sys.stdin.readline()
+
+
+def flood_of_samples(folder: Path) -> None:
+    """Take samples of a histogram and a counter; say what the page has after a tenth of them, and at the end."""
     path = MetricPath(folder)
     recorder = path.nodes["n1"].recorder
     response, requests = recorder.histogram("probe.response", probe="x"), recorder.counter("probe.requests", probe="x")
@@ -66,10 +81,28 @@ def main(folder: Path) -> None:
         pages = [render("r", path.aggregator.latest(), form) for form in Form]
         if window in (WINDOWS // 10, WINDOWS):
             read = {one.name: one.value for family in text_string_to_metric_families(pages[0].decode()) for one in family.samples}
-            print(int(read["stress_cluster_probe_response_seconds_count"]), int(read["stress_cluster_probe_requests_total"]), flush=True)
-            sys.stdin.readline()
+            say(int(read["stress_cluster_probe_response_seconds_count"]), int(read["stress_cluster_probe_requests_total"]))
     path.close()
 
 
+def flood_of_series(offered: int, at_once: int) -> None:
+    """Let label sets come, a tenth of the limit each 20 s, and stay away after that; say what is shown when it is full, and at the end."""
+    live_module.MAX_SERIES = at_once
+    live, page, step = Live(), Page("r", Form.TEXT), at_once // 10
+    for first in range(0, offered, step):
+        rows = [
+            Row("export.queue", Kind.GAUGE, "", "w", "p", (("exporter", f"e{at}"),), 1, 1.0, 1.0, 1.0, 1.0)
+            for at in range(first, first + step)
+        ]
+        batch = metrics_batch(rows, node="n1", start_ns=first, window_s=1.0)
+        live.absorb(batch, histograms(batch), first // step * 20 * SECOND_NS)
+        lines = page.render(live.samples()).lines
+        if first // step == 20 or first + step >= offered:
+            say(lines, live.refused)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "samples":
+        flood_of_samples(Path(sys.argv[2]))
+    else:
+        flood_of_series(int(sys.argv[2]), int(sys.argv[3]))

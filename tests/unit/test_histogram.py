@@ -39,6 +39,12 @@ def test_nan_is_counted_apart() -> None:
     assert made.quantile(0.5) == 1.0
 
 
+def test_samples_that_do_not_lie_next_to_each_other_count_alike() -> None:
+    """A slice with gaps is what its copy is, in the usual range and past it."""
+    for values in (np.linspace(0.1, 9.0, 1_000), np.linspace(-9.0, 1e12, 1_000)):
+        assert Histogram.of(values[::3]) == Histogram.of(values[::3].copy())
+
+
 def test_infinities_rank_last_and_stay_out_of_the_sum() -> None:
     """A sample of infinity is the highest quantile and leaves sums finite."""
     made = Histogram.of([1.0, 2.0, float("inf")])

@@ -107,7 +107,30 @@ def test_recorded_histograms_are_cumulative_and_keep_their_labels(path: MetricPa
 
 def test_ten_million_observations_take_no_more_memory_than_one(tmp_path: Path) -> None:
     """A process that records, takes windows and makes pages holds, seen from outside, no more after 10^7 samples than after 10^6."""
-    command = [sys.executable, "-m", "tests.support.recorded", str(tmp_path)]
+    (first, before), (last, after) = watched("samples", str(tmp_path))
+    whole = WINDOWS * BATCHES * BATCH
+    assert (first, last, whole) == ([whole // 10] * 2, [whole] * 2, 10**7)
+    assert after - before <= 4 << 20, f"{(after - before) / (1 << 20):.1f} MiB more"
+
+
+@pytest.mark.parametrize(
+    ("offered", "at_once"),
+    [
+        pytest.param(30_000, 1_000, id="short"),
+        pytest.param(1_000_000, 10_000, id="a-million", marks=[pytest.mark.soak, pytest.mark.timeout(600)]),
+    ],
+)
+def test_label_sets_that_come_and_go_take_no_more_memory(offered: int, at_once: int) -> None:
+    """A page's state holds, seen from outside, no more after far more label sets than its limit, and all that are in use are on it."""
+    (first, before), (last, after) = watched("series", str(offered), str(at_once))
+    assert first[1] == last[1] == 0, "none was refused"
+    assert at_once // 10 <= last[0] <= at_once
+    assert after - before <= 4 << 20, f"{(after - before) / (1 << 20):.1f} MiB more"
+
+
+def watched(*words: str) -> list[tuple[list[int], int]]:
+    """Run `tests.support.recorded`; return what it said twice, and the memory that it had then."""
+    command = [sys.executable, "-m", "tests.support.recorded", *words]
     seen = []
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
@@ -121,7 +144,4 @@ def test_ten_million_observations_take_no_more_memory_than_one(tmp_path: Path) -
             assert child.wait(30) == 0
         finally:
             child.kill()
-    (first, before), (last, after) = seen
-    whole = WINDOWS * BATCHES * BATCH
-    assert (first, last, whole) == ([whole // 10] * 2, [whole] * 2, 10**7)
-    assert after - before <= 4 << 20, f"{(after - before) / (1 << 20):.1f} MiB more"
+    return seen
