@@ -55,9 +55,10 @@ default < profile < file < environment < scenario < flag. The file is TOML: `str
 given with `--config`; a dot in a name below is a table there. Durations and sizes take units in quotes: `"30s"`, `"512MiB"`.
 `stress-cluster config show` prints what is in force and where each value came from. An unknown name is an error that offers the nearest.
 
-What a scenario document itself says (`profile`, `limits.stale`, `exporters.prometheus`) beats file and environment, and a flag beats it; a
-document without a profile takes the one that is in force here. The profile that results governs the whole run: admission, the
-nodes' limits and `plan`. It stands in the manifest, not in plan.json: a replay takes the profile that is in force when it runs.
+What a scenario document itself says (`profile`, `limits.stale`, `exporters.prometheus`, a `metrics.level` other than normal) beats file
+and environment, and a flag beats it; a document without a profile takes the one that is in force here. The profile that results
+governs the whole run: admission, the nodes' limits and `plan`. It stands in the manifest, not in plan.json: a replay takes the profile
+that is in force when it runs.
 
 | setting | default | what it must be | variable | what it does |
 |---|---|---|---|---|
