@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
+
 from actors.clock import SECOND_NS, Clock
 from actors.errors import InputError
 from actors.host import memory_available_share
@@ -38,6 +40,7 @@ from .exporters import destinations as kinds
 from .exporters.base import Exporter
 from .exporters.figures import ExporterReport, PipelineReport
 from .exporters.pipeline import ExportPipeline
+from .exporters.pressure import PressurePolicy
 from .exporters.prometheus import Finding
 from .exporters.rules import parse
 from .exporters.spill import SpillLog
@@ -235,7 +238,7 @@ class RunExports:
 
     def _look_at_memory(self) -> None:
         with suppress(OSError):  # there is no /proc to ask
-            self._pipeline.memory(self._memory())
+            back_off(self._pipeline, self._memory())
 
     def _add(self, one: Destination) -> None:
         path, folder = kinds.path_of(one, self._core.directory), kinds.spill_of(one, self._core.directory)
@@ -397,6 +400,15 @@ class RunExports:
                 with suppress(OSError):  # it has others
                     spill.log.folder.parent.rmdir()
         self._spills = {name: spill for name, spill in self._spills.items() if spill.pending_rows}
+
+
+def back_off(pipeline: ExportPipeline, available: float, policy: PressurePolicy | None = None) -> None:
+    """Tell a pipeline which share of memory (0..1) is available; while it is short, give back what was freed.
+
+    Arrow keeps that for itself otherwise, and it would count as used, so that the pipeline's bounds never grew again.
+    """
+    if pipeline.memory(available, policy) < 1.0:
+        pa.default_memory_pool().release_unused()
 
 
 def exporters_of(manifest: Mapping[str, Any]) -> Exporters:

@@ -13,7 +13,7 @@ from actors.errors import InputError
 
 from .combinators import DEPTH_MAX, Hold, Pause, Sequence, Together, Tree
 from .document import Entries, Node, wrong
-from .exporter_form import BREAKER, DESTINATION, EXPORTERS, PROMETHEUS, ROUTE, RULE, Truth, TruthOrPath
+from .exporter_form import BREAKER, DESTINATION, EXPORTERS, FORMAT, PROMETHEUS, ROUTE, RULE, Truth, TruthOrPath
 from .exporter_form import WHEN as EXPORT_WHEN
 from .hypotheses import OPERATORS, PLACES, PROBE_STATS, STATS, WHEN, ActorProbe, Threshold
 from .model import (
@@ -430,6 +430,7 @@ _KIND_WORDS: Final[Mapping[type, str]] = {
 _EXPORT_PARTS: Final[Mapping[str, Record]] = {
     "`prometheus`": PROMETHEUS,
     "each of `destinations`": DESTINATION,
+    "`format`": FORMAT,
     "`breaker`": BREAKER,
     "each of `rules`": RULE,
     "each of `routes`": ROUTE,

@@ -129,7 +129,7 @@ def test_a_runs_file_on_a_full_disk_goes_on_when_there_is_room(core: Aggregator,
     (small_disk / "filler").unlink()
     began_s = time.monotonic()
     until(lambda: path.stat().st_size > before, 10, "rows after there is room", every_s=0.002)
-    assert time.monotonic() - began_s < wait.backoff_s_max + 0.4, "the wait's longest and a write"
+    assert time.monotonic() - began_s < wait.backoff_s_max + 1.0, "the longest wait, and a write on a busy machine"
     small, well = exports.finish()
     core.finish()
     rows = read_run(core.directory).metrics.num_rows
