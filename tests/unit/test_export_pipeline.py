@@ -627,13 +627,17 @@ def test_pressure_policies_are_checked(easy: float, short: float) -> None:
 
 
 def test_the_owner_has_no_lock_and_polls_nothing() -> None:
-    """Pipeline, port and lane hold no lock of any kind; they, and what feeds them in a run, sleep only to yield."""
+    """Pipeline, port and lane hold no lock of any kind; they, and what feeds them in a run, sleep only to yield.
+
+    Memory alone is looked at from time to time: nobody tells when it becomes short.
+    """
+    allowed = {"pipeline.py": ["asyncio.sleep(0)"], "run_exports.py": ["asyncio.sleep(MEMORY_S)"]}
     folder = Path(port.__file__).parent
     own = [folder / name for name in ("pipeline.py", "port.py", "lane.py", "breaker.py")]
     for path in [*own, folder.parent / "export_feed.py", folder.parent / "run_exports.py"]:
         tree = ast.parse(path.read_text())
         calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        assert [call for call in calls if "sleep(" in call and "await" not in call] == ["asyncio.sleep(0)"] * (path.name == "pipeline.py")
+        assert [call for call in calls if "sleep(" in call and "await" not in call] == allowed.get(path.name, [])
         if path in own:
             assert not [call for call in calls if re.search(r"\b(R?Lock|Semaphore|Condition)\(", call)]
             assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import) and node.names[0].name == "threading"]

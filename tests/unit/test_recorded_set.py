@@ -62,7 +62,7 @@ def series_of(records: Iterable[tuple[int, bytes]]) -> Series:
 
 
 def of_an_agent(folder: Path) -> Series:
-    """A load in host-total mode on a node that throttles: doses, lease, host, safety, and the agent itself."""
+    """A load in host-total mode on a node that throttles: doses, lease, host, safety, its life and one that failed, and the agent itself."""
     clock = SystemClock()
     control = SimpleNamespace(lease=lambda _: (4, clock.boot_ns() + SECOND_NS))
     guardian = SimpleNamespace(control=control, stats=SimpleNamespace(read=lambda _: SimpleNamespace(pid=0, state=0)))
@@ -73,6 +73,10 @@ def of_an_agent(folder: Path) -> Series:
     assert metrics.measure()
     metrics.on_snapshot(replace(quiet("n"), boot_ns=clock.boot_ns()), 2, {"cpu_cores": 0.5}, 0.001)
     metrics.error(RUN, OSError(5, "planted"))
+    for completed in (False, True):
+        metrics.unwatch(RUN, OPERATION.id, completed=completed)
+        metrics.watch(RUN, OPERATION, Capacity(2.0, 1 << 30, 1 << 30), 3, 4, [os.getpid()])
+        metrics.started(RUN, OPERATION.id, clock.boot_ns())
     metrics.close_windows()
     return series_of(metrics._streams[RUN].unacked(1 << 20))
 

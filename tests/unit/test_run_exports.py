@@ -218,7 +218,7 @@ def test_an_inbox_that_is_not_empty_in_time_holds_up_no_end(core):
 
     async def scene():
         pipeline = GatedPipeline()
-        feed = Feed(core, pipeline, {"a": Limits()}, {"a": Coverage()})
+        feed = Feed(core, pipeline, {"a": Limits()}, {"a": Coverage()}, CLOCK)
         await feed.catch_up("a")
         core.watch(feed.take)
         await asyncio.to_thread(core.push, "n1", "a", [record("n1", number) for number in range(1, 51)])
