@@ -213,7 +213,7 @@ def _by_rules(one: Destination, wanted: Exporters, row: pa.RecordBatch) -> tuple
 def _by_counts(paths: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Return what became of rows that came through the rules."""
     if not paths:
-        return "unknown", "no path was written down"
+        return "unknown", "no path is written down; while a run goes on, not yet"
     ends: dict[str, int] = {}
     came = 0
     for path in paths:

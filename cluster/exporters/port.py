@@ -313,7 +313,7 @@ class Port:
             return Health(ok=False, detail="its task has ended")
         if self.lane.breaker.state is not State.CLOSED:
             return Health(ok=False, detail=f"breaker {self.lane.breaker.state.value}: {self.lane.snapshot().last_error}")
-        return Health(ok=True, detail="paused") if self.is_paused else self.exporter.health()
+        return Health(ok=True, detail="paused") if self._holds_back() else self.exporter.health()
 
     def close_window(self) -> Histogram:
         """Return the durations of calls since this was last asked, in seconds."""

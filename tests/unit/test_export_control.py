@@ -92,7 +92,7 @@ def numbers_in(path: Path) -> list[tuple[str, float]]:
 
 def test_a_run_whose_routes_change_loses_and_repeats_nothing(core: Aggregator) -> None:
     """While two nodes push, routes are swapped again and again: each record is in exactly one file, and so is none that nobody pushed."""
-    wanted = two(routes=(Route(("a",), When(metric="probe.*")),), default=("b",))
+    wanted = two(routes=(Route(("a",), When(metric="probe.*")),), default=("b",), drain_s=60.0)
     write_manifest(core, wanted)
     exports = RunExports(core, wanted, CLOCK)
     swapped = threading.Event()

@@ -61,6 +61,7 @@ def core(tmp_path):
 
 
 def files(**more) -> Exporters:
+    more = {"drain_s": 60.0, **more}  # on a busy machine the default is short for five files
     return Exporters(destinations=tuple(Destination(form, f"m.{form}") for form in FORMS), **more)
 
 

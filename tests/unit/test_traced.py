@@ -241,6 +241,7 @@ WANTED = Exporters(
     ),
     routes=(Route(("all", "probes", "slow"), When(node="n*")),),
     default=("rest",),
+    drain_s=60.0,
 )
 
 
