@@ -119,7 +119,7 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(r"(dose|host|load|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
+DOTTED = re.compile(r"(operation|dose|host|load|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

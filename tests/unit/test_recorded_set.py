@@ -62,7 +62,7 @@ def series_of(records: Iterable[tuple[int, bytes]]) -> Series:
 
 
 def of_an_agent(folder: Path) -> Series:
-    """A load in host-total mode on a node that throttles: doses, lease, host, safety, its life and one that failed, and the agent itself."""
+    """A load in host-total mode on a node that throttles: doses, lease, host, safety, its lives, and the agent itself."""
     clock = SystemClock()
     control = SimpleNamespace(lease=lambda _: (4, clock.boot_ns() + SECOND_NS))
     guardian = SimpleNamespace(control=control, stats=SimpleNamespace(read=lambda _: SimpleNamespace(pid=0, state=0)))
