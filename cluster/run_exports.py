@@ -24,7 +24,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from actors.clock import SECOND_NS, Clock
-from actors.errors import InputError
+from actors.errors import InputError, RefusedError
 from actors.host import memory_available_share
 from actors.limits import find_container
 from scenarios.exporters import Destination, Exporters
@@ -57,6 +57,7 @@ MEMORY_S: Final = 0.1  # how often memory is looked at: at 100 MB/s that is 10 M
 SAVE_S: Final = 5.0
 _UNHEARD_S: Final = 10.0
 _ANSWER_S: Final = 20.0
+BEHIND_S: Final = 10.0  # how long new rules wait for destinations that are behind
 _GRACE_S: Final = 5.0  # beyond the drain: for the last figures, and for files to be finished
 LATE: Final = "data came after the end and is not here yet"
 
@@ -149,7 +150,8 @@ class RunExports:
     def change(self, pause: Sequence[str] = (), resume: Sequence[str] = (), sets: Sequence[str] = ()) -> Reports:
         """Pause and resume destinations and apply settings, all or nothing; return how each stands then.
 
-        No row is lost or given twice by it: what waits stays, and each record goes by one set of rules. Raises `InputError`.
+        No row is lost or given twice by it: what waits stays, and each record goes by one set of rules. Raises `InputError`; and
+        `RefusedError` for new rules while a destination is behind.
         """
         return asyncio.run_coroutine_threadsafe(self._change(pause, resume, sets), self._loop).result(_ANSWER_S)
 
@@ -252,17 +254,23 @@ class RunExports:
         self._pipeline.add(one.name, self._made[one.name], kinds.limits_of(one), kinds.policy_of(one), spill, write_ahead=one.write_ahead)
 
     async def _tick(self) -> None:
-        while not self._closing.is_set():
+        is_last = False
+        while not is_last:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), TICK_S)
+            is_last = self._closing.is_set()  # from here on nothing changes: the last turn tells all there is
+            await self._send_story()  # what the disk refused, and the first window
             self._look()
-            if self._story is not None:
-                await asyncio.to_thread(self._story.send)
+            await self._send_story()
             self._settle()
             if paths := self._tracer.collect():
                 await asyncio.to_thread(self._traces.add, paths)
             if self._is_unsaved and self._clock.boot_ns() - self._saved_ns >= SAVE_S * SECOND_NS:
                 await self._save()
+
+    async def _send_story(self) -> None:
+        if self._story is not None and not self._story.is_sent:
+            await asyncio.to_thread(self._story.send)
 
     def _look(self) -> None:
         """Look at every destination, and say what there is to say."""
@@ -308,10 +316,13 @@ class RunExports:
         changes.check_names([*pause, *resume], self._wanted)
         wanted = changes.applied(scenario_of(self._core.directory), self._wanted, sets) if sets else self._wanted
         rules = parse(kinds.rules_of(wanted))
+        are_new = rules != parse(kinds.rules_of(self._wanted))
+        if are_new:
+            await self._all_up_to_date()
         for before, after in zip(self._wanted.destinations, wanted.destinations, strict=True):  # from here on nothing can be refused
             if kinds.limits_of(before) != kinds.limits_of(after) or before.breaker != after.breaker:
                 self._pipeline.configure(after.name, kinds.limits_of(after), kinds.policy_of(after))
-        if rules != parse(kinds.rules_of(self._wanted)):
+        if are_new:
             await self._pipeline.set_rules(rules)
         self._wanted, self._paused = wanted, (self._paused | {*pause}) - {*resume}
         for name in (*pause, *resume):
@@ -325,6 +336,13 @@ class RunExports:
             await asyncio.to_thread(changes.save, self._folder, wanted, self._paused)
         except OSError as error:
             _LOG.warning("run %s: the aggregator's next life will not know of this change: %s", self._core.run_id, error)
+
+    async def _all_up_to_date(self) -> None:
+        """Wait until no destination is behind: who is gets its records by itself, and new rules could give one to nobody, or twice."""
+        _, late = await asyncio.wait(self._behind, timeout=BEHIND_S)
+        if late:
+            names = ", ".join(name for name, task in zip(self._made, self._behind, strict=True) if task in late)
+            raise RefusedError("busy", f"{names}: rows from before are still on their way, by the rules of now", "try again later")
 
     def _about(self, one: Destination) -> dict[str, Any]:
         path, directory = kinds.path_of(one, self._core.directory), self._core.directory

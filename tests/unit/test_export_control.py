@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from actors.clock import SystemClock, VirtualClock
-from actors.errors import InputError
+from actors.errors import InputError, RefusedError
 from actors.metrics import histogram
 from actors.metrics.registry import Kind
+from cluster import run_exports
 from cluster.exporters.base import RejectedError
 from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.limits import Limits, Overflow
@@ -143,6 +144,32 @@ def test_limits_and_pauses_of_a_run_change_and_the_next_life_goes_on_with_them(c
     assert second._pipeline._ports["a"].lane.policy.threshold == 9
     assert [one["paused"] for one in second.change([], ["a"])] == [False, False]
     second.finish()
+
+
+def test_rules_do_not_change_under_a_destination_that_is_behind(core: Aggregator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records come one by one, and each must go by the rules of all the others: refused with its name, and nothing is changed."""
+    monkeypatch.setattr(run_exports, "BEHIND_S", 0.1)
+    go_on = threading.Event()
+    held = core.held
+
+    def slow_held() -> Any:
+        assert go_on.wait(60)
+        return held()
+
+    monkeypatch.setattr(core, "held", slow_held)  # a run that takes long to be looked through
+    wanted = two(drain_s=60.0)
+    write_manifest(core, wanted)
+    exports = RunExports(core, wanted, CLOCK, tells=False)
+    changed = ["a.batch_rows=7", 'routes=[{when: {metric: "probe.*"}, to: [a]}]']
+    with pytest.raises(RefusedError, match="a, b: rows from before"):
+        exports.change(sets=changed)
+    assert exports._pipeline._ports["a"].limits.batch_rows == wanted.destinations[0].batch_rows
+    assert exports.change(["a"])[0]["paused"]
+    go_on.set()
+    monkeypatch.setattr(run_exports, "BEHIND_S", 20.0)
+    exports.change([], ["a"], changed)
+    assert exports._pipeline._ports["a"].limits.batch_rows == 7
+    exports.finish()
 
 
 @pytest.mark.parametrize(
