@@ -37,7 +37,8 @@ run: $(VENV)/.installed
 COMPILE = $(BIN)/python -m compileall -q actors cluster scenarios
 
 # Tests that hold promised times to the machine run one at a time; the others share its cores before that. Named ones run as named.
-TIMED := tests/death tests/load tests/hosts tests/ray
+TIMED := $(addprefix tests/,$(addprefix death/test_,guardian_death.py guardian_extremes.py memory_release.py export_end.py export_memory.py) \
+	load hosts ray)
 
 test: $(VENV)/.installed-test
 	@$(COMPILE)

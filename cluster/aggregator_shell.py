@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -365,18 +365,23 @@ class AggregatorShell:
             idle_s = (self._clock.boot_ns() - self._touched_ns) / SECOND_NS
             if idle_s > (ORPHANED_S if self._unfinished() else self._linger_s):
                 break
-            with self._manifest_lock:
-                manifest = read_json(self.directory / "manifest.json")
-                if manifest is not None and manifest.get("status") == "running":
-                    write_json_atomic(self.directory / "manifest.json", {**manifest, "heartbeat": self._now()})
-            self._tell_anomalies()
-        self._feed.close()
-        try:
+            try:
+                self._beat()
+            except Exception as error:  # a beat that the disk refuses is missed; who watches over the end goes on
+                _LOG.warning("run %s: no sign of life in its manifest: %s", self._run, error)
+        with ExitStack() as ending:  # each step whatever becomes of those before it: the process must not stay
+            ending.callback(self._on_end)
+            ending.callback(self._close)
             if self._server is not None:
-                self._server.close()
-        finally:  # the directory is given up whatever becomes of the endpoint
-            self._close()
-            self._on_end()
+                ending.callback(self._server.close)
+            self._feed.close()
+
+    def _beat(self) -> None:
+        with self._manifest_lock:
+            manifest = read_json(self.directory / "manifest.json")
+            if manifest is not None and manifest.get("status") == "running":
+                write_json_atomic(self.directory / "manifest.json", {**manifest, "heartbeat": self._now()})
+        self._tell_anomalies()
 
     def _retain(self) -> None:
         """Roll up what has become old, as often as the settings make it worth its while; a failure costs nothing but room."""

@@ -199,9 +199,9 @@ def test_ray_job_stop_stops_the_example(hosts: Fabric) -> None:
     for name in ("actors", "scenarios", "cluster", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     head, at = hosts.head, ["--address", dashboard(hosts)]
-    submitted = head.run(
-        "ray", "job", "submit", *at, "--no-wait", "--working-dir", f"{head.here}/checkout", "--", "python", "examples/burst_job.py"
-    )
+    environment = json.dumps({"env_vars": {"STRESS_CLUSTER_IDLE_EXIT_S": "8"}})
+    where = ["--working-dir", f"{head.here}/checkout", "--runtime-env-json", environment]
+    submitted = head.run("ray", "job", "submit", *at, "--no-wait", *where, "--", "python", "examples/burst_job.py")
     found = re.search(r"raysubmit_\w+", submitted.stdout + submitted.stderr)
     assert found, submitted.stdout
     with watching.Watch(hosts.hosts) as watch:

@@ -14,6 +14,7 @@ from actors.clock import SystemClock
 from actors.errors import HarnessError, InputError, RefusedError
 from actors.messages import Event, NodeSpec
 from actors.metrics.registry import Kind
+from cluster import aggregator_shell
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
 from cluster.files import read_json, write_json_atomic
@@ -52,6 +53,28 @@ def test_late_data_of_an_ended_run_is_in_its_files_at_once(tmp_path, monkeypatch
         assert bool(list(directory.glob("metrics/*.parquet"))) is bool(want)
     finally:
         shell.leave()
+
+
+@pytest.mark.parametrize("step", ["_beat", "_close"])
+def test_an_aggregator_whose_disk_refuses_ends_all_the_same(tmp_path, monkeypatch, step):
+    """Neither a heartbeat that cannot be written nor files that cannot be finished keep its process for ever."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(aggregator_shell, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(aggregator_shell, "LINGER_S", 0.1)
+    directory = tmp_path / "state" / "runs" / RUN
+    directory.mkdir(parents=True)
+    write_json_atomic(directory / "manifest.json", {"run": RUN, "status": "passed"})
+    failed, ended = threading.Event(), threading.Event()
+
+    def fails(_):
+        failed.set()
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(AggregatorShell, step, fails)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    AggregatorShell(RUN, ended.set)
+    assert ended.wait(20)
+    assert failed.is_set()
 
 
 def test_what_came_before_the_very_end_is_in_the_files_and_what_comes_later_is_refused(tmp_path, monkeypatch):
