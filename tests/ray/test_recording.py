@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_minimal_records_no_host_until_it_is_changed_under_way(standing: Termina
     command = standing.start("run", documents.write(standing.folder, made), "--yes", "--json")
     command.await_text("running", 60)
     standing.await_load(6)
+    time.sleep(4.0)  # windows of before, two seconds from the change
     rule = 'metrics.filters=[{leave_out: {metric: "host.memory.*"}}]'
     told = standing.run("modify", "latest", "metrics.level=normal", "metrics.mode=detailed", rule, "--json")
     assert (told.code, told.document["nodes"], told.document["unreached"]) == (0, ["n1", "n2", "n3"], []), str(told)
