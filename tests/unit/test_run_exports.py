@@ -70,7 +70,8 @@ def balanced(report: dict, rows: int) -> dict:
     lane = report["produced_rows"] + report["recovered_rows"]
     gone = report["delivered_rows"] + sum(report["dropped_rows"].values()) + report["queued_rows"] + report["spilled_rows"]
     assert lane == gone, report
-    assert report["earlier_rows"] + report["produced_rows"] == rows, report
+    found = report["earlier_rows"] + report["produced_rows"]
+    assert found < rows if report["is_behind"] else found == rows, report
     return report
 
 
