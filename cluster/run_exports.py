@@ -311,14 +311,14 @@ class RunExports:
         ]
 
     async def _apply(self, pause: Sequence[str], resume: Sequence[str], sets: Sequence[str]) -> None:
-        if self._closing.is_set():
-            raise InputError("invalid_value", "the run is ending: its exporters do not change any more")
+        self._check_open()
         changes.check_names([*pause, *resume], self._wanted)
         wanted = changes.applied(scenario_of(self._core.directory), self._wanted, sets) if sets else self._wanted
         rules = parse(kinds.rules_of(wanted))
         are_new = rules != parse(kinds.rules_of(self._wanted))
         if are_new:
             await self._all_up_to_date()
+            self._check_open()  # the end may have begun meanwhile
         for before, after in zip(self._wanted.destinations, wanted.destinations, strict=True):  # from here on nothing can be refused
             if kinds.limits_of(before) != kinds.limits_of(after) or before.breaker != after.breaker:
                 self._pipeline.configure(after.name, kinds.limits_of(after), kinds.policy_of(after))
@@ -336,6 +336,10 @@ class RunExports:
             await asyncio.to_thread(changes.save, self._folder, wanted, self._paused)
         except OSError as error:
             _LOG.warning("run %s: the aggregator's next life will not know of this change: %s", self._core.run_id, error)
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise InputError("invalid_value", "the run is ending: its exporters do not change any more")
 
     async def _all_up_to_date(self) -> None:
         """Wait until no destination is behind: who is gets its records by itself, and new rules could give one to nobody, or twice."""

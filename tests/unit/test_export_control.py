@@ -172,6 +172,24 @@ def test_rules_do_not_change_under_a_destination_that_is_behind(core: Aggregator
     exports.finish()
 
 
+def test_rules_that_waited_do_not_change_a_run_that_has_begun_to_end(core: Aggregator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a destination to be up to date finds the end begun: refused, and the rows go by the rules of before."""
+    wanted = two(routes=(Route(("b",), When(metric="probe.*")),), default=("b",), drain_s=60.0)
+    write_manifest(core, wanted)
+    exports = RunExports(core, wanted, CLOCK, tells=False)
+
+    async def ends_meanwhile() -> None:
+        exports._closing.set()
+
+    monkeypatch.setattr(exports, "_all_up_to_date", ends_meanwhile)
+    core.push("n1", "life", [record("n1", 1)])
+    with pytest.raises(InputError, match="the run is ending"):
+        exports.change(sets=['routes=[{when: {metric: "probe.*"}, to: [a]}]'])
+    exports.finish()
+    assert not (core.directory / "exports" / "a.jsonl").exists()
+    assert numbers_in(core.directory / "exports" / "b.jsonl") == [("n1", 1.0)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
