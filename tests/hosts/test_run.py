@@ -185,13 +185,16 @@ def test_recorded_doses_are_those_seen_from_outside(shown: Shown) -> None:
 
 
 def test_dose_and_work_go_together_on_each_host(shown: Shown) -> None:
-    """Two metrics of different processes, correlated by host: what the agent measures from outside, and the load's own count of work."""
+    """Two metrics of different processes, correlated by host: what the agent measures from outside, and the load's own count of work.
+
+    Whether chance could give as much is not asked of twelve windows of one slow curve: what they are worth is told beside each.
+    """
     related = load(shown.run.out).correlate("dose.achieved", "load.operations", "mean", "sum", worker="*CpuLoad*", by="node")
     assert {dict(pair.by)["node"] for pair in related.pairs} == {"h2", "h3", "h4"}
     found = [one for pair in related.pairs for one in pair.correlations if one.method == "pearson"]
     assert len(found) == 3, related.pairs
     assert all(one.r > 0.8 and one.pairs >= 10 for one in found), found
-    assert any(one.notable for one in found), found
+    assert all(1.0 <= one.effective <= one.pairs for one in found), found
 
 
 @promised
