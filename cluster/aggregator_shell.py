@@ -39,6 +39,7 @@ from .metrics.window_feed import Window, WindowFeed
 from .mirror import identity
 from .outbox import Outbox
 from .recovery import end_dead
+from .stored import scenario_name
 
 if TYPE_CHECKING:
     from .run_exports import RunExports
@@ -243,6 +244,7 @@ class AggregatorShell:
         """Start what the run's scenario asks for. Raises `StressError` where it cannot be had."""
         if not (manifest.get("scenario") or {}).get("exporters"):
             return None  # and nothing of theirs is imported
+        from .exporters.context import Context  # noqa: PLC0415
         from .exporters.destinations import check  # noqa: PLC0415
         from .run_exports import RunExports, exporters_of  # noqa: PLC0415
 
@@ -251,7 +253,7 @@ class AggregatorShell:
             return None
         if not self._replaced_ns:
             check(wanted, self.directory)
-        return RunExports(self._core, wanted, self._clock)
+        return RunExports(self._core, wanted, self._clock, context=Context.of(manifest, self._run))
 
     def _go_on_exporting(self) -> None:
         """Take over from a predecessor that died; what cannot be had costs the exporters, never the run."""
@@ -420,7 +422,7 @@ def _options_of(run: str, manifest: Mapping[str, Any]) -> Options:
         return Options.of_manifest(manifest)
     except StressError as error:
         _LOG.warning("run %s: the endpoint is served as by default: %s", run, error)
-        return Options()
+        return Options(scenario=scenario_name(manifest))
 
 
 def _linger_s(manifest: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Parquet and Arrow IPC: the contract's columns with their types, digests included. Files appear whole, when they are closed."""
+"""Parquet and Arrow IPC: the columns of `EXPORTED` with their types, digests included. Files appear whole, when they are closed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..metrics.windows import METRICS
+from .context import EXPORTED
 from .files import PendingFile
 from .json_file import WholeFile
 
-_DICTIONARY: Final = ["metric", "kind", "unit", "node", "worker", "phase"]
+_DICTIONARY: Final = ["run", "scenario", "metric", "kind", "unit", "node", "worker", "phase"]
 
 
 class ArrowWriterFile(WholeFile):
@@ -43,7 +43,7 @@ class ParquetFile(ArrowWriterFile):
     def _begin(self, pending: PendingFile) -> None:
         self._writer = pq.ParquetWriter(
             pending.sink,
-            METRICS,
+            EXPORTED,
             compression="zstd",
             compression_level=1,
             use_dictionary=_DICTIONARY,
@@ -55,4 +55,4 @@ class ArrowFile(ArrowWriterFile):
     """The Arrow IPC file format (with a footer, for random access), LZ4 inside."""
 
     def _begin(self, pending: PendingFile) -> None:
-        self._writer = pa.ipc.new_file(pending.sink, METRICS, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        self._writer = pa.ipc.new_file(pending.sink, EXPORTED, options=pa.ipc.IpcWriteOptions(compression="lz4"))

@@ -18,14 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.metrics.registry import CATALOGUE, Kind, Metric
+from actors.metrics.registry import CATALOGUE, CONTEXT, Kind, Metric
 
 from ..metrics.buckets import Buckets
 from ..metrics.live import Sample, SeriesKey
 from .exposition import END, Family, Form, exemplar_text
 from .numbers import Floats, texts
 
-COMMON: Final = ("run", "node", "worker", "phase")
 _NAN: Final = float("nan")
 _NEWLINE: Final = pa.scalar("\n")
 _NOTHING: Final = pa.scalar("")
@@ -75,8 +74,11 @@ class _Layout:
 class Page:
     """Renders samples of one run in one form. Metrics that the catalogue does not know are left out."""
 
-    def __init__(self, run: str, form: Form, buckets: Buckets | None = None, catalogue: Mapping[str, Metric] = CATALOGUE) -> None:
-        self._run, self._form, self._buckets, self._catalogue = run, form, buckets or Buckets(), catalogue
+    def __init__(
+        self, run: str, form: Form, buckets: Buckets | None = None, catalogue: Mapping[str, Metric] = CATALOGUE, *, scenario: str = ""
+    ) -> None:
+        self._run, self._scenario = run, scenario
+        self._form, self._buckets, self._catalogue = form, buckets or Buckets(), catalogue
         self._layout = _Layout([], False, (), pa.array([], pa.string()), np.empty(0, np.intp), np.empty(0, np.intp))
         self._starts: dict[SeriesKey, list[str]] = {}
 
@@ -129,7 +131,7 @@ class Page:
 
     def _labels(self, metric: Metric, key: SeriesKey) -> list[str]:
         declared = dict(key.labels)
-        return [self._run, key.node, key.worker, key.phase, *(declared.get(label, "") for label in metric.labels)]
+        return [self._run, self._scenario, key.node, key.worker, key.phase, *(declared.get(label, "") for label in metric.labels)]
 
     # the numbers
 
@@ -189,7 +191,7 @@ def family_of(metric: Metric, unit: str, buckets: Buckets) -> Family:
     """Return the family that shows a metric in a unit."""
     name = metric.family(unit).removesuffix("_total") if metric.kind is Kind.COUNTER else metric.family(unit)
     bounds = buckets.bounds(metric.name, unit) if metric.kind is Kind.HISTOGRAM else ()
-    return Family(name, metric.kind, metric.help, unit, (*COMMON, *metric.labels), bounds)
+    return Family(name, metric.kind, metric.help, unit, (*CONTEXT, *metric.labels), bounds)
 
 
 def _histograms(family: Family, samples: Sequence[Sample]) -> Floats:
