@@ -13,6 +13,8 @@ from .context import EXPORTED
 from .files import PendingFile
 from .json_file import WholeFile
 
+GROUP_ROWS: Final = 1 << 17  # of a Parquet file: what a row group holds at least, save for the last one
+GROUP_BYTES: Final = 8 << 20  # in memory, also at least
 _DICTIONARY: Final = ["run", "scenario", "metric", "kind", "unit", "node", "worker", "phase"]
 
 
@@ -38,9 +40,20 @@ class ArrowWriterFile(WholeFile):
 
 
 class ParquetFile(ArrowWriterFile):
-    """Parquet as a run directory has it: zstd, dictionaries for names, statistics on the time only."""
+    """Parquet as a run directory has it: zstd, dictionaries for names, statistics on the time only.
+
+    Rows are gathered here until they make a row group: the writer keeps what describes a group, some 15 kB, in memory until the file is
+    finished, whatever its size. They are no less safe here than in the file, which a death before its end leaves to nobody; so their
+    number and bytes bound what waits, and their age does not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = self._held_bytes = 0
 
     def _begin(self, pending: PendingFile) -> None:
+        self._forget()
         self._writer = pq.ParquetWriter(
             pending.sink,
             EXPORTED,
@@ -49,6 +62,29 @@ class ParquetFile(ArrowWriterFile):
             use_dictionary=_DICTIONARY,
             write_statistics=["time"],
         )
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        self._held.append(batch)
+        self._held_rows += batch.num_rows
+        self._held_bytes += batch.nbytes
+        if self._held_rows >= GROUP_ROWS or self._held_bytes >= GROUP_BYTES:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if self._held_rows:
+            self._writer.write_batch(pa.concat_batches(self._held))
+        self._forget()
+
+    def _end(self, pending: PendingFile) -> None:
+        self._write_group()
+        super()._end(pending)
+
+    def _release(self) -> None:
+        self._forget()
+        super()._release()
+
+    def _forget(self) -> None:
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
 
 
 class ArrowFile(ArrowWriterFile):

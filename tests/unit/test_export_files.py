@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from actors.errors import HarnessError, InputError
 from actors.metrics.histogram import Histogram
 from actors.metrics.registry import Kind
-from cluster.exporters import destinations, files
+from cluster.exporters import arrow_file, destinations, files
 from cluster.exporters.arrow_file import ArrowFile, ParquetFile
 from cluster.exporters.base import RejectedError, UnfinishedError
 from cluster.exporters.context import EXPORTED
@@ -419,6 +419,47 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
         return found
 
     assert peak(24) < 1.2 * peak(8)
+
+
+def test_a_parquet_file_has_few_row_groups_however_small_its_batches(tmp_path: Path) -> None:
+    """What the writer keeps for each group until the end follows the rows, not the calls; groups hold the rows in their order."""
+    sink = ParquetFile(tmp_path / "x")
+    batches = [numbered(first, 30) for first in range(0, 30_000, 30)]
+    for batch in batches:
+        sink.write(CONTEXT.on(batch))
+    sink.close()
+    found = pq.read_table(tmp_path / "x")
+    assert pq.read_metadata(tmp_path / "x").num_row_groups == -(-30_000 // arrow_file.GROUP_ROWS) == 1
+    assert found.select(METRICS.names).equals(pa.Table.from_batches(batches))
+
+
+@pytest.mark.parametrize("bound", ["GROUP_ROWS", "GROUP_BYTES"])
+def test_rows_that_wait_for_a_row_group_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    """By their number and by their bytes; a failure in mid-file tells all that were taken as lost, also those that waited."""
+    batch = CONTEXT.on(numbered(0, 100))
+    monkeypatch.setattr(arrow_file, bound, {"GROUP_ROWS": 1000, "GROUP_BYTES": 10 * batch.nbytes}[bound])
+    sink = ParquetFile(tmp_path / "x")
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in range(55):
+        sink.write(CONTEXT.on(numbered(0, 100)))
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 15 * batch.nbytes + 1_000_000  # the writer has buffers of its own
+    sink.close()
+    groups = pq.read_metadata(tmp_path / "x")
+    assert [groups.row_group(at).num_rows for at in range(groups.num_row_groups)] == [1000] * 5 + [500]
+    for _ in range(19):
+        sink.write(batch)
+
+    def refuse(_: pa.RecordBatch) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sink._writer, "write_batch", refuse)
+    with pytest.raises(UnfinishedError, match="No space") as raised:
+        sink.write(batch)
+    assert (raised.value.rows, [one.name for one in tmp_path.iterdir()]) == (1900, ["x"])
+    sink.write(batch)
+    sink.close()
+    assert pq.read_metadata(tmp_path / "x").num_rows == 100
 
 
 def test_forms_are_checked() -> None:
