@@ -191,6 +191,13 @@ class AggregatorShell:
         with self._manifest_lock:
             return end_dead(self._core, exported) if dead else self._core.finish(self._summary_with(exported))
 
+    def forget(self, node: str) -> list[dict[str, Any]]:
+        """Give up what a run that has its end still waits for from a node; return those streams. A run that goes on waits."""
+        if not self._is_concluded:
+            return []
+        with self._manifest_lock:
+            return self._core.forget(node)
+
     def files(self) -> list[dict[str, Any]]:
         """Return the run directory's files, for mirroring."""
         self._touched_ns = self._clock.boot_ns()
