@@ -10,7 +10,8 @@ Families are named by the catalogue (`Metric.family`), carry its help, and have 
 that the metric declares. Counters are totals of the run so far; histograms have classic buckets (`Buckets`). The endpoint tells of itself
 too: how many series it shows and hides, and why, and how requests ended.
 
-Series beyond the limit are hidden, the youngest first; so are those that were not seen for a while, until they come back.
+Series are counted as Prometheus stores them: each line is one. Those beyond the limit are hidden, the youngest first; so are those
+that were not seen for a while, until they come back.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class _Shown:
         kept = self._kept.get(form)
         if kept is None or now_ns - kept[0] >= self._fresh_ns:
             try:
-                rendered = self._pages[form].render(self._samples(now_ns))
+                rendered = self._pages[form].render(self._samples(self._pages[form], now_ns))
             except Exception as error:
                 self._trouble = f"cannot render metrics: {error}"
                 raise
@@ -183,13 +184,17 @@ class _Shown:
             self._zipped.pop(form, None)
         return kept[1]
 
-    def _samples(self, now_ns: int) -> list[Sample]:
+    def _samples(self, page: Page, now_ns: int) -> list[Sample]:
         latest = self._source.latest()
         since_ns = now_ns - int(self._options.idle_s * SECOND_NS)
         alive = [one for one in latest if one.seen_ns >= since_ns or _is_vital(one)]
-        shown = alive[: self._options.max_series]
-        hidden = {"limit": len(alive) - len(shown), "idle": len(latest) - len(alive) + self._source.stale(), "malformed": self._malformed}
-        return [*shown, *self._own(len(shown), hidden)]
+        shown, lines = page.fitting(alive, self._options.max_series)
+        hidden = {
+            "limit": page.lines(alive[len(shown) :]),
+            "idle": page.lines([one for one in latest if one.seen_ns < since_ns and not _is_vital(one)]) + self._source.stale(),
+            "malformed": self._malformed,
+        }
+        return [*shown, *self._own(lines, hidden)]
 
     def _own(self, shown: int, hidden: Mapping[str, int]) -> Iterable[Sample]:
         yield _own_sample("exposition.series", shown)

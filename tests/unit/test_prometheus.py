@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -285,6 +286,30 @@ def test_the_limit_and_idleness_hide_series_and_say_how_many() -> None:
     found = shown(Options(idle_s=1000.0), clock)
     assert sorted(node for name, node in found if name == "stress_cluster_load_operations_total") == ["n0", "n1", "n2", "n3", "n4"]
     assert found[f"{prefix}_hidden", "idle"] == 4.0
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("most", [1, 27, 60, 150, 10_000])
+def test_the_limit_counts_what_a_scrape_brings(form: Form, most: int) -> None:
+    """A histogram is a series for each of its lines: no scrape has more of the run than the limit, and shown and hidden are all."""
+
+    class Mixed(Source):
+        def latest(self) -> list[Sample]:
+            return [replace(one, created_s=None if at % 3 else 5.0) for at, one in enumerate(whole_catalogue())]
+
+    def scrape(limit: int) -> tuple[int, dict[str, float]]:
+        page = _Shown(Mixed(), Options(max_series=limit), VirtualClock(), dict).body(form).decode()
+        parse_page = parse_openmetrics if form is Form.OPENMETRICS else text_string_to_metric_families
+        lines = [one for family in parse_page(page) for one in family.samples]
+        own = [one for one in lines if one.name.startswith("stress_cluster_exposition_")]
+        told = {one.name.removeprefix("stress_cluster_exposition_series") + one.labels.get("reason", ""): one.value for one in own}
+        return len(lines) - len(own), told
+
+    everything, _ = scrape(10**6)
+    lines, told = scrape(most)
+    assert lines == told[""] == min(everything, told[""]) <= most
+    assert lines + told["_hiddenlimit"] == everything
+    assert most - lines < 29 or lines == everything  # what is left would not hold the next one
 
 
 def test_a_rare_failure_stays_however_long_it_is_quiet() -> None:
