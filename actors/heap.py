@@ -41,7 +41,7 @@ def unavailable(reason: str) -> HeapFigure:
 
 
 class _MallInfo2(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS]  # noqa: RUF012  # as ctypes asks for it
+    _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS]  # as ctypes asks for it
 
 
 @functools.cache

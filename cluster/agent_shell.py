@@ -32,6 +32,7 @@ from actors.limits import read_capacity
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
+from actors.plugin_shapes import digests
 from actors.simulator import peak_amounts
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
@@ -123,7 +124,7 @@ class AgentShell:
     def _node_report(self) -> dict[str, Any]:
         facts = read_facts(self.state_dir)
         can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge_capability(facts).items()}
-        return {**facts.to_json(), **machine_facts(), "ray": ray_facts(os.environ), "simulators": can}
+        return {**facts.to_json(), **machine_facts(), "ray": ray_facts(os.environ), "simulators": can, "shapes": digests()}
 
     def poke(self) -> None:
         """Ask the orchestrator now instead of at the next turn."""

@@ -134,7 +134,7 @@ def levels(shape: Shape) -> dict[str, float]:
         value = getattr(shape, field.name)
         if field.name == "levels":
             found |= {f"levels[{at}]": level for at, level in enumerate(value)}
-        elif field.name != "duty" and not field.name.endswith("_s"):
+        elif field.name not in ("duty", "function", "factor") and not field.name.endswith("_s"):
             found[field.name] = value
     return found
 
