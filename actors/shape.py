@@ -310,15 +310,11 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class Custom:
-    """A function of an installed package, never above a stated limit: f(t) = factor * min(max(function(t), 0), limit).
-
-    What is reserved is the limit, so a plan needs no package; `check` and `value` do. At run time a value that is no number, and a call
-    that raises, count as 0.
-    """
+    """A function of an installed package, held within its limit, which is reserved: f(t) = min(max(function(t), 0), limit)."""
 
     function: str
     limit: float
-    factor: float = 1.0
+    factor: float = 1.0  # what `scaled` multiplies every value by; a plan needs no package, `check` and `value` do
 
     def __post_init__(self) -> None:
         if not isinstance(self.function, str) or not self.function.strip():
