@@ -1,6 +1,6 @@
-"""How many resident bytes stand behind each live one: of a mapping of ours, and of the C library's own heap. Asks, changes nothing.
+"""How many resident bytes stand behind each live one: of an allocator in this process, and of the C library's own heap. Changes nothing.
 
-    smaps       resident bytes of a mapping by /proc/self/smaps (Rss), live ones as its owner counts them
+    rss_anon    anonymous resident bytes of this process above a baseline (/proc/self/status); live ones as the allocator counts them
     mallinfo2   the C library's heap: bytes got from the kernel and bytes in use (man 3 mallinfo2, glibc since 2.33)
 
 Where a source is not there the figure says `unavailable` and why; it is never guessed.
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-Source = Literal["smaps", "mallinfo2", "unavailable"]
-SOURCES: Final = ("smaps", "mallinfo2", "unavailable")
-SMAPS: Final = Path("/proc/self/smaps")
+Source = Literal["rss_anon", "mallinfo2", "unavailable"]
+SOURCES: Final[tuple[Source, ...]] = ("rss_anon", "mallinfo2", "unavailable")
+STATUS: Final = Path("/proc/self/status")
 _FIELDS: Final = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
 
@@ -59,23 +59,13 @@ def library_heap(library: object = None) -> HeapFigure:
     return HeapFigure(int(found.arena) + int(found.hblkhd), int(found.uordblks) + int(found.hblkhd), "mallinfo2")
 
 
-def mapping_figure(address: int, size_bytes: int, live_bytes: int, smaps: Path = SMAPS) -> HeapFigure:
-    """Return the figure of one mapping of this process with the live bytes that its owner counts."""
+def process_heap(live_bytes: int, baseline_bytes: int, status: Path = STATUS) -> HeapFigure:
+    """Return the figure of an allocator that holds all of this process's anonymous memory above a baseline."""
     try:
-        text = smaps.read_text(encoding="ascii", errors="replace")
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError as error:
-        return unavailable(f"{smaps} cannot be read: {error.strerror}")
-    return HeapFigure(resident_within(text, address, size_bytes), live_bytes, "smaps")
-
-
-def resident_within(smaps: str, address: int, size_bytes: int) -> int:
-    """Return the resident bytes of all areas that lie within a range. Form: man 5 proc_pid_smaps."""
-    total, is_inside = 0, False
-    for line in smaps.splitlines():
-        first = line.partition(" ")[0]
-        if "-" in first and not first.endswith(":"):
-            start, _, end = first.partition("-")
-            is_inside = int(start, 16) >= address and int(end, 16) <= address + size_bytes
-        elif is_inside and first == "Rss:":
-            total += int(line.split()[1]) * 1024
-    return total
+        return unavailable(f"{status} cannot be read: {error.strerror}")
+    found = next((line for line in lines if line.startswith("RssAnon:")), "")
+    if not found:
+        return unavailable(f"{status} has no RssAnon (before Linux 4.5)")
+    return HeapFigure(max(0, int(found.split()[1]) * 1024 - baseline_bytes), live_bytes, "rss_anon")

@@ -176,7 +176,8 @@ class MemoryPressure:
         self._watch.report(asked=asked_bytes / unit, own=self._reservoir.held_bytes / unit, cpu_ns=process_cpu_ns(), operations=steps)
 
 
-def _supported(facts: NodeFacts) -> Capability:
+def supported(facts: NodeFacts) -> Capability:
+    """Return whether a node can hold memory as asked: populated in one call, and never swapped out."""
     if not facts.populates_memory:
         return Capability(
             "fallback", "the kernel has no MADV_POPULATE_WRITE (before 5.14): pages are touched one by one, the ramp takes more CPU"
@@ -195,6 +196,6 @@ RECORD: Final = SimulatorRecord(
     tolerance=0.02,
     look_ms=50,
     options=(),
-    supported=_supported,
+    supported=supported,
     entry="memory:MemoryPressure",
 )

@@ -9,18 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.heap import HeapFigure, library_heap, mapping_figure, resident_within
+from actors.heap import HeapFigure, library_heap, process_heap
 
-SMAPS = """\
-7f0000000000-7f0000010000 rw-p 00000000 00:00 0
-Size:                 64 kB
-Rss:                  64 kB
-Pss:                  64 kB
-7f0000010000-7f0000030000 rw-p 00000000 00:00 0
-Rss:                  96 kB
-7f0000030000-7f0000040000 rw-p 00000000 00:00 0 [heap]
-Rss:                  64 kB
-"""
+STATUS = "Name:\tx\nRssAnon:\t     144 kB\nRssFile:\t 7 kB\n"
 SPLIT = """
 import ctypes
 from actors.heap import library_heap
@@ -37,30 +28,24 @@ print(full.ratio < 1.2 < split.ratio, split.ratio)
 """
 
 
-def test_resident_bytes_of_a_range() -> None:
-    """Areas that lie within the range count, neighbours do not."""
-    assert resident_within(SMAPS, 0x7F0000010000, 0x20000) == 96 << 10
-    assert resident_within(SMAPS, 0x7F0000000000, 0x30000) == 160 << 10
-    assert resident_within(SMAPS, 0x7F0000010000, 0x10000) == 0
-
-
-def test_a_mapping_names_smaps(tmp_path: Path) -> None:
-    """Resident by the kernel, live by its owner."""
-    smaps = tmp_path / "smaps"
-    smaps.write_text(SMAPS)
-    figure = mapping_figure(0x7F0000010000, 0x20000, 48 << 10, smaps)
-    assert (figure.source, figure.ratio, figure.reason) == ("smaps", 2.0, "")
-    assert mapping_figure(0x7F0000010000, 0x20000, 0, smaps).ratio == 0.0
+def test_an_allocator_of_ours_names_its_source(tmp_path: Path) -> None:
+    """Resident by the kernel and above the baseline, live by its owner; nothing live is no ratio."""
+    status = tmp_path / "status"
+    status.write_text(STATUS)
+    figure = process_heap(48 << 10, 48 << 10, status)
+    assert (figure.source, figure.ratio, figure.reason) == ("rss_anon", 2.0, "")
+    assert process_heap(0, 0, status).ratio == 0.0
+    assert process_heap(1, 200 << 10, status).resident_bytes == 0
 
 
 def test_what_is_not_there_is_unavailable_with_a_reason(tmp_path: Path) -> None:
-    """Neither a kernel without smaps nor a C library without mallinfo2 gives a number."""
-    missing = mapping_figure(0, 4096, 10, tmp_path / "smaps")
-    assert (missing.source, missing.ratio) == ("unavailable", 0.0)
-    assert "smaps" in missing.reason
-    bare = library_heap(object())
-    assert (bare.source, bare.ratio) == ("unavailable", 0.0)
-    assert "mallinfo2" in bare.reason
+    """Neither a kernel without the figure nor a C library without mallinfo2 gives a number."""
+    status = tmp_path / "status"
+    missing = process_heap(10, 0, status)
+    status.write_text("Name:\tx\n")
+    for figure, word in ((missing, "No such file"), (process_heap(10, 0, status), "RssAnon"), (library_heap(object()), "mallinfo2")):
+        assert (figure.source, figure.ratio) == ("unavailable", 0.0)
+        assert word in figure.reason
     assert HeapFigure(5, 1, "unavailable").ratio == 0.0
 
 
