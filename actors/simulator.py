@@ -159,7 +159,7 @@ def nearest(word: str, known: Mapping[str, Any]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
-_MODULES: Final = ("cpu", "memory", "memory_fragment", "disk")
+_MODULES: Final = ("cpu", "memory", "memory_fragment", "memory_access", "disk")
 
 
 class _Registry(Mapping[str, SimulatorRecord]):

@@ -10,6 +10,7 @@ from typing import Final
 
 from ..errors import CODES
 from ..heap import SOURCES
+from ..kernels.orders import PATTERNS
 from .registry import CATALOGUE
 
 OVERFLOW: Final = "__overflow__"  # what more label sets than are kept share
@@ -20,6 +21,7 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
     "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
     "safety.ceiling": {"resource": ("cpu_cores", "memory_bytes", "disk_bytes")},
     "memory.overhead": {"source": SOURCES},
+    **{metric: {"pattern": tuple(PATTERNS)} for metric in ("memory.access", "memory.bandwidth", "memory.sequence")},
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},
     "samples.dropped": {"reason": ("outbox_full", "ring_full")},

@@ -149,6 +149,15 @@ _TABLE: Final = (
     Metric("memory.allocated", C, "", "Blocks that a fragmented load allocated."),
     Metric("memory.freed", C, "", "Blocks that a fragmented load freed."),
     Metric("memory.refused", C, "", "Requests of fewer than the free bytes that found no hole and were not met by growth."),
+    Metric("memory.access", H, "seconds", "Time of one read of a working set: the mean of a slice.", ("pattern",)),
+    Metric("memory.bandwidth", G, "bytes_per_second", "Bytes that a load reads of its working set in a second.", ("pattern",)),
+    Metric(
+        "memory.sequence",
+        G,
+        "",
+        "Hash of the first 4096 indexes that a load reads: alike wherever pattern, working set, stride and seed are.",
+        ("pattern",),
+    ),
     # probes: response time counts from the intended start, service time from the real one
     Metric("probe.response", H, "seconds", "Time from a probe's intended start to its answer.", ("probe",)),
     Metric("probe.service", H, "seconds", "Time from a probe's real start to its answer.", ("probe",)),

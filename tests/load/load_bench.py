@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from actors.dose import OutsideMeter
 from actors.lease import LeaseWatch
 from actors.lifecycle import Event
 from actors.messages import Capacity, Operation, SlotTicket
+from actors.metrics import Segment
 
 SLOT, GENERATION = 3, 7
 CAPACITY = Capacity(cpu_cores=1.0, memory_bytes=1 << 30, disk_bytes=1 << 30)
@@ -66,3 +68,26 @@ class Bench:
         self.load._reap()
         self.load.close()
         self.guardian.close()
+
+
+class Told:
+    """What a load recorded in its segment."""
+
+    def __init__(self) -> None:
+        self.segment = Segment.create()
+
+    def last(self, name: str, **labels: str) -> float:
+        return next((self.segment.read(row).last for row, _, series, given in self._rows() if (series, given) == (name, labels)), -1.0)
+
+    def sum(self, name: str) -> float:
+        return next((self.segment.read(row).sum for row, _, series, _ in self._rows() if series == name), 0.0)
+
+    def _rows(self) -> Iterator[tuple[int, object, str, dict[str, str]]]:
+        for row, kind, series, labels in self.segment.series():
+            yield row, kind, series, dict(labels)
+
+    def names(self) -> set[str]:
+        return {series for row, _, series, _ in self._rows() if self.segment.read(row).count}
+
+    def close(self) -> None:
+        self.segment.close()

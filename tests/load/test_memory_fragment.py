@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from load_bench import CAPACITY, Bench
+from load_bench import CAPACITY, Bench, Told
 from support.observe import anonymous_bytes
 from support.waiting import never, until
 
 from actors.lifecycle import Event
 from actors.memory_fragment import METRICS
 from actors.messages import Operation
-from actors.metrics import Segment
 
 MIB = 1 << 20
 HELD = 100 * MIB + 64 * 1024
@@ -22,31 +21,11 @@ SHAPE = {"kind": "constant", "level": HELD}
 OPERATION = Operation("f", "MemoryFragment", "n1", 0.0, 60.0, "bytes", SHAPE, {"percent": 95})
 
 
-class Told:
-    """What a load recorded in its segment."""
-
-    def __init__(self) -> None:
-        self.segment = Segment.create()
-
-    def last(self, name: str, **labels: str) -> float:
-        return next((self.segment.read(row).last for row, _, series, given in self._rows() if (series, given) == (name, labels)), -1.0)
-
-    def sum(self, name: str) -> float:
-        return next((self.segment.read(row).sum for row, _, series, _ in self._rows() if series == name), 0.0)
-
-    def _rows(self) -> Iterator[tuple[int, object, str, dict[str, str]]]:
-        for row, kind, series, labels in self.segment.series():
-            yield row, kind, series, dict(labels)
-
-    def names(self) -> set[str]:
-        return {series for row, _, series, _ in self._rows() if self.segment.read(row).count}
-
-
 @pytest.fixture
 def told() -> Iterator[Told]:
     made = Told()
     yield made
-    made.segment.close()
+    made.close()
 
 
 @pytest.fixture

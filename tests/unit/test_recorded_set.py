@@ -17,6 +17,7 @@ import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
 from actors.errors import InputError
+from actors.memory_access import Figures
 from actors.memory_fragment import Shards, Teller
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.meters import open_meters
@@ -110,13 +111,16 @@ def of_a_load(folder: Path) -> Series:
 
 
 def of_memory_loads(folder: Path) -> Series:
-    """A fragmented load, before and after its split."""
+    """A fragmented load, before and after its split, and one that reads a working set."""
     reporter, shards = MemoryReporter(), Shards(1 << 16)
     teller = Teller(reporter, shards, 0)
     shards.lay(1 << 20)
     teller.tell()
     shards.split()
     teller.tell()
+    figures = Figures(reporter, "random")
+    for series in (figures.access, figures.bandwidth, figures.sequence):
+        series.record(1.0)
     return {(one.name, one.labels) for one in reporter.series()}
 
 

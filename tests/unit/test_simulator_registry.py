@@ -32,7 +32,7 @@ def test_records_are_complete(name: str) -> None:
 
 def test_the_first_simulators_are_there() -> None:
     """The registry finds the simulators by the names that scenarios use."""
-    assert set(REGISTRY) == {"CpuLoad", "MemoryPressure", "MemoryFragment", "DiskFill"}
+    assert set(REGISTRY) == {"CpuLoad", "MemoryPressure", "MemoryFragment", "MemoryAccess", "DiskFill"}
 
 
 def test_reading_records_loads_nothing_heavy() -> None:
