@@ -21,6 +21,7 @@ from .host import BusyMeter
 from .lease import NOTE_NO_RECORDING, LeaseWatch
 from .messages import Capacity, Operation
 from .meters import LoadMeters, open_meters
+from .option import Value
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ class CpuLoad:
             rounds = next_rounds(rounds, (thread_cpu_ns() - cpu_ns) / SECOND_NS)
 
 
-def thread_count(cores: str | int, capacity_cores: float, peak_cores: float, operation_id: str) -> int:
+def thread_count(cores: Value, capacity_cores: float, peak_cores: float, operation_id: str) -> int:
     """Return how many threads share the load: one for each core of the node's share, or as many as asked.
 
     Raises `InputError` (`invalid_value`) when fewer cores are named than the peak needs.
@@ -255,9 +256,11 @@ def _supported(facts: NodeFacts) -> Capability:
 
 RECORD: Final = SimulatorRecord(
     name="CpuLoad",
+    family="cpu",
     summary="Keeps a fraction of the node's cores busy, by a closed loop on measured CPU time.",
     units=("fraction",),
     resource="cpu_cores",
+    meter="cpu_seconds",
     measure="CPU seconds of the load process per second, of the node's cores; in host_total mode busy cores of the host",
     tolerance=0.05,
     look_ms=5,
@@ -266,8 +269,10 @@ RECORD: Final = SimulatorRecord(
             "mode", "choice", "own", "own: the load itself uses the fraction; host_total: the host as a whole does", ("own", "host_total")
         ),
         Option("kernel", "choice", "integer", "which compiled loop runs", kernels.NAMES),
-        Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number"),
+        Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number", low=1),
     ),
     supported=_supported,
+    metrics=("load.operations", "load.slice"),
+    needs="numba, or its kept kernels",
     entry="cpu:CpuLoad",
 )

@@ -21,7 +21,7 @@ from .cpu import REPORT_S, Pacer, next_rounds, thread_count
 from .errors import InputError
 from .kernels.orders import CHASE, FILL, LINK, PATTERNS
 from .lease import NOTE_NO_RECORDING, LeaseWatch
-from .messages import Capacity, Operation
+from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_reporter
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 
@@ -240,6 +240,12 @@ class MemoryAccess:
             rounds = next_rounds(rounds, used_s)
 
 
+def _reserves(peak_cores: float, operation: Operation, capacity: Capacity) -> Amounts:  # noqa: ARG001  # as every record's
+    """Return cores, and the working set that is held beside them."""
+    options = RECORD.resolve_options(operation.options)
+    return Amounts(cpu_cores=peak_cores, memory_bytes=int(options["working_set"]))
+
+
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
         return Capability("unavailable", "numba is not installed, so there are no compiled kernels")
@@ -252,9 +258,11 @@ def _supported(facts: NodeFacts) -> Capability:
 
 RECORD: Final = SimulatorRecord(
     name="MemoryAccess",
+    family="memory",
     summary="Reads a working set in an order, in sequence or at random, on a fraction of the node's cores.",
     units=("fraction",),
     resource="cpu_cores",
+    meter="cpu_seconds",
     measure="CPU seconds of the load process per second, of the node's cores",
     tolerance=0.05,
     look_ms=5,
@@ -266,11 +274,19 @@ RECORD: Final = SimulatorRecord(
             "order of reads; pointer_chase: each address comes from the read before; hot_spot: 90 % of them in a tenth",
             tuple(PATTERNS),
         ),
-        Option("working_set", "bytes", 64 << 20, "what is read, 128 bytes to half of the node's memory; it is held beside the load"),
-        Option("stride", "bytes", 64, "distance of two reads of the strided pattern, a multiple of 8"),
+        Option(
+            "working_set",
+            "bytes",
+            64 << 20,
+            "what is read, at most half of the node's memory, held from the start on",
+            low=2 * LINE,
+        ),
+        Option("stride", "bytes", 64, "distance of two reads of the strided pattern, a multiple of 8", low=WORD),
         Option("seed", "integer", 1, "what chance follows from; the order is the same on all nodes"),
         Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number"),
     ),
+    metrics=METRICS,
+    reserves=_reserves,
     supported=_supported,
     entry="memory_access:MemoryAccess",
 )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK_MIN_BYTES: Final = 16 << 10
 BLOCK_MAX_BYTES: Final = SEGMENT_BYTES // 4
+SPLIT_MAX: Final = 0.999
 TELL_S: Final = 0.5  # how often figures that did not change are recorded
 METRICS: Final = (
     "memory.live",
@@ -37,24 +38,17 @@ METRICS: Final = (
 )
 
 
-def block_bytes(asked: int, percent: int, peak_bytes: float) -> int:
-    """Return the size of blocks that splits the free half of `peak_bytes` to at least `percent`: the asked one, halved as often as needed.
+def block_bytes(asked: int, split: float, peak_bytes: float) -> int:
+    """Return the size of blocks that splits the free half of `peak_bytes` to at least `split`: the asked one, halved as often as needed.
 
-    With equal holes the share is 1 - 1 / holes. Raises `InputError` (`invalid_value`) for a block out of its range, a share out of 0 to
-    99 and a peak too small for it.
+    With equal holes the fragmentation is 1 - 1 / holes. Raises `InputError` (`invalid_value`) for a peak too small for it.
     """
-    if not BLOCK_MIN_BYTES <= asked <= BLOCK_MAX_BYTES:
-        raise InputError("invalid_value", f"option 'block' must be {BLOCK_MIN_BYTES} to {BLOCK_MAX_BYTES} bytes, got {asked}")
-    if not 0 <= percent <= 99:
-        raise InputError("invalid_value", f"option 'percent' must be 0 to 99, got {percent}")
     size = asked // ALIGN_BYTES * ALIGN_BYTES
-    while holes(size, int(peak_bytes) // GRAIN_BYTES * GRAIN_BYTES) * (100 - percent) < 100:
+    while holes(size, int(peak_bytes) // GRAIN_BYTES * GRAIN_BYTES) * (1.0 - split) < 1.0 - 1e-9:
         size = size // 2 // ALIGN_BYTES * ALIGN_BYTES
         if size < BLOCK_MIN_BYTES:
-            least = BLOCK_MIN_BYTES * 200 // (100 - percent)
-            raise InputError(
-                "invalid_value", f"{peak_bytes:.0f} bytes cannot be split to {percent}%", f"ask for about {least} bytes or more"
-            )
+            least = round(2 * BLOCK_MIN_BYTES / (1.0 - split))
+            raise InputError("invalid_value", f"{peak_bytes:.0f} bytes cannot be split to {split:.1%}", f"about {least} bytes can")
     return size
 
 
@@ -173,7 +167,7 @@ class MemoryFragment:
         self._shape = absolute(operation, capacity)
         self._unit_bytes = float(capacity.memory_bytes) if operation.unit == "fraction" else 1.0
         peak_bytes = self._shape.peak(operation.duration_s)
-        self._shards = Shards(block_bytes(int(options["block"]), int(options["percent"]), peak_bytes))
+        self._shards = Shards(block_bytes(int(options["block"]), float(options["fragmentation"]), peak_bytes))
         self._reservoir = Reservoir()
         self._reporter: Reporter | None = None
         self._teller: Teller | None = None
@@ -238,16 +232,26 @@ class MemoryFragment:
 
 RECORD: Final = SimulatorRecord(
     name="MemoryFragment",
+    family="memory",
     summary="Holds memory of which half is free in holes that are too small for a larger request.",
     units=("fraction", "bytes"),
     resource="memory_bytes",
+    meter="anonymous_bytes",
     measure="anonymous resident bytes of the load process less their value before the ramp",
     tolerance=0.02,
     look_ms=50,
     options=(
-        Option("percent", "integer", 90, "share of the free bytes that one request must not be able to get, 0 to 99 percent"),
-        Option("block", "bytes", 64 << 10, "size of blocks and holes, 16 KiB to 4 MiB; smaller where the share asks for it"),
+        Option("fragmentation", "fraction", 0.9, "share of the free bytes that no single request can get, at the peak", high=SPLIT_MAX),
+        Option(
+            "block",
+            "bytes",
+            64 << 10,
+            "size of blocks and holes; smaller where the fragmentation asks for it",
+            low=BLOCK_MIN_BYTES,
+            high=BLOCK_MAX_BYTES,
+        ),
     ),
+    metrics=METRICS,
     supported=supported,
     entry="memory_fragment:MemoryFragment",
 )

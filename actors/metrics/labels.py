@@ -11,6 +11,7 @@ from typing import Final
 from ..errors import CODES
 from ..heap import SOURCES
 from ..kernels.orders import PATTERNS
+from ..messages import RESOURCES
 from .registry import CATALOGUE
 
 OVERFLOW: Final = "__overflow__"  # what more label sets than are kept share
@@ -19,9 +20,9 @@ _CODES: Final = {"code": tuple(CODES), "category": tuple(dict.fromkeys(category 
 
 CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> label -> words
     "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
-    "safety.ceiling": {"resource": ("cpu_cores", "memory_bytes", "disk_bytes")},
     "memory.overhead": {"source": SOURCES},
     **{metric: {"pattern": tuple(PATTERNS)} for metric in ("memory.access", "memory.bandwidth", "memory.sequence")},
+    "safety.ceiling": {"resource": RESOURCES},
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},
     "samples.dropped": {"reason": ("outbox_full", "ring_full")},

@@ -18,7 +18,7 @@ from actors.messages import Operation
 MIB = 1 << 20
 HELD = 100 * MIB + 64 * 1024
 SHAPE = {"kind": "constant", "level": HELD}
-OPERATION = Operation("f", "MemoryFragment", "n1", 0.0, 60.0, "bytes", SHAPE, {"percent": 95})
+OPERATION = Operation("f", "MemoryFragment", "n1", 0.0, 60.0, "bytes", SHAPE, {"fragmentation": 0.95})
 
 
 @pytest.fixture
@@ -75,4 +75,4 @@ def test_a_level_that_cannot_be_split_is_refused_with_the_reason(bench: Bench) -
     bench.load.start()
     event, reason = bench.end()
     assert event is Event.BROKE
-    assert "cannot be split to 95%" in reason
+    assert "cannot be split to 95.0%" in reason

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actors.errors import InputError
 from actors.memory import GRAIN_BYTES, SEGMENT_BYTES
-from actors.memory_fragment import BLOCK_MAX_BYTES, BLOCK_MIN_BYTES, Shards, block_bytes, holes
+from actors.memory_fragment import BLOCK_MAX_BYTES, BLOCK_MIN_BYTES, SPLIT_MAX, Shards, block_bytes, holes
 
 MIB = 1 << 20
 held = st.integers(0, 3 * SEGMENT_BYTES // GRAIN_BYTES).map(lambda grains: grains * GRAIN_BYTES)
@@ -33,13 +33,13 @@ def test_books_balance(size: int, steps: list[tuple[int, bool]]) -> None:
         assert sum(len(arena.blocks) for arena in shards._arenas) == blocks
 
 
-@given(block, st.integers(0, 99), held)
-def test_blocks_are_small_enough_for_the_share(asked: int, percent: int, peak: int) -> None:
+@given(block, st.floats(0, SPLIT_MAX), held)
+def test_blocks_are_small_enough_for_the_share(asked: int, split: float, peak: int) -> None:
     """At the peak every second block is free, and the asked share of what is free is out of reach; or it is refused before."""
     try:
-        size = block_bytes(asked, percent, peak)
+        size = block_bytes(asked, split, peak)
     except InputError:
-        assert holes(2 * BLOCK_MIN_BYTES, peak) * (100 - percent) < 100
+        assert holes(2 * BLOCK_MIN_BYTES, peak) * (1 - split) < 1
         return
     shards = Shards(size)
     shards.lay(peak)
@@ -47,20 +47,13 @@ def test_blocks_are_small_enough_for_the_share(asked: int, percent: int, peak: i
     shards.split()
     assert size <= asked
     assert shards.freed == holes(size, peak)
-    assert shards.fragmentation >= percent / 100 - 1e-12
+    assert shards.fragmentation >= split - 1e-8
     assert shards.live_bytes >= peak / 2
 
 
-@pytest.mark.parametrize(
-    ("asked", "percent", "peak", "words"),
-    [
-        (8 << 10, 90, 64 * MIB, "block"),
-        (8 * MIB, 90, 64 * MIB, "block"),
-        (64 << 10, 100, 64 * MIB, "percent"),
-        (64 << 10, 99, MIB, "cannot be split to 99%"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(asked: int, percent: int, peak: float, words: str) -> None:
+def test_what_is_too_small_to_be_split_is_refused() -> None:
     """With what would do."""
-    with pytest.raises(InputError, match=words):
-        block_bytes(asked, percent, peak)
+    with pytest.raises(InputError, match=r"cannot be split to 99.0%") as caught:
+        block_bytes(64 << 10, 0.99, MIB)
+    assert caught.value.hint == f"about {200 * BLOCK_MIN_BYTES} bytes can"
+    assert block_bytes(64 << 10, 0.99, 202 * BLOCK_MIN_BYTES) == BLOCK_MIN_BYTES
