@@ -14,7 +14,8 @@ from .clock import SECOND_NS, process_cpu_ns
 from .errors import InputError
 from .heap import library_heap, process_heap
 from .lease import NOTE_NO_POPULATE, NOTE_NO_RECORDING, LeaseWatch
-from .memory import GRAIN_BYTES, LOOK_S, SEGMENT_BYTES, Reservoir, own_anonymous_bytes, supported
+from .memory import GRAIN_BYTES, LOOK_S, SEGMENT_BYTES, Reservoir, StepMeters, own_anonymous_bytes, supported
+from .memory import METRICS as STEP_METRICS
 from .messages import Capacity, Operation
 from .meters import open_reporter
 from .simulator import Option, SimulatorRecord, absolute
@@ -27,6 +28,7 @@ BLOCK_MAX_BYTES: Final = SEGMENT_BYTES // 4
 SPLIT_MAX: Final = 0.999
 TELL_S: Final = 0.5  # how often figures that did not change are recorded
 METRICS: Final = (
+    *STEP_METRICS,
     "memory.live",
     "memory.free",
     "memory.hole",
@@ -136,8 +138,8 @@ class Teller:
 
     def __init__(self, reporter: Reporter, shards: Shards, baseline_bytes: int) -> None:
         self._shards, self._baseline_bytes = shards, baseline_bytes
-        self._gauges = {name: reporter.gauge(name).record for name in METRICS[:4]}
-        self._counters = {name: reporter.counter(name).record for name in METRICS[5:]}
+        self._gauges = {name: reporter.gauge(name).record for name in ("memory.live", "memory.free", "memory.hole", "memory.fragmentation")}
+        self._counters = {name: reporter.counter(name).record for name in ("memory.allocated", "memory.freed", "memory.refused")}
         self._overhead = reporter.gauge
         self._told = {"memory.allocated": 0, "memory.freed": 0}
 
@@ -169,14 +171,15 @@ class MemoryFragment:
         peak_bytes = self._shape.peak(operation.duration_s)
         self._shards = Shards(block_bytes(int(options["block"]), float(options["fragmentation"]), peak_bytes))
         self._reservoir = Reservoir()
-        self._reporter: Reporter | None = None
+        self._steps: StepMeters | None = None
         self._teller: Teller | None = None
 
     def warm_up(self) -> None:
         """Take the code path once with one grain, so that the ramp brings nothing but its own pages."""
-        self._reporter, is_kept = open_reporter(self._segment_path, self._operation.seed)
+        reporter, is_kept = open_reporter(self._segment_path, self._operation.seed)
         if self._segment_path and not is_kept:
             self._watch.note(NOTE_NO_RECORDING)
+        self._steps = StepMeters(reporter)
         self._reservoir.step_towards(GRAIN_BYTES)
         if not self._reservoir.populates:
             self._watch.note(NOTE_NO_POPULATE)
@@ -185,7 +188,7 @@ class MemoryFragment:
         trial.split()
         self._reservoir.release()
         baseline_bytes = own_anonymous_bytes()
-        self._teller = Teller(self._reporter, self._shards, baseline_bytes)
+        self._teller = Teller(reporter, self._shards, baseline_bytes)
         self._watch.baseline(baseline_bytes)
         self.idle()
 
@@ -195,21 +198,23 @@ class MemoryFragment:
 
     def run(self, start_ns: int) -> None:
         """Follow the shape until the operation's end or a stop, then release; leaves the process when the lease ends."""
-        assert self._reporter is not None, "warm_up comes before run"
+        assert self._steps is not None, "warm_up comes before run"
         try:
-            self._follow(start_ns, self._reporter)
+            self._follow(start_ns, self._steps)
         finally:  # also of a load that fails nothing is lost
-            self._reporter.close()
+            self._steps.close()
         self._reservoir.release()
 
-    def _follow(self, start_ns: int, reporter: Reporter) -> None:
+    def _follow(self, start_ns: int, meters: StepMeters) -> None:
         assert self._teller is not None, "warm_up comes before run"
         end_ns = start_ns + round(self._operation.duration_s * SECOND_NS)
         clock, shards, steps, told_ns = self._watch.clock, self._shards, 0, start_ns
         self._watch.first_slice()
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on():
             asked = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
+            before = self._reservoir.held_bytes
             reached = self._reservoir.step_towards(asked)
+            meters.record(self._reservoir.held_bytes - before, (clock.boot_ns() - now_ns) / SECOND_NS)
             shards.lay(self._reservoir.held_bytes)
             steps += 1
             self._publish(asked, steps)
@@ -222,7 +227,6 @@ class MemoryFragment:
             if now_ns - told_ns >= TELL_S * SECOND_NS:
                 self._teller.tell()
                 told_ns = now_ns
-            reporter.tick()
             clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
 
     def _publish(self, asked_bytes: float, steps: int) -> None:

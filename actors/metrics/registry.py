@@ -142,6 +142,9 @@ _TABLE: Final = (
     Metric("load.operations", C, "", "Units of work that a load finished."),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
     # what memory loads say of their blocks and of their accesses
+    Metric("memory.populated", C, "bytes", "Bytes that a memory load populated."),
+    Metric("memory.released", C, "bytes", "Bytes that a memory load gave back while it ran."),
+    Metric("memory.step", H, "seconds", "Time to populate or to give back at most 16 MiB."),
     Metric("memory.live", G, "bytes", "Bytes in blocks that a fragmented load has not freed."),
     Metric("memory.free", G, "bytes", "Bytes in the holes of a fragmented load: freed, and still resident."),
     Metric("memory.hole", G, "bytes", "Largest hole of a fragmented load: the most that one request can get without growth."),

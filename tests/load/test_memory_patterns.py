@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from load_bench import Bench
+from load_bench import Bench, Told
 from support.observe import anonymous_bytes, promised
 from support.waiting import until
 
 from actors import plugin_shapes
 from actors.clock import SECOND_NS, SystemClock
+from actors.memory import RECORD
 from actors.messages import Capacity, Operation
 from actors.shape import KINDS, Burst, Constant, Custom, Leak, Ramp, Sawtooth, Shape, Sine, Square, Steps
 
@@ -90,6 +91,21 @@ def test_held_memory_follows_every_shape_on_two_nodes_at_once(tmp_path: Path) ->
     """Mean absolute error and peak within 5 % of the target, for a load on each of two nodes; once over, nothing is held within 5 s."""
     tries = iter(range(2))
     promised(lambda: follow_all(tmp_path / f"state-{next(tries)}"))()
+
+
+def test_a_load_records_its_steps_and_nothing_else(tmp_path: Path) -> None:
+    """The documented set; populated less given back is what the kernel says that it holds."""
+    told = Told()
+    one = Bench(tmp_path, operation(Steps((40 * MIB, 16 * MIB), 1.0), "n1"), CAPACITY, str(told.segment.path))
+    try:
+        one.ready()
+        one.go()
+        until(lambda: told.sum("memory.released") >= 24 * MIB, 5, "the second step")
+        assert told.sum("memory.populated") - told.sum("memory.released") == pytest.approx(one.meter.read(), rel=0.02)
+        assert told.names() == set(RECORD.metrics)
+    finally:
+        one.close()
+        told.close()
 
 
 def follow_all(state_dir: Path) -> None:

@@ -111,6 +111,7 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/memory.py",
     "actors/memory_access.py",
     "actors/memory_fragment.py",
     "cluster/node_metrics.py",

@@ -17,6 +17,7 @@ import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
 from actors.errors import InputError
+from actors.memory import StepMeters
 from actors.memory_access import Figures
 from actors.memory_fragment import Shards, Teller
 from actors.messages import Capacity, NodeSpec, Operation
@@ -111,8 +112,9 @@ def of_a_load(folder: Path) -> Series:
 
 
 def of_memory_loads(folder: Path) -> Series:
-    """A fragmented load, before and after its split, and one that reads a working set."""
+    """A fragmented load, before and after its split, one that reads a working set, and the steps of one that holds."""
     reporter, shards = MemoryReporter(), Shards(1 << 16)
+    StepMeters(reporter).record(1 << 16, 0.001)
     teller = Teller(reporter, shards, 0)
     shards.lay(1 << 20)
     teller.tell()
