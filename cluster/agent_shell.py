@@ -41,6 +41,7 @@ from scenarios.model import LimitOverrides
 from . import load_end
 from .agent import Agent, Do
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
+from .handles import told
 from .load_end import NO_LOAD
 from .metrics.cardinality import Caps
 from .node_metrics import NodeMetrics
@@ -119,7 +120,7 @@ class AgentShell:
             "capacity": self._capacity,
             "incarnation": str(self._incarnation),
             "halt": self._guardian.control.halt,
-            "report": self._node_report(),
+            "report": {**self._node_report(), "unreleased": told(self.guardian_status)},
         }
 
     def _node_report(self) -> dict[str, Any]:
