@@ -214,7 +214,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         optional=True,
     ),
     Field(
-        "metrics.anomaly", "text", "anomaly hooks by name, on the aggregator's node: robust_z, ewma, leak, or a package's; empty is none"
+        "metrics.anomaly", "text", "anomaly hooks on the aggregator's node: robust_z, ewma, leak, or a package's; empty is none"
     ),
     Field("metrics.anomaly_window_s", "seconds", "length of the windows that anomaly hooks look at", 1, 3600),
     Field(
