@@ -23,8 +23,8 @@ from actors.messages import Event
 from actors.metrics.histogram import Histogram
 
 from ..files import read_json, write_json_atomic
+from ..outbox import Bytes, parse
 from ..outbox import Kind as RecordKind
-from ..outbox import parse
 from .answers import Answers
 from .buckets import Buckets
 from .cache import TTL_S
@@ -130,11 +130,11 @@ class Aggregator:
         with self._lock, suppress(ValueError):
             self._watchers.remove(watcher)
 
-    def push(self, node: str, incarnation: str, records: Iterable[tuple[int, bytes]]) -> int:
+    def push(self, node: str, incarnation: str, records: Iterable[tuple[int, Bytes]]) -> int:
         """Take frames of one stream and return the last sequence number up to which everything is on disk; see `push_many`."""
         return self.push_many({(node, incarnation): records})[node, incarnation]
 
-    def push_many(self, parts: Mapping[Stream, Iterable[tuple[int, bytes]]]) -> dict[Stream, int]:
+    def push_many(self, parts: Mapping[Stream, Iterable[tuple[int, Bytes]]]) -> dict[Stream, int]:
         """Take frames of many streams; return for each the last sequence number up to which everything is on disk. One sync for all.
 
         Records that are held already are skipped, so a push may be repeated. After a gap or a torn frame the rest of that stream is
@@ -147,7 +147,7 @@ class Aggregator:
                 self._append(taken)
             return {stream: self._received(stream) for stream in parts}
 
-    def _following(self, stream: Stream, records: Iterable[tuple[int, bytes]]) -> list[_Taken]:
+    def _following(self, stream: Stream, records: Iterable[tuple[int, Bytes]]) -> list[_Taken]:
         return following(self._store.coverage, stream, records, partial(self._entry, stream), damaged=self._store.is_damaged)
 
     def _received(self, stream: Stream) -> int:
@@ -184,7 +184,7 @@ class Aggregator:
         self._store.settle()
         self._samples.settle(metrics_coverage(self.directory))  # what the log held beyond what was acknowledged is in there too
 
-    def _entry(self, stream: Stream, sequence: int, data: bytes) -> _Taken | None:
+    def _entry(self, stream: Stream, sequence: int, data: Bytes) -> _Taken | None:
         """Return a record's entry and its histograms; None when the frame is not whole: it is sent again."""
         try:
             record = parse(data)
@@ -193,7 +193,7 @@ class Aggregator:
         if record.sequence != sequence:
             return None
         if record.kind is RecordKind.END:
-            return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, End(sequence, b'"clean": true' in record.payload)), []
+            return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, End(sequence, b'"clean": true' in bytes(record.payload))), []
         try:
             if record.kind is RecordKind.SAMPLES:
                 return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, samples=unseal_samples(record.payload)), []
@@ -201,7 +201,7 @@ class Aggregator:
             decoded = histograms(metrics)
         except (ValueError, OSError) as error:  # whole, but not ours to understand: sending it again would not help
             return Entry(stream, sequence, _NO_METRICS, self._undecoded(stream, sequence, error)), []
-        return Entry(stream, sequence, metrics, events), decoded
+        return Entry(stream, sequence, metrics, events, frame=data if isinstance(data, memoryview) else None), decoded
 
     def _undecoded(self, stream: Stream, sequence: int, error: Exception) -> pa.RecordBatch:
         self._undecodable += 1

@@ -7,8 +7,10 @@ damaged is it: who had sent those records was told that they are safe, and has t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import TypeVar
 
+from ..outbox import Bytes
 from .store import Coverage, Stream
 
 _T = TypeVar("_T")
@@ -25,8 +27,8 @@ def contiguous(coverage: Coverage, stream: Stream, *, damaged: bool = False) -> 
 def following(
     coverage: Coverage,
     stream: Stream,
-    records: Iterable[tuple[int, bytes]],
-    read: Callable[[int, bytes], _T | None],
+    records: Iterable[tuple[int, Bytes]],
+    read: Callable[[int, Bytes], _T | None],
     *,
     damaged: bool = False,
 ) -> list[_T]:
@@ -36,7 +38,7 @@ def following(
     """
     taken: list[_T] = []
     wanted = contiguous(coverage, stream) + 1
-    for sequence, data in sorted(records):
+    for sequence, data in sorted(records, key=itemgetter(0)):
         if sequence < wanted:
             continue
         one = read(sequence, data) if sequence == wanted or damaged else None

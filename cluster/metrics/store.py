@@ -145,6 +145,7 @@ class Entry:
     events: pa.RecordBatch
     end: End | None = None
     samples: pa.RecordBatch | None = None
+    frame: memoryview | None = None  # of a mapped file, where its arrays may be views of that: see `near`
 
     def tag(self) -> dict[str, str]:
         """Return the metadata of the record's batches."""
@@ -478,8 +479,7 @@ class RunStore:
             batches.append(tagged.batch)
         if added.held or not part_files(self.directory):
             path = next_path(self.directory)
-            rows = pa.Table.from_batches(batches, schema=METRICS).combine_chunks()  # a writer that takes each by itself is 3 times as slow
-            write_parquet(path, with_quantiles(rows), added)
+            write_parquet(path, with_quantiles(pa.Table.from_batches(batches, schema=METRICS)), added)
 
     def _settle_events(self) -> None:
         path = self.directory / "events.parquet"
