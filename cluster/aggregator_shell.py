@@ -126,12 +126,13 @@ class AggregatorShell:
     def push(self, node: str, incarnation: str, records: Frames) -> int:
         """Take windows of one stream, by their bytes or by their places in an outbox on this machine; see `near`.
 
+        They are the oldest that their sender keeps, so it was told that all before the first of them is safe.
         Returns the last sequence number that is on disk: one before the first of these where that cannot be read here.
         """
         self._touched_ns = self._clock.boot_ns()
         path = box_path(self.directory.parent.parent, self._run, node, incarnation)
         with self._near.frames(path, records) as frames:
-            held = self._core.push(node, incarnation, frames)
+            held = self._core.push(node, incarnation, frames, records[0][0] - 1 if records else 0)
         if self._is_concluded:
             with self._manifest_lock:
                 self._core.finish(self._outdated_summary())  # late data: a new segment and a new revision of the summary

@@ -399,7 +399,6 @@ class RunStore:
             leftover.unlink()
         passed = _passed_over(directory, LOGS)
         self.damage = [*self._set_aside(), *_damaged(passed)]  # in words, what was found now
-        is_torn = any(rest.torn for rest in passed.values())
         sweep_replaced(directory)
         self._metrics: LogFile | None = None
         self._events: LogFile | None = None
@@ -409,8 +408,6 @@ class RunStore:
         self.recovered = list(pending_metrics(directory, self.coverage))  # for who needs to know; may be cleared
         for tagged in self.recovered:
             self.coverage.add(tagged.stream, tagged.sequence, tagged.end)
-        may_lack = self.damage or is_torn or self.coverage.missing or (directory / DAMAGED).is_dir()
-        self.is_damaged = bool(may_lack)  # records that were acknowledged may be lost
         self.unsettled = bool(log_files(directory, "metrics") or log_files(directory, "events"))
 
     def append(self, entries: list[Entry]) -> None:
@@ -460,7 +457,7 @@ class RunStore:
         if self._set_aside():
             held = held_by(self.directory)
             held.ends.update(self.coverage.ends)
-            self.coverage, self.is_damaged = held, True
+            self.coverage = held
         self._settle_metrics()
         self._settle_events()
         for path in [*log_files(self.directory, "events"), *log_files(self.directory, "metrics")]:
