@@ -87,9 +87,8 @@ class Aggregator:
         self._settle_bytes = settle_bytes
         self._samples = SampleStore(directory)  # before what makes its records count
         self._store = RunStore(directory)
-        announced = _announced(directory)
-        self._expected: set[Stream] = {*self._store.coverage.held, *announced}
-        self._forgotten = {stream: first for stream, first in announced.items() if first}  # the first number that will not come
+        self._forgotten = _announced(directory)  # the first number that will not come of a stream, 0 where nobody gave it up
+        self._expected: set[Stream] = {*self._store.coverage.held, *self._forgotten}
         self._live = Live(buckets)
         self._undecodable = 0
         self._is_closed = False
