@@ -147,7 +147,11 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = ("cpu", "memory", "disk")
+_MODULES: Final = (
+    *("cpu", "memory", "disk"),
+    *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
+    *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
+)
 
 
 class _Registry(Mapping[str, SimulatorRecord]):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from actors.clock import SECOND_NS
-from actors.messages import Event, Operation
+from actors.messages import Event, Operation, Shortfall
 from actors.simulator import record_of
 from scenarios.hypotheses import ActorProbe, Hypothesis, HypothesisResult, Observed, Threshold, title
 from scenarios.hypotheses import judge as judge_hypothesis
@@ -37,6 +37,7 @@ class NodeEnding:
     failure: str = ""
     stopped_ms: float | None = None  # from the decision to stop until its last load had ended
     released_ms: float | None = None  # and until the last of it was given back
+    partial: Mapping[str, Shortfall] = field(default_factory=dict)  # by operation: what its load could not get
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
     started = ending.start_at_wall_ns > 0
     doses = _doses(ending, plan, figures) if started else ()
     hypotheses = tuple(_hypothesis(one, ending, plan, figures) for one in plan.scenario.hypotheses) if started else ()
+    partial = _partial(ending)
     cut_short = bool(ending.causes)  # what could not be judged for lack of time is no unknown outcome then
     evidence = Evidence(
         hypotheses=tuple(result for result in hypotheses if result.held is not None or not cut_short),
@@ -99,7 +101,7 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
         unknown=_unknown(ending),
         outstanding=_outstanding(ending, figures),
         unclean=tuple(f"{node.name}: {words}" for node in ending.nodes for words in node.unclean),
-        partial=tuple(f"{node.name} took no part to the end: {node.lost_reason}" for node in ending.nodes if node.lost),
+        partial=(*(f"{node.name} took no part to the end: {node.lost_reason}" for node in ending.nodes if node.lost), *_told(partial)),
         causes=tuple((Cause(cause), reason) for cause, reason in ending.causes),
     )
     conclusion, findings = judge(evidence)
@@ -110,15 +112,35 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
         "reasons": [{"cause": str(finding.cause), "reason": finding.reason} for finding in findings],
         "hypotheses": [asdict(result) for result in hypotheses],
         "dose": [asdict(result) for result in doses],
+        "partial": partial,
         "high_water": _high_water(figures),
         "violations": [finding.reason for finding in findings if finding.cause is Cause.SAFETY],
-        "nodes": [asdict(node) for node in ending.nodes],
+        "nodes": [_node(node) for node in ending.nodes],
         "start_skew_ms": ending.start_skew_ms,
         "halt_latency_ms": ending.halt_latency_ms,
         "drift": list(ending.drift),
         "shared_machines": [list(names) for names in ending.shared.values()],
     }
     return Concluded(conclusion, findings, summary)
+
+
+def _partial(ending: Ending) -> list[dict[str, Any]]:
+    """Return each operation that did not get all it asked for: how many it asked for, got, and the kernel's first refusal."""
+    return [
+        {"operation": operation, "node": node.name, **asdict(shortfall)}
+        for node in ending.nodes
+        for operation, shortfall in node.partial.items()
+    ]
+
+
+def _told(partial: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(
+        f"{one['operation']} got {one['allocated']:,} of the {one['requested']:,} that it asked for: {one['errno']}" for one in partial
+    )
+
+
+def _node(node: NodeEnding) -> dict[str, Any]:
+    return {name: value for name, value in asdict(node).items() if name != "partial"}  # which has a place of its own
 
 
 def _doses(ending: Ending, plan: Plan, figures: Figures) -> tuple[DoseResult, ...]:

@@ -5,6 +5,8 @@ is reached when in at least 95 % of those windows achieved and asked differ by a
 
     fraction    5 points of the node's CPU           |achieved - asked| <= 0.05
     bytes       2 % of the asked bytes, at least 1 MiB (page tables and block rounding of small amounts)
+    count       2 % of what is asked, at least one thing
+    per_second  2 % of what is asked, at least one a second (each simulator states its own share)
 
 Memory and disk that are asked as a fraction of the node's capacity are `relative`: 2 % of the asked fraction, at least a thousandth
 of the capacity.
@@ -24,7 +26,7 @@ that moves within the second. Where others left fewer than half of the windows i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,8 +38,7 @@ MOVING_MIN: Final = 5
 CALM_MIN: Final = 0.5
 FRACTION_TOLERANCE: Final = 0.05
 BYTES_TOLERANCE: Final = 0.02
-BYTES_FLOOR: Final = 1 << 20
-FRACTION_FLOOR: Final = 0.001
+FLOORS: Final[Mapping[str, float]] = {"fraction": 0.001, "bytes": 1 << 20, "count": 1.0, "per_second": 1.0}
 EDGE_S: Final = 1e-6
 
 
@@ -87,10 +88,10 @@ def reached(
 ) -> DoseResult:
     """Return whether the dose of one operation was reached.
 
-    `unit` is that of the windows' values, "fraction" or "bytes". `relative` says what `tolerance` is a share of: the asked value
-    (memory and disk), or the node's capacity (CPU); by default bytes are relative and fractions are not.
+    `unit` is that of the windows' values, one of `FLOORS`. `relative` says what `tolerance` is a share of: the asked value
+    (memory and disk), or the node's capacity (CPU); by default fractions are not relative and all else is.
     """
-    judge = _Judge(unit, tolerance, host_total, unit == "bytes" if relative is None else relative)
+    judge = _Judge(unit, tolerance, host_total, unit != "fraction" if relative is None else relative)
     whole = _whole(windows, duration_s)
     settled = _settled(whole, judge)
     stirred = judge.stirred(whole)
@@ -141,8 +142,7 @@ class _Judge:
         """Return how far achieved may differ from this asked value, in the operation's unit."""
         if not self.relative:
             return (FRACTION_TOLERANCE if self.tolerance is None else self.tolerance) + 1e-9
-        floor = FRACTION_FLOOR if self.unit == "fraction" else BYTES_FLOOR
-        return max((BYTES_TOLERANCE if self.tolerance is None else self.tolerance) * requested, floor)
+        return max((BYTES_TOLERANCE if self.tolerance is None else self.tolerance) * requested, FLOORS[self.unit]) + 1e-9
 
     def is_change(self, before: DoseWindow, window: DoseWindow) -> bool:
         """Tell whether the asked value changed between two windows, or may have in a gap between them."""
@@ -193,6 +193,8 @@ class _Judge:
         return self.is_hit(mean), f"no settled window, judged by means: {seen}"
 
     def _show(self, value: float) -> str:
+        if self.unit in ("count", "per_second"):
+            return f"{value:,.0f}{'/s' if self.unit == 'per_second' else ''}"
         return f"{value * 100:.1f}%" if self.unit == "fraction" else f"{value / (1 << 20):.1f} MiB"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..errors import CODES
+from ..exhaustion.refusal import ERRNOS
 from ..messages import RESOURCES
 from .registry import CATALOGUE
 
@@ -18,6 +19,7 @@ _CODES: Final = {"code": tuple(CODES), "category": tuple(dict.fromkeys(category 
 
 CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> label -> words
     "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
+    "load.refused": {"errno": ERRNOS},
     "safety.ceiling": {"resource": RESOURCES},
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},

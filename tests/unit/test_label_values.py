@@ -111,6 +111,8 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/exhaustion/holder.py",
+    "actors/exhaustion/connections.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",

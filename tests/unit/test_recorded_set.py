@@ -17,12 +17,16 @@ import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
 from actors.errors import InputError
+from actors.exhaustion.connections import Pairs
+from actors.exhaustion.holder import Figures
+from actors.exhaustion.refusal import ERRNOS
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.meters import open_meters
 from actors.metrics import Histogram, Recorder, Segment
 from actors.metrics.labels import strange
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
 from actors.metrics.registry import CATALOGUE, Verbosity
+from actors.metrics.reporter import MemoryReporter
 from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
 from cluster import cli
@@ -107,6 +111,18 @@ def of_a_load(folder: Path) -> Series:
     return series_of(stream.unacked(1 << 20))
 
 
+def of_exhaustion(_: Path) -> Series:
+    """A load that is refused for each reason there is, and leaves connections in TIME_WAIT."""
+    reporter = MemoryReporter()
+    figures = Figures(reporter)
+    figures.moved(0.001, 5)
+    for word in ERRNOS:
+        figures.refused(word)
+    for name, value in Pairs.measured(0).items():
+        reporter.gauge(name).record(value)
+    return {(one.name, one.labels) for one in reporter.series()}
+
+
 class Port:
     """Answers every second call, and keeps what is pushed."""
 
@@ -174,7 +190,7 @@ def of_the_end(folder: Path) -> Series:
     return found
 
 
-PARTS = (of_an_agent, of_a_load, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
+PARTS = (of_an_agent, of_a_load, of_exhaustion, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
