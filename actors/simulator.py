@@ -148,7 +148,8 @@ class SimulatorRecord:
 
 
 _MODULES: Final = (
-    *("cpu", "memory", "disk"),
+    *("cpu", "memory", "memory_fragment", "memory_access", "disk"),
+    # those that use something up
     *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
     *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
 )
@@ -201,6 +202,8 @@ def check(operation: Operation) -> None:
     peak = shape.peak(operation.duration_s)
     if operation.unit == "fraction" and peak > 1.0:
         raise InputError("invalid_value", f"{operation.id} asks {peak:.0%} of the node's capacity; at most 100% can be asked")
+    if isinstance(shape, shapes.Custom):
+        shape.check(operation.duration_s)
 
 
 def peak_amounts(operation: Operation, capacity: Capacity) -> Amounts:

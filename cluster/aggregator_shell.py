@@ -39,6 +39,7 @@ from .metrics.window_feed import Window, WindowFeed
 from .mirror import identity
 from .outbox import Outbox
 from .recovery import end_dead
+from .stored import scenario_name
 
 if TYPE_CHECKING:
     from .run_exports import RunExports
@@ -190,6 +191,13 @@ class AggregatorShell:
         with self._manifest_lock:
             return end_dead(self._core, exported) if dead else self._core.finish(self._summary_with(exported))
 
+    def forget(self, node: str) -> list[dict[str, Any]]:
+        """Give up what a run that has its end still waits for from a node; return those streams. A run that goes on waits."""
+        if not self._is_concluded:
+            return []
+        with self._manifest_lock:
+            return self._core.forget(node)
+
     def files(self) -> list[dict[str, Any]]:
         """Return the run directory's files, for mirroring."""
         self._touched_ns = self._clock.boot_ns()
@@ -243,6 +251,7 @@ class AggregatorShell:
         """Start what the run's scenario asks for. Raises `StressError` where it cannot be had."""
         if not (manifest.get("scenario") or {}).get("exporters"):
             return None  # and nothing of theirs is imported
+        from .exporters.context import Context  # noqa: PLC0415
         from .exporters.destinations import check  # noqa: PLC0415
         from .run_exports import RunExports, exporters_of  # noqa: PLC0415
 
@@ -251,7 +260,7 @@ class AggregatorShell:
             return None
         if not self._replaced_ns:
             check(wanted, self.directory)
-        return RunExports(self._core, wanted, self._clock)
+        return RunExports(self._core, wanted, self._clock, context=Context.of(manifest, self._run))
 
     def _go_on_exporting(self) -> None:
         """Take over from a predecessor that died; what cannot be had costs the exporters, never the run."""
@@ -420,7 +429,7 @@ def _options_of(run: str, manifest: Mapping[str, Any]) -> Options:
         return Options.of_manifest(manifest)
     except StressError as error:
         _LOG.warning("run %s: the endpoint is served as by default: %s", run, error)
-        return Options()
+        return Options(scenario=scenario_name(manifest))
 
 
 def _linger_s(manifest: Mapping[str, Any]) -> float:

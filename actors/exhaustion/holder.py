@@ -91,7 +91,7 @@ def raise_descriptor_limit(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-class Figures:
+class HolderFigures:
     """The series of a holder."""
 
     def __init__(self, reporter: Reporter) -> None:
@@ -133,7 +133,7 @@ class Holding:
         self._steps, self._interval_s = int(options["release_steps"]), float(options["release_interval_s"])
         self._descriptors = descriptors_each * whole(self._shape.peak(operation.duration_s))
         self._segment_path = segment_path
-        self._figures: Figures | None = None
+        self._figures: HolderFigures | None = None
         self._moved = 0
         self._ticked_ns = 0
         # where the kernel refused: no more than this until then
@@ -147,7 +147,7 @@ class Holding:
         reporter, is_kept = open_reporter(self._segment_path, self._operation.seed)
         if self._segment_path and not is_kept:
             self._watch.note(NOTE_NO_RECORDING)
-        self._figures = Figures(reporter)
+        self._figures = HolderFigures(reporter)
         raise_descriptor_limit(self._descriptors)
         self._stock.open()
         self._stock.take(1)

@@ -10,6 +10,8 @@ from typing import Final
 
 from ..errors import CODES
 from ..exhaustion.refusal import ERRNOS
+from ..heap import SOURCES
+from ..kernels.orders import PATTERNS
 from ..messages import RESOURCES
 from .registry import CATALOGUE
 
@@ -20,6 +22,8 @@ _CODES: Final = {"code": tuple(CODES), "category": tuple(dict.fromkeys(category 
 CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> label -> words
     "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
     "load.refused": {"errno": ERRNOS},
+    "memory.overhead": {"source": SOURCES},
+    **{metric: {"pattern": tuple(PATTERNS)} for metric in ("memory.access", "memory.bandwidth", "memory.sequence")},
     "safety.ceiling": {"resource": RESOURCES},
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},

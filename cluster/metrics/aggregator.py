@@ -85,7 +85,9 @@ class Aggregator:
         self._settle_bytes = settle_bytes
         self._samples = SampleStore(directory)  # before what makes its records count
         self._store = RunStore(directory)
-        self._expected: set[Stream] = set(self._store.coverage.held) | _announced(directory)
+        announced = _announced(directory)
+        self._expected: set[Stream] = {*self._store.coverage.held, *announced}
+        self._forgotten = {stream: first for stream, first in announced.items() if first}  # the first number that will not come
         self._live = Live(buckets)
         self._undecodable = 0
         self._is_closed = False
@@ -228,15 +230,36 @@ class Aggregator:
             "received": self._received(stream),
             "expected_end": end.sequence if end else None,
             "clean": end.clean if end else None,
+            **({"forgotten": True} if self._received(stream) < self._forgotten.get(stream, 0) else {}),
         }
 
     def outstanding(self) -> list[dict[str, Any]]:
         """Return the streams that have not arrived to their end, and from which sequence number on."""
+        return self._open(forgotten=False)
+
+    def forgotten(self) -> list[dict[str, Any]]:
+        """Return the streams whose rest will not come, and from which sequence number on. How much that is nobody knows."""
+        return self._open(forgotten=True)
+
+    def _open(self, *, forgotten: bool) -> list[dict[str, Any]]:
         return [
             {"node": entry["node"], "incarnation": entry["incarnation"], "from": entry["received"] + 1}
             for entry in self.streams()
             if entry["expected_end"] is None or entry["received"] < entry["expected_end"]
+            if entry.get("forgotten", False) is forgotten
         ]
+
+    def forget(self, node: str) -> list[dict[str, Any]]:
+        """Give up what has not arrived of a node that will not come back, and bring the documents up to date; return those streams.
+
+        What comes all the same is taken, and its stream is outstanding again. Raises `HarnessError` when the disk refuses.
+        """
+        with self._lock:
+            lost = [one for one in self.outstanding() if one["node"] == node]
+            if lost:
+                self._forgotten |= {(node, one["incarnation"]): one["from"] for one in lost}
+                self.finish()
+            return lost
 
     def holed(self) -> list[dict[str, Any]]:
         """Return the streams of which records were acknowledged and lost with a damaged file, and the first number that is missing."""
@@ -263,7 +286,8 @@ class Aggregator:
             "damaged_files": sorted(path.name for path in (self.directory / DAMAGED).glob("*")),
             "series_not_shown": self._live.refused,
             "unclean_streams": len(unclean),
-            "open_streams": "unknown" if self.outstanding() else 0,
+            "forgotten_streams": len(self.forgotten()),
+            "open_streams": "unknown" if self.outstanding() or self.forgotten() else 0,
         }
 
     def errors(self) -> dict[str, float]:
@@ -375,7 +399,7 @@ class Aggregator:
         old = read_json(self.directory / "summary.json") or {}
         samples = self.samples()
         found: dict[str, Any] = {"peaks": self.peaks(), "losses": self._losses(samples), "samples": samples, "errors": self.errors()}
-        found["outstanding"] = self.outstanding()
+        found |= {"outstanding": self.outstanding(), "forgotten": self.forgotten()}
         made = {**(old if summary is None else summary), **found, "revision": int(old.get("revision", 0)) + 1}
         write_json_atomic(self.directory / "summary.json", made)
         told = read_json(self.directory / "manifest.json") if manifest is None else manifest
@@ -465,9 +489,10 @@ class Aggregator:
         return self._store.coverage
 
 
-def _announced(directory: Path) -> set[Stream]:
-    found: set[Stream] = set()
+def _announced(directory: Path) -> dict[Stream, int]:
+    """Return the streams that the documents name, each with the first number that will not come; 0 for one that nobody gave up."""
+    found: dict[Stream, int] = {}
     for path in (directory / "log" / "streams.json", directory / "manifest.json"):
         for entry in (read_json(path) or {}).get("streams", []):
-            found.add((entry["node"], entry["incarnation"]))
+            found[entry["node"], entry["incarnation"]] = entry["received"] + 1 if entry.get("forgotten") else 0
     return found
