@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..clock import SECOND_NS, process_cpu_ns
-from ..errors import InputError
 from ..lease import NOTE_NO_DIRECT, NOTE_NO_RECORDING, LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..meters import LoadMeters, open_meters
@@ -108,8 +107,6 @@ class DiskIO:
     def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:
         self._options = RECORD.resolve_options(operation.options)
         self._block_bytes, self._file_bytes = map_bytes(int(self._options["block_bytes"])), int(self._options["file_bytes"])
-        if self._block_bytes > self._file_bytes:
-            raise InputError("invalid_value", f"{operation.id}: block_bytes {self._block_bytes} is more than file_bytes {self._file_bytes}")
         self._operation, self._watch, self._segment_path = operation, watch, segment_path
         self._shape = absolute(operation, capacity)
         self._file: _File | None = None
