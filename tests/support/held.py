@@ -22,6 +22,18 @@ def maps(pid: int) -> int:
     return 0
 
 
+def maps_of(pid: int, name: str) -> int:
+    """Return how many of its maps are of a file of this name; 0 when it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
+        return sum(line.rstrip().endswith(name) for line in file)
+    return 0
+
+
+def links_to(pid: int, target: str) -> int:
+    """Return how many of its descriptors lead to a file."""
+    return sum(found == target for found in _targets(pid))
+
+
 def threads(pid: int) -> int:
     """Return the kernel's own count of its threads (status); 0 when it is gone."""
     return int(status(pid).get("Threads", "0"))
