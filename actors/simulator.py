@@ -147,7 +147,12 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = ("cpu", "memory", "memory_fragment", "memory_access", "disk")
+_MODULES: Final = (
+    *("cpu", "memory", "memory_fragment", "memory_access", "disk"),
+    # those that use something up
+    *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
+    *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
+)
 
 
 class _Registry(Mapping[str, SimulatorRecord]):

@@ -142,6 +142,11 @@ _TABLE: Final = (
     # what loads say of themselves
     Metric("load.operations", C, "", "Units of work that a load finished."),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
+    # what loads that use something up say of it
+    Metric(
+        "load.refused", C, "", "Times that the kernel refused a load one more of what it holds, by error number.", ("errno",), vital=True
+    ),
+    Metric("load.sockets.waiting", G, "", "Sockets that a load's connections left in TIME_WAIT when it had closed both of their ends."),
     # what memory loads say of their blocks and of their accesses
     Metric("memory.populated", C, "bytes", "Bytes that a memory load populated."),
     Metric("memory.released", C, "bytes", "Bytes that a memory load gave back while it ran."),

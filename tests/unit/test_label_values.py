@@ -111,6 +111,8 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/exhaustion/holder.py",
+    "actors/exhaustion/connections.py",
     "actors/memory.py",
     "actors/memory_access.py",
     "actors/memory_fragment.py",
