@@ -147,7 +147,10 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = ("cpu", "memory", "disk")
+_MODULES: Final = (
+    *("cpu", "memory", "disk"),
+    *(f"concurrency.{name}" for name in ("contention", "convoy", "deadlock", "livelock", "inversion")),
+)
 
 
 class _Registry(Mapping[str, SimulatorRecord]):

@@ -44,3 +44,76 @@ class DiskFill(Simulator):
         dir: str = ...,
         reserve_bytes: int = ...,
     ) -> None: ...
+
+class LockContention(Simulator):
+    count: Shape
+    contenders: Literal["threads", "tasks", "processes"]
+    contention: float
+    hold_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        contenders: Literal["threads", "tasks", "processes"] = ...,
+        contention: float = ...,
+        hold_s: float = ...,
+    ) -> None: ...
+
+class LockConvoy(Simulator):
+    count: Shape
+    hold_s: float
+    work_s: float
+    stall_s: float
+    every_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        hold_s: float = ...,
+        work_s: float = ...,
+        stall_s: float = ...,
+        every_s: float = ...,
+    ) -> None: ...
+
+class Deadlock(Simulator):
+    count: Shape
+    order: Literal["crossed", "ordered"]
+    detect: bool
+    on_deadlock: Literal["resolve", "fail"]
+    hold_s: float
+    timeout_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        order: Literal["crossed", "ordered"] = ...,
+        detect: bool = ...,
+        on_deadlock: Literal["resolve", "fail"] = ...,
+        hold_s: float = ...,
+        timeout_s: float = ...,
+    ) -> None: ...
+
+class Livelock(Simulator):
+    count: Shape
+    backoff: Literal["equal", "random"]
+    backoff_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        backoff: Literal["equal", "random"] = ...,
+        backoff_s: float = ...,
+    ) -> None: ...
+
+class PriorityInversion(Simulator):
+    count: Shape
+    mechanism: Literal["queue", "nice"]
+    inheritance: bool
+    hold_s: float
+    burst_s: float
+    bound_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        mechanism: Literal["queue", "nice"] = ...,
+        inheritance: bool = ...,
+        hold_s: float = ...,
+        burst_s: float = ...,
+        bound_s: float = ...,
+    ) -> None: ...
