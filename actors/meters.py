@@ -37,7 +37,7 @@ def open_meters(segment_path: str, seed: int) -> LoadMeters:
 
 
 def open_reporter(segment_path: str, seed: int) -> tuple[Reporter, bool]:
-    """Return what a load records through, and whether it is kept: see `open_meters`."""
+    """Return the reporter of a load, and whether it keeps what it takes; see `open_meters`."""
     from .metrics import Recorder, Segment  # noqa: PLC0415  # numpy is loaded only where something is recorded
     from .metrics.reporter import NullReporter  # noqa: PLC0415
 
