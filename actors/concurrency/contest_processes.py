@@ -13,6 +13,7 @@ import signal
 import struct
 import sys
 import traceback
+from contextlib import suppress
 from typing import Final
 
 from ..clock import SECOND_NS
@@ -65,6 +66,7 @@ class ProcessContest:
         self._children: dict[int, int] = {}  # number -> pid
         self._leaving: dict[int, int] = {}
         self._seen = [[0, 0] for _ in range(most)]
+        self._trouble: HarnessError | None = None
 
     @property
     def size(self) -> int:
@@ -99,11 +101,15 @@ class ProcessContest:
                     del group[number]
                     self._judge(number, os.waitstatus_to_exitcode(status), is_early=group is self._children)
         self._take()
+        if self._trouble is not None:
+            raise self._trouble
 
     def _judge(self, number: int, code: int, *, is_early: bool) -> None:
         if code or is_early:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            raise HarnessError("internal", f"contender-{number} {how} while it should contend" if is_early else f"contender-{number} {how}")
+            self._trouble = self._trouble or HarnessError(
+                "internal", f"contender-{number} {how}{' while it should contend' if is_early else ''}"
+            )
 
     def _take(self) -> None:
         for slot, seen in enumerate(self._seen):
@@ -131,20 +137,16 @@ class ProcessContest:
     def close(self) -> None:
         """Stop all and wait for them, killing whoever stays; raises what went wrong."""
         self.resize(0)
-        clock, trouble = self._settings.clock, None
+        clock = self._settings.clock
         late_ns = clock.boot_ns() + round(LEAVE_S * SECOND_NS)
         while self._leaving:
             if clock.boot_ns() > late_ns:
                 for pid in self._leaving.values():
                     os.kill(pid, signal.SIGKILL)  # our own children, not reaped yet
-            try:
+            with suppress(HarnessError):  # told below, once all have left
                 self.look()
-            except HarnessError as error:
-                trouble = trouble or error
             clock.sleep(0.002)
-        self._take()
-        if trouble is not None:
-            raise trouble
+        self.look()
         check_protected(self._page.get(-1, COUNTER), self.figures())
 
     def _fork(self, number: int) -> int:
