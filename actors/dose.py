@@ -16,6 +16,7 @@ from typing import Final
 from .host import BusyMeter, usage_seconds
 from .limits import PROC
 from .messages import Operation
+from .proc import session_members
 from .simulator import record_of
 
 BLOCK_BYTES: Final = 512  # the unit of st_blocks: man 7 inode
@@ -92,6 +93,24 @@ class ProcessFiles:
     def threads(self) -> int | None:
         """Return how many threads the kernel counts, or None when the process is gone."""
         return self._entries("task")
+
+    def event_descriptors(self) -> int | None:
+        """Return how many event descriptors are open, or None when the process is gone."""
+        names = self._list("fd")
+        return None if names is None else sum(self._is_event(name) for name in names)
+
+    def _is_event(self, descriptor: str) -> bool:
+        try:
+            return os.readlink(f"fd/{descriptor}", dir_fd=self._fd) == "anon_inode:[eventfd]"
+        except OSError:  # closed meanwhile
+            return False
+
+    def contenders(self) -> int | None:
+        """Return how many threads, event descriptors and further processes of its session there are, or None when it is gone."""
+        threads, descriptors = self.threads(), self.event_descriptors()
+        if threads is None or descriptors is None:
+            return None
+        return threads + descriptors + sum(member.pid != self.pid for member in session_members(self.pid))
 
     def mappings(self) -> int | None:
         """Return how many map entries there are, or None when the process is gone."""
@@ -228,6 +247,11 @@ class Seen:
         found = [value for process in self.processes if (value := read(process)) is not None]
         return float(sum(found)) if found else None
 
+    def groups_of(self, threads: int) -> float | None:
+        """Return how many groups of so many threads its processes have, parts included."""
+        found = self.total(ProcessFiles.threads)
+        return None if found is None else found / threads
+
 
 def _cpu_seconds(seen: Seen) -> float | None:
     used_ns = seen.total(ProcessFiles.cpu_ns)
@@ -277,4 +301,7 @@ METERS: Final[Mapping[str, Meter]] = {
     "sockets": Meter(_links(lambda target: target.startswith(SOCKET))),
     "segments": Meter(_links(lambda target: target.startswith("/memfd:"))),
     "nameless_files": Meter(_links(lambda target: target.endswith(" (deleted)") and not target.startswith("/memfd:"))),
+    "thread_pairs": Meter(lambda seen: seen.groups_of(2)),
+    "thread_triples": Meter(lambda seen: seen.groups_of(3)),
+    "contenders": Meter(lambda seen: seen.total(ProcessFiles.contenders)),
 }
