@@ -9,96 +9,26 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from . import control, kernels
 from .clock import SECOND_NS, process_cpu_ns, thread_cpu_ns
 from .errors import InputError
-from .host import BusyMeter
+from .kernels.ready import Kernel, make_kernels
+from .kernels.table import KERNELS
 from .lease import NOTE_NO_RECORDING, LeaseWatch
 from .messages import Capacity, Operation
 from .meters import LoadMeters, open_meters
+from .others import OthersMeter
+from .pacing import Pacer, next_rounds
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
 
-SLICE_S: Final = 0.001
-LOOK_S: Final = 0.005
-SPREAD_S: Final = 0.010  # a partly busy core works and rests within about this long
-FORGET_S: Final = 0.2
 REPORT_S: Final = 0.02
 SAMPLE_S: Final = 0.1
-OTHERS_WINDOW_S: Final = 0.6
-_START_ROUNDS: Final = 20_000
-
-
-@dataclass(slots=True)
-class Pacer:
-    """Decides when one thread runs: a debt of CPU seconds that grows by what is asked and falls by what was used. Pure."""
-
-    debt_s: float = 0.0
-
-    def settle(self, asked_cores: float, elapsed_s: float, used_s: float) -> None:
-        """Account for an interval; at most what was asked in the last `FORGET_S` stays owed, or overdrawn."""
-        most = FORGET_S * asked_cores
-        self.debt_s = max(-FORGET_S, min(most, self.debt_s + asked_cores * elapsed_s - used_s))
-
-    def pause_s(self, asked_cores: float) -> float:
-        """Return how long to rest, 0 while CPU time is owed; never more than `LOOK_S`.
-
-        A rest ends when the debt is asked * (1 - asked) * SPREAD_S: work and rest then take SPREAD_S together.
-        """
-        if self.debt_s > 0.0:
-            return 0.0
-        if asked_cores < 1e-6:  # less than a slice in a thousand seconds
-            return LOOK_S
-        wanted = asked_cores * (1.0 - min(asked_cores, 1.0)) * SPREAD_S
-        return min(LOOK_S, (wanted - self.debt_s) / asked_cores + 1e-6)
-
-
-def next_rounds(rounds: int, used_s: float) -> int:
-    """Return how many rounds take about `SLICE_S`, from how long the last slice took; at most doubled or divided by eight."""
-    if used_s <= 0.0:
-        return rounds * 2
-    factor = min(2.0, max(0.125, SLICE_S / used_s))
-    return max(100, round(rounds * factor))
-
-
-class OthersMeter:
-    """How many cores others use on this machine: busy cores less the CPU time of all loads of ours, of whatever slot.
-
-    Over the last `OTHERS_WINDOW_S`, so that ticks of the clock and late reports of other loads do not count.
-    """
-
-    def __init__(self, watch: LeaseWatch, busy: BusyMeter | None = None) -> None:
-        self._watch = watch
-        self._busy = busy or BusyMeter(clock=watch.clock)
-        self._slots: dict[tuple[int, int], int] = {}
-        self._ours_s = 0.0
-        self._samples: deque[tuple[int, float]] = deque(maxlen=256)
-
-    def _account(self) -> float:
-        """Return CPU seconds of our loads so far; one counts from when it was first seen, one that ended adds no more."""
-        stats = self._watch.stats
-        stats.put(self._watch.slot, control.CPU, process_cpu_ns())
-        found = ((slot, stats.word(slot, control.GENERATION)) for slot in range(control.SLOTS))
-        seen = {(slot, generation): stats.word(slot, control.CPU) for slot, generation in found if generation}
-        self._ours_s += sum(max(0, cpu_ns - self._slots[key]) for key, cpu_ns in seen.items() if key in self._slots) / SECOND_NS
-        self._slots = seen
-        return self._ours_s
-
-    def sample(self) -> float:
-        """Return the cores that others use, at least 0; 0 before two samples were taken."""
-        now_ns, busy_s = self._busy.read()
-        self._samples.append((now_ns, busy_s - self._account()))
-        while len(self._samples) > 2 and self._samples[1][0] <= now_ns - OTHERS_WINDOW_S * SECOND_NS:
-            self._samples.popleft()
-        (then_ns, then_s), (last_ns, last_s) = self._samples[0], self._samples[-1]
-        return max(0.0, (last_s - then_s) * SECOND_NS / (last_ns - then_ns)) if last_ns > then_ns else 0.0
 
 
 @dataclass(slots=True)
@@ -119,27 +49,27 @@ class CpuLoad:
         self._capacity = capacity
         self._watch = watch
         self._shape = absolute(operation, capacity)
-        self._kernel_name = str(options["kernel"])
+        self._kernel = KERNELS[str(options["kernel"])]
         self._threads = thread_count(options["cores"], capacity.cpu_cores, self._shape.peak(operation.duration_s), operation.id)
         self._host_total = options["mode"] == "host_total"
         self._others = OthersMeter(watch) if self._host_total else None
         self._others_cores = 0.0
-        self._kernel: kernels.Kernel | None = None
-        self._rounds = _START_ROUNDS
+        self._kernels: list[Kernel] = []
+        self._rounds = self._kernel.rounds_first
         self._workers: list[_Worker] = []
         self._segment_path = segment_path
         self._meters: LoadMeters | None = None
 
     def warm_up(self) -> None:
         """Load the kernel and find how many rounds a slice takes; see what others use before the start."""
-        self._kernel = kernels.load_kernel(self._kernel_name)
+        self._kernels = make_kernels(self._kernel.name, self._threads, self._operation.seed)
         self._meters = open_meters(self._segment_path, self._operation.seed)
         if self._segment_path and not self._meters.is_kept:
             self._watch.note(NOTE_NO_RECORDING)
         for _ in range(12):
             before_ns = thread_cpu_ns()
-            self._kernel(self._rounds, 1)
-            self._rounds = next_rounds(self._rounds, (thread_cpu_ns() - before_ns) / SECOND_NS)
+            self._kernels[0](self._rounds)
+            self._rounds = next_rounds(self._rounds, (thread_cpu_ns() - before_ns) / SECOND_NS, self._kernel.rounds_min)
         self.idle()
 
     def idle(self) -> None:
@@ -206,8 +136,7 @@ class CpuLoad:
 
     def _pace(self, worker: _Worker, index: int, start_ns: int, end_ns: int) -> None:
         """Keep one core as busy as asked; looks at the lease before each slice and each rest."""
-        kernel, meters, watch, clock, pacer = self._kernel, self._meters, self._watch, self._watch.clock, Pacer()
-        assert kernel is not None, "warm_up comes before run"
+        kernel, meters, watch, clock, pacer = self._kernels[index], self._meters, self._watch, self._watch.clock, Pacer()
         assert meters is not None, "warm_up comes before run"
         rounds, last_ns, last_cpu_ns = self._rounds, start_ns, thread_cpu_ns()
         if watch.may_go_on():
@@ -221,10 +150,10 @@ class CpuLoad:
             if pause_s > 0.0:
                 clock.sleep(pause_s)
                 continue
-            kernel(rounds, index + 1)
+            kernel(rounds)
             worker.operations += rounds
             meters.record_slice((clock.boot_ns() - now_ns) / SECOND_NS, rounds)
-            rounds = next_rounds(rounds, (thread_cpu_ns() - cpu_ns) / SECOND_NS)
+            rounds = next_rounds(rounds, (thread_cpu_ns() - cpu_ns) / SECOND_NS, self._kernel.rounds_min)
 
 
 def thread_count(cores: str | int, capacity_cores: float, peak_cores: float, operation_id: str) -> int:
@@ -265,7 +194,14 @@ RECORD: Final = SimulatorRecord(
         Option(
             "mode", "choice", "own", "own: the load itself uses the fraction; host_total: the host as a whole does", ("own", "host_total")
         ),
-        Option("kernel", "choice", "integer", "which compiled loop runs", kernels.NAMES),
+        Option(
+            "kernel",
+            "choice",
+            "integer",
+            "which loop runs",
+            tuple(KERNELS),
+            {name: kernel.help for name, kernel in KERNELS.items()},
+        ),
         Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number"),
     ),
     supported=_supported,

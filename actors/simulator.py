@@ -12,7 +12,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from . import shape as shapes
@@ -48,6 +48,7 @@ class Option:
     default: str | int
     help: str
     choices: tuple[str, ...] = ()
+    choice_help: Mapping[str, str] = field(default_factory=dict)  # where `help` does not say what each choice is
 
     def check(self, value: Any) -> str | int:
         """Return the value, or raise `InputError` (`invalid_value`) that says what was expected."""
@@ -69,6 +70,8 @@ class Option:
     def to_schema(self) -> dict[str, Any]:
         """Return the option's JSON Schema."""
         about: dict[str, Any] = {"description": self.help, "default": self.default}
+        if self.kind == "choice" and self.choice_help:
+            return {"oneOf": [{"const": choice, "description": self.choice_help[choice]} for choice in self.choices], **about}
         if self.kind == "choice":
             return {"enum": list(self.choices), **about}
         if self.kind == "text":

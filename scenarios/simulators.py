@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from actors import shape as shapes
 from actors.errors import InputError
+from actors.kernels.table import NAMES
 from actors.shape import Shape
 
 from .units import DURATION_MAX_S, SIZE_MAX_BYTES, check_choice, check_number, check_text, check_whole
 
 MODES: Final = ("own", "host_total")
-KERNELS: Final = ("integer", "float")
+KERNELS: Final = NAMES
 SHAPES: Final = tuple(shapes.KINDS.values())
 PERIOD_MIN_S: Final = 0.1
 RESERVE_BYTES: Final = 1 << 30
