@@ -20,6 +20,7 @@ from .kernels.table import KERNELS
 from .lease import NOTE_NO_RECORDING, LeaseWatch
 from .messages import Capacity, Operation
 from .meters import LoadMeters, open_meters
+from .option import Value
 from .others import OthersMeter
 from .pacing import Pacer, next_rounds
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
@@ -156,7 +157,7 @@ class CpuLoad:
             rounds = next_rounds(rounds, (thread_cpu_ns() - cpu_ns) / SECOND_NS, self._kernel.rounds_min)
 
 
-def thread_count(cores: str | int, capacity_cores: float, peak_cores: float, operation_id: str) -> int:
+def thread_count(cores: Value, capacity_cores: float, peak_cores: float, operation_id: str) -> int:
     """Return how many threads share the load: one for each core of the node's share, or as many as asked.
 
     Raises `InputError` (`invalid_value`) when fewer cores are named than the peak needs.
@@ -184,9 +185,11 @@ def _supported(facts: NodeFacts) -> Capability:
 
 RECORD: Final = SimulatorRecord(
     name="CpuLoad",
+    family="cpu",
     summary="Keeps a fraction of the node's cores busy, by a closed loop on measured CPU time.",
     units=("fraction",),
     resource="cpu_cores",
+    meter="cpu_seconds",
     measure="CPU seconds of the load process per second, of the node's cores; in host_total mode busy cores of the host",
     tolerance=0.05,
     look_ms=5,
@@ -200,10 +203,12 @@ RECORD: Final = SimulatorRecord(
             "integer",
             "which loop runs",
             tuple(KERNELS),
-            {name: kernel.help for name, kernel in KERNELS.items()},
+            choice_help={name: kernel.help for name, kernel in KERNELS.items()},
         ),
-        Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number"),
+        Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number", low=1),
     ),
     supported=_supported,
+    metrics=("load.operations", "load.slice"),
+    needs="numba, or its kept kernels",
     entry="cpu:CpuLoad",
 )

@@ -223,15 +223,19 @@ def _supported(facts: NodeFacts) -> Capability:
 
 RECORD: Final = SimulatorRecord(
     name="DiskFill",
+    family="disk",
     summary="Fills a file system with real blocks in one tagged file that the guardian removes.",
     units=("bytes", "fraction"),
     resource="disk_bytes",
+    meter="blocks",
     measure="blocks of the file as the file system counts them",
     tolerance=0.02,
     look_ms=200,
     options=(
-        Option("dir", "text", "", "folder to fill, on the file system of STATE; empty for a folder in STATE"),
-        Option("reserve_bytes", "bytes", 512 * MIB, "bytes that stay free whatever is asked"),
+        Option("dir", "path", "", "folder to fill, on the file system of STATE; empty for a folder in STATE"),
+        Option("reserve_bytes", "bytes", 1024 * MIB, "bytes that stay free whatever is asked"),
     ),
     supported=_supported,
+    needs="STATE on a local file system",
+    undo="the guardian arms it in its journal before any block is taken, and removes the tagged file",
 )

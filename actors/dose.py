@@ -6,8 +6,9 @@ The figures of the load itself never count: a meter is held by the agent, and re
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -45,12 +46,12 @@ class ProcessFiles:
         finally:
             os.close(file)
 
-    def _tasks(self) -> list[str] | None:
-        """Return the thread numbers, or None when the process is gone."""
+    def _list(self, name: str) -> list[str] | None:
+        """Return the entries of one of its folders, or None when the process is gone."""
         if self._fd is None:
             return None
         try:
-            folder = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError:
             return None
         try:
@@ -65,7 +66,7 @@ class ProcessFiles:
 
         The first field of schedstat is exact to the last tick (man 5 proc_pid_schedstat); a thread that ended keeps its last value.
         """
-        tasks = self._tasks()
+        tasks = self._list("task")
         if tasks is None:
             return None
         for task in tasks:
@@ -81,6 +82,28 @@ class ProcessFiles:
                 return int(line.split()[1]) * 1024
         return None
 
+    def descriptors(self) -> int | None:
+        """Return how many file descriptors are open, or None when the process is gone."""
+        return self._entries("fd")
+
+    def threads(self) -> int | None:
+        """Return how many threads the kernel counts, or None when the process is gone."""
+        return self._entries("task")
+
+    def mappings(self) -> int | None:
+        """Return how many map entries there are, or None when the process is gone."""
+        if self._fd is None:
+            return None
+        try:
+            with open(os.open("maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd), "rb") as file:  # noqa: PTH123  # below the open folder
+                return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 16), b""))
+        except OSError:
+            return None
+
+    def _entries(self, name: str) -> int | None:
+        names = self._list(name)
+        return None if names is None else len(names)
+
     def close(self) -> None:
         """Close the folder."""
         if self._fd is not None:
@@ -89,9 +112,9 @@ class ProcessFiles:
 
 
 class OutsideMeter:
-    """The dose of one operation. `read` returns CPU seconds so far, or bytes held now; None when what is measured is gone.
+    """The dose of one operation. `read` returns what its meter counts now; None when what is measured is gone.
 
-    `cgroup` is the operation's own version 2 group where it has one, `path` the file of a disk fill. Memory counts from
+    `cgroup` is the operation's own version 2 group where it has one, `path` the file of a disk fill. What a process holds counts from
     `set_baseline`, called once the load is ready and before it starts. Close it when done.
     """
 
@@ -104,53 +127,89 @@ class OutsideMeter:
         path: Path | None = None,
         proc: Path = PROC,
     ) -> None:
+        record = record_of(operation.kind)
         self.operation = operation
-        self.resource = record_of(operation.kind).resource
-        self._processes = [ProcessFiles(pid, proc) for pid in pids]
-        self._cpu_stat = cgroup / "cpu.stat" if cgroup is not None else None
-        self._path, self._was_there = path, False
-        self.baseline_bytes = 0
+        self.resource = record.resource
+        self._meter = METERS[record.meter]
+        self._seen = Seen([ProcessFiles(pid, proc) for pid in pids], cgroup, path)
+        self._baseline = 0.0
 
-    def set_baseline(self) -> int:
-        """Take the bytes held now as zero, and return them."""
-        self.baseline_bytes = self._anonymous_bytes() or 0
-        return self.baseline_bytes
+    @property
+    def cumulative(self) -> bool:
+        """Whether it only ever grows, so that the dose is its growth a second."""
+        return self._meter.cumulative
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it counts CPU seconds."""
+        return self._meter is METERS["cpu_seconds"]
+
+    def set_baseline(self) -> float:
+        """Take what is held now as zero, and return it. What grows, and blocks of a file of its own, need none."""
+        self._baseline = 0.0 if self._meter.absolute else self._meter.read(self._seen) or 0.0
+        return self._baseline
 
     def read(self) -> float | None:
-        """Return CPU seconds so far (`cpu_cores`) or bytes held now; None when the processes or the file are gone."""
-        if self.resource == "cpu_cores":
-            return self._cpu_seconds()
-        if self.resource == "disk_bytes":
-            return self._disk_bytes()
-        held = self._anonymous_bytes()
-        return None if held is None else float(max(0, held - self.baseline_bytes))
-
-    def _cpu_seconds(self) -> float | None:
-        times = [found for process in self._processes if (found := process.cpu_ns()) is not None]
-        if not times:
-            return None
-        if self._cpu_stat is not None:
-            with suppress(OSError, ValueError):  # the group went, or counts nothing: the threads still do
-                return usage_seconds(self._cpu_stat.read_text())
-        return sum(times) / 1e9
-
-    def _anonymous_bytes(self) -> int | None:
-        sizes = [found for process in self._processes if (found := process.anonymous_bytes()) is not None]
-        return sum(sizes) if sizes else None
-
-    def _disk_bytes(self) -> float | None:
-        if self._path is None:
-            return None
-        try:
-            held = float(self._path.stat().st_blocks * BLOCK_BYTES)
-        except FileNotFoundError:
-            return None if self._was_there else 0.0  # a fill that never found room holds nothing
-        except OSError:
-            return None
-        self._was_there = True
-        return held
+        """Return CPU seconds so far, or what is held now above the baseline; None when the processes or the file are gone."""
+        found = self._meter.read(self._seen)
+        return None if found is None else max(0.0, found - self._baseline)
 
     def close(self) -> None:
         """Close what it holds of the processes."""
-        for process in self._processes:
+        for process in self._seen.processes:
             process.close()
+
+
+@dataclass(slots=True)
+class Seen:
+    """What an operation can be seen by from outside its processes."""
+
+    processes: list[ProcessFiles]
+    cgroup: Path | None
+    path: Path | None
+    path_was_there: bool = False
+
+    def total(self, read: Callable[[ProcessFiles], int | None]) -> float | None:
+        """Return the sum over its living processes, None when there is none."""
+        found = [value for process in self.processes if (value := read(process)) is not None]
+        return float(sum(found)) if found else None
+
+
+def _cpu_seconds(seen: Seen) -> float | None:
+    used_ns = seen.total(ProcessFiles.cpu_ns)
+    if used_ns is not None and seen.cgroup is not None:
+        with suppress(OSError, ValueError):  # the group went, or counts nothing: the threads still do
+            return usage_seconds((seen.cgroup / "cpu.stat").read_text())
+    return None if used_ns is None else used_ns / 1e9
+
+
+def _blocks(seen: Seen) -> float | None:
+    if seen.path is None:
+        return None
+    try:
+        held = float(seen.path.stat().st_blocks * BLOCK_BYTES)
+    except FileNotFoundError:
+        return None if seen.path_was_there else 0.0  # a fill that never found room holds nothing
+    except OSError:
+        return None
+    seen.path_was_there = True
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """How a dose is read. `cumulative`: it only grows; `absolute`: it starts at nothing, so that no baseline is taken."""
+
+    read: Callable[[Seen], float | None]
+    cumulative: bool = False
+    absolute: bool = False
+
+
+METERS: Final[Mapping[str, Meter]] = {
+    "cpu_seconds": Meter(_cpu_seconds, cumulative=True, absolute=True),
+    "anonymous_bytes": Meter(lambda seen: seen.total(ProcessFiles.anonymous_bytes)),
+    "blocks": Meter(_blocks, absolute=True),
+    "descriptors": Meter(lambda seen: seen.total(ProcessFiles.descriptors)),
+    "mappings": Meter(lambda seen: seen.total(ProcessFiles.mappings)),
+    "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
+}

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .messages import Capacity
-
 PROC: Final = Path("/proc")
 
 
@@ -167,26 +165,3 @@ def find_container(proc: Path = PROC) -> Container:
     total = memory_total_bytes(proc)
     quota, usage = _cpu_limit(proc)
     return Container(frozenset(os.sched_getaffinity(0)), quota, usage, total, _memory_levels(proc, total))
-
-
-def disk_bytes(path: Path) -> int:
-    """Return the size in bytes of the file system that holds `path` or its nearest existing parent."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    found = os.statvfs(path)
-    return found.f_blocks * found.f_frsize
-
-
-def read_capacity(disk_path: Path, sharers: int = 1, container: Container | None = None) -> Capacity:
-    """Return this node's share of its machine: the container's limits divided by the raylets that share them.
-
-    `disk_path` lies on the file system that counts (STATE, or where a disk fill goes).
-    """
-    assert sharers >= 1, f"a machine is shared by at least one raylet, got {sharers}"
-    limits = container or find_container()
-    return Capacity(
-        cpu_cores=limits.cpu_cores / sharers,
-        memory_bytes=limits.memory_limit_bytes // sharers,
-        disk_bytes=disk_bytes(disk_path) // sharers,
-        sharers=sharers,
-    )

@@ -188,9 +188,11 @@ def _supported(facts: NodeFacts) -> Capability:
 
 RECORD: Final = SimulatorRecord(
     name="MemoryPressure",
+    family="memory",
     summary="Holds touched anonymous memory and follows its shape up and down.",
     units=("fraction", "bytes"),
     resource="memory_bytes",
+    meter="anonymous_bytes",
     measure="anonymous resident bytes of the load process less their value before the ramp",
     tolerance=0.02,
     look_ms=50,

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Final, Literal, get_args
 
 SCHEMA_VERSION: Final = 1
+
+Resource = Literal["cpu_cores", "memory_bytes", "disk_bytes", "descriptors", "tasks", "inodes", "mappings", "ports"]
+RESOURCES: Final[tuple[str, ...]] = get_args(Resource)  # fields of Capacity
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +48,84 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """What an operation may take at its peak, or what a budget allows."""
+    """What an operation may take at its peak, or what a budget allows. `tasks` are processes and threads."""
 
     cpu_cores: float = 0.0
     memory_bytes: int = 0
     disk_bytes: int = 0
+    descriptors: int = 0
+    tasks: int = 0
+    inodes: int = 0
 
     def plus(self, other: Amounts) -> Amounts:
         """Return the sum."""
-        return Amounts(self.cpu_cores + other.cpu_cores, self.memory_bytes + other.memory_bytes, self.disk_bytes + other.disk_bytes)
+        return Amounts(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
 
     def minus(self, other: Amounts) -> Amounts:
         """Return the difference; may be negative, which a ledger's invariants refuse."""
-        return Amounts(self.cpu_cores - other.cpu_cores, self.memory_bytes - other.memory_bytes, self.disk_bytes - other.disk_bytes)
+        return Amounts(*(mine - theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+
+    def most(self, other: Amounts) -> Amounts:
+        """Return the larger of each amount."""
+        return Amounts(*map(max, self.values(), other.values()))
 
     def within(self, limit: Amounts) -> bool:
         """Tell whether each amount is at most the limit's (with a rounding margin for cores)."""
-        return self.cpu_cores <= limit.cpu_cores + 1e-9 and self.memory_bytes <= limit.memory_bytes and self.disk_bytes <= limit.disk_bytes
+        return not self.beyond(limit)
+
+    def beyond(self, limit: Amounts) -> tuple[str, ...]:
+        """Return the names of the amounts that pass the limit's."""
+        pairs = zip(AMOUNTS, self.values(), limit.values(), strict=True)
+        return tuple(name for name, mine, most in pairs if mine > most + (1e-9 if name == "cpu_cores" else 0))
+
+    def values(self) -> tuple[Any, ...]:
+        """Return the amounts in the order of `AMOUNTS`."""
+        return (self.cpu_cores, self.memory_bytes, self.disk_bytes, self.descriptors, self.tasks, self.inodes)
+
+
+AMOUNTS: Final = tuple(one.name for one in fields(Amounts))
+
+
+def spoken(amount: str) -> str:
+    """Return what an amount counts, in words: "bytes of memory" of `memory_bytes`, "cores" of `cpu_cores`."""
+    subject, _, unit = amount.rpartition("_")
+    return {"bytes": f"bytes of {subject}", "cores": "cores"}.get(unit, amount)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """A node's share of its machine: container limits are the denominators, divided by the raylets that share it."""
+    """A node's share of its machine: container limits are the denominators, divided by the raylets that share it.
+
+    `descriptors` and `mappings` are what one process may have; `ports` those that the kernel gives to connections by itself.
+    """
 
     cpu_cores: float
     memory_bytes: int
     disk_bytes: int
     sharers: int = 1
+    descriptors: int = 0
+    tasks: int = 0
+    inodes: int = 0
+    mappings: int = 0
+    ports: int = 0
+
+    @property
+    def amounts(self) -> Amounts:
+        """Return all that there is of what operations reserve."""
+        return Amounts(*(getattr(self, name) for name in AMOUNTS))
+
+    def shared(self, sharers: int) -> Capacity:
+        """Return the share of one of so many raylets. What one process may have is not divided, but for what the machine has in all."""
+        return replace(
+            self,
+            cpu_cores=self.cpu_cores / sharers,
+            memory_bytes=self.memory_bytes // sharers,
+            disk_bytes=self.disk_bytes // sharers,
+            sharers=sharers,
+            descriptors=self.descriptors // sharers,
+            tasks=self.tasks // sharers,
+            inodes=self.inodes // sharers,
+        )
 
 
 @dataclass(frozen=True, slots=True)

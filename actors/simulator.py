@@ -1,4 +1,4 @@
-"""What a simulator is: code plus a record. `list`, `describe`, the reference, the schema and preflight come from the records.
+"""What a simulator is: code plus a record. `list`, `describe`, the reference, the schema, scenarios and preflight come from the records.
 
 A simulator's file holds its `RECORD` and the code that the record's `entry` names. The code runs in a load process of its own
 (or in the simulator's actor, when the guardian applies the effect), never where the records are read: importing this
@@ -7,25 +7,46 @@ module loads neither numba nor Ray.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from . import shape as shapes
 from .errors import InputError
-from .messages import Amounts, Capacity, Operation
+from .messages import AMOUNTS, Amounts, Capacity, Operation, Resource
+from .option import Option, Value, nearest
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
     from .lease import LeaseWatch
 
+__all__ = [
+    "AVAILABLE",
+    "REGISTRY",
+    "Capability",
+    "Option",
+    "Simulator",
+    "SimulatorRecord",
+    "absolute",
+    "check",
+    "peak_amounts",
+    "record_of",
+]
+
 Verdict = Literal["available", "fallback", "unavailable"]
-Unit = Literal["fraction", "bytes"]
-OptionKind = Literal["text", "integer", "bytes", "choice", "cores"]
+Family = Literal["cpu", "memory", "disk", "exhaustion", "concurrency", "backend"]
+Unit = Literal["fraction", "bytes", "count", "per_second"]
+
+# Unit of a strength -> what its values are, in words.
+UNITS: Final[Mapping[Unit, str]] = {
+    "fraction": "a share of what the node has",
+    "bytes": "bytes that are held",
+    "count": "how many are held",
+    "per_second": "how many a second",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,48 +58,6 @@ class Capability:
 
 
 AVAILABLE: Final = Capability("available")
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of a simulator. `kind` "cores" is "all" or a whole number from 1."""
-
-    name: str
-    kind: OptionKind
-    default: str | int
-    help: str
-    choices: tuple[str, ...] = ()
-    choice_help: Mapping[str, str] = field(default_factory=dict)  # where `help` does not say what each choice is
-
-    def check(self, value: Any) -> str | int:
-        """Return the value, or raise `InputError` (`invalid_value`) that says what was expected."""
-        if self.kind == "choice":
-            return self._require(value, value in self.choices, f"one of {', '.join(self.choices)}")
-        if self.kind == "text":
-            return self._require(value, isinstance(value, str) and "\0" not in value, "a text")
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if self.kind == "cores":
-            return self._require(value, value == "all" or (whole and value >= 1), '"all" or a whole number from 1')
-        return self._require(value, whole and value >= 0, "a whole number from 0")
-
-    def _require(self, value: Any, fits: bool, expected: str) -> str | int:
-        if not fits:
-            raise InputError("invalid_value", f"option {self.name!r} must be {expected}, got {value!r}")
-        found: str | int = value
-        return found
-
-    def to_schema(self) -> dict[str, Any]:
-        """Return the option's JSON Schema."""
-        about: dict[str, Any] = {"description": self.help, "default": self.default}
-        if self.kind == "choice" and self.choice_help:
-            return {"oneOf": [{"const": choice, "description": self.choice_help[choice]} for choice in self.choices], **about}
-        if self.kind == "choice":
-            return {"enum": list(self.choices), **about}
-        if self.kind == "text":
-            return {"type": "string", **about}
-        if self.kind == "cores":
-            return {"oneOf": [{"const": "all"}, {"type": "integer", "minimum": 1}], **about}
-        return {"type": "integer", "minimum": 0, **about}
 
 
 class Simulator(Protocol):
@@ -110,23 +89,31 @@ class SimulatorRecord:
     """All that other parts need to know of a simulator.
 
     `entry` is "module:attribute" below `actors`, loaded in the load process only; "" when the guardian applies the effect.
-    `resource` names what of `Capacity` and `Amounts` its values take. `tolerance` is the dose's: a share of the
-    capacity for CPU, of the asked bytes else (contract, "Dose reached").
+    `resource` names what of `Capacity` a fraction is of, and which of the node's ceilings throttles it. Of it the peak is reserved, unless
+    `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
+    `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
+    is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
     """
 
     name: str
+    family: Family
     summary: str
     units: tuple[Unit, ...]
-    resource: Literal["cpu_cores", "memory_bytes", "disk_bytes"]
+    resource: Resource
+    meter: str
     measure: str
     tolerance: float
     look_ms: int
     options: tuple[Option, ...]
     supported: Callable[[NodeFacts], Capability]
+    metrics: tuple[str, ...] = ()
+    needs: str = ""
+    undo: str = "what it holds ends with its process"
     entry: str = ""
+    reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
 
-    def resolve_options(self, given: Mapping[str, Any]) -> dict[str, str | int]:
-        """Return all options with defaults filled in.
+    def resolve_options(self, given: Mapping[str, Any], label: str = "") -> dict[str, Value]:
+        """Return all options with defaults filled in. `label` is put before their names in messages.
 
         Raises `InputError`: `unknown_key` with the nearest known one, `invalid_value` with what was expected.
         """
@@ -134,7 +121,7 @@ class SimulatorRecord:
         for name in given:
             if name not in known:
                 raise InputError("unknown_key", f"{self.name} has no option {name!r}", nearest(name, known))
-        return {name: option.check(given.get(name, option.default)) for name, option in known.items()}
+        return {name: option.check(given.get(name, option.default), f"{label}.{name}" if label else "") for name, option in known.items()}
 
     def make(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> Simulator:
         """Return the simulator's code, loaded now; only where load may run."""
@@ -147,19 +134,17 @@ class SimulatorRecord:
         return {
             "name": self.name,
             "summary": self.summary,
-            "units": list(self.units),
+            "family": self.family,
+            "units": {unit: UNITS[unit] for unit in self.units},
             "resource": self.resource,
             "measure": self.measure,
             "tolerance": self.tolerance,
             "look_ms": self.look_ms,
+            "needs": self.needs,
+            "undo": self.undo,
+            "metrics": list(self.metrics),
             "options": {option.name: option.to_schema() for option in self.options},
         }
-
-
-def nearest(word: str, known: Mapping[str, Any]) -> str:
-    """Return a hint that offers the nearest known word, or all of them."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
 _MODULES: Final = ("cpu", "memory", "disk")
@@ -216,8 +201,9 @@ def check(operation: Operation) -> None:
 
 def peak_amounts(operation: Operation, capacity: Capacity) -> Amounts:
     """Return the most that an operation takes on a node: what its slot reserves at the guardian."""
-    peak = absolute(operation, capacity).peak(operation.duration_s)
-    resource = record_of(operation.kind).resource
-    if resource == "cpu_cores":
-        return Amounts(cpu_cores=peak)
-    return Amounts(memory_bytes=math.ceil(peak)) if resource == "memory_bytes" else Amounts(disk_bytes=math.ceil(peak))
+    record, peak = record_of(operation.kind), absolute(operation, capacity).peak(operation.duration_s)
+    if record.reserves is not None:
+        return record.reserves(peak, operation, capacity)
+    assert record.resource in AMOUNTS, f"{record.name} reserves nothing"
+    most: dict[str, Any] = {record.resource: peak if record.resource == "cpu_cores" else math.ceil(peak)}
+    return Amounts(**most)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from actors.errors import RefusedError
@@ -31,7 +31,7 @@ def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_frac
     machines: dict[str, list[str]] = {}
     for name in plan.targets:
         machines.setdefault(hellos[name]["machine"], []).append(name)
-    capacities = {name: share(hellos[name]["capacity"], len(names)) for names in machines.values() for name in names}
+    capacities = {name: hellos[name]["capacity"].shared(len(names)) for names in machines.values() for name in names}
     limits = {name: machine_limits(hellos[name]["capacity"], memory_fraction) for name in plan.targets}
     by_node = plan.by_node
     amounts = plan.reservations(capacities)
@@ -64,7 +64,7 @@ def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_frac
 
 def machine_limits(capacity: Capacity, memory_fraction: float) -> Amounts:
     """Return the most that all runs together may take of a machine; its guardian holds them to it."""
-    return Amounts(capacity.cpu_cores, round(capacity.memory_bytes * memory_fraction), capacity.disk_bytes)
+    return replace(capacity.amounts, memory_bytes=round(capacity.memory_bytes * memory_fraction))
 
 
 def _check_capability(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos) -> None:
@@ -104,11 +104,6 @@ def facts_of(
         for name in plan.targets
     ]
     return {"plan_digest": plan.digest, "nodes": nodes, "drift": list(drift)}
-
-
-def share(machine: Capacity, sharers: int) -> Capacity:
-    """Return one raylet's share of its machine."""
-    return Capacity(machine.cpu_cores / sharers, machine.memory_bytes // sharers, machine.disk_bytes // sharers, sharers)
 
 
 def probes_of(plan: Plan) -> list[dict[str, Any]]:
@@ -155,4 +150,5 @@ def check_machine(names: Sequence[str], amounts: Mapping[str, Amounts], limits: 
 def _told(amounts: Amounts) -> str:
     gib = 1 << 30
     memory, disk = amounts.memory_bytes / gib, amounts.disk_bytes / gib
-    return f"{amounts.cpu_cores:.2f} cores, {memory:.2f} GiB of memory and {disk:.2f} GiB of disk"
+    counts = "".join(f", {getattr(amounts, name):,} {name}" for name in ("descriptors", "tasks", "inodes") if getattr(amounts, name))
+    return f"{amounts.cpu_cores:.2f} cores, {memory:.2f} GiB of memory and {disk:.2f} GiB of disk{counts}"

@@ -18,17 +18,18 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from actors.capability import judge as judge_capability
 from actors.capability import read_facts
+from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.disk import check_place
 from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
-from actors.limits import read_capacity
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
@@ -370,9 +371,7 @@ class AgentShell:
     def _open_slot(self, effect: Do) -> None:
         operation: Operation = effect.data["operation"]
         capacity: Capacity = effect.data["capacity"] or self._capacity
-        limits: Amounts = effect.data["machine_limits"] or Amounts(
-            self._capacity.cpu_cores, self._capacity.memory_bytes, self._capacity.disk_bytes
-        )
+        limits: Amounts = effect.data["machine_limits"] or self._capacity.amounts
         amounts = peak_amounts(operation, capacity)
         if operation.kind == "DiskFill":
             check_place(operation, self.state_dir)
@@ -380,8 +379,8 @@ class AgentShell:
             "open_slot",
             run=effect.run,
             operation=operation.id,
-            amounts=_amounts(amounts),
-            machine_limits=_amounts(limits),
+            amounts=asdict(amounts),
+            machine_limits=asdict(limits),
             release_s=release_s(amounts),
             sharers=capacity.sharers,
             **self._fence(self._agent.epoch),
@@ -487,7 +486,3 @@ class AgentShell:
 def release_s(amounts: Amounts) -> float:
     """Return how long the kernel may take to free these bytes after a kill: 65 ms/GiB idle (measured), doubled for load beside it."""
     return round(0.13 * amounts.memory_bytes / (1 << 30), 3)
-
-
-def _amounts(amounts: Amounts) -> dict[str, float]:
-    return {"cpu_cores": amounts.cpu_cores, "memory_bytes": amounts.memory_bytes, "disk_bytes": amounts.disk_bytes}

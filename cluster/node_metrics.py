@@ -59,13 +59,8 @@ class Watched:
     shape: shapes.Shape  # in cores or bytes
     segment: Segment | None = None
     start_ns: int = 0
-    cpu_s: float | None = None
+    counted: float | None = None  # what its meter said last, where that only grows
     others_s: float = 0.0
-
-    @property
-    def is_cpu(self) -> bool:
-        """Tell whether its dose is a share of CPU time."""
-        return self.meter.resource == "cpu_cores"
 
     @property
     def host_total(self) -> bool:
@@ -261,11 +256,10 @@ class NodeMetrics:
             path = fill_path(operation, SlotTicket(slot, generation), self._state_dir, self._guardian.hello["guardian_id"])
         inside = bool(pids) and set(pids) <= set(_members(group))
         meter = OutsideMeter(operation, pids, path=path, cgroup=Path(group) if inside else None)
-        if meter.resource == "memory_bytes":
-            meter.set_baseline()
+        meter.set_baseline()
         with self._lock:
             watched = Watched(run, operation, capacity, slot, generation, meter, absolute(operation, capacity))
-            watched.cpu_s = meter.read() if watched.is_cpu else None  # so that the very next window counts, should the load begin in it
+            watched.counted = meter.read() if meter.cumulative else None  # so that the very next window counts, should the load begin in it
             self._watched[run, operation.id] = watched
 
     def started(self, run: str, operation_id: str, start_ns: int) -> None:
@@ -310,12 +304,13 @@ class NodeMetrics:
 
     def _dose(self, watched: Watched, now_ns: int, elapsed_s: float, others_s: float) -> tuple[float, float] | None:
         read = watched.meter.read()
-        before, watched.cpu_s = watched.cpu_s, read if watched.is_cpu else None
+        cumulative = watched.meter.cumulative
+        before, watched.counted = watched.counted, read if cumulative else None
         if not watched.start_ns or read is None or now_ns < watched.start_ns:
             return None
         operation = watched.operation
         whole = float(getattr(watched.capacity, watched.meter.resource)) if operation.unit == "fraction" else 1.0
-        if watched.is_cpu:
+        if cumulative:
             if before is None:
                 return None
             own = (read - before) / elapsed_s / whole

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from .combinators import hold, pause, sequence, together
 from .hypotheses import ActorProbe, Threshold
+from .kinds import *  # noqa: F403  # the classes of the simulators
+from .kinds import KINDS
 from .model import Budget, Scenario
-from .simulators import CpuLoad, DiskFill, MemoryPressure
+from .simulators import Simulator
 from .targets import Targets
 
 __distribution__ = "stress-cluster"
@@ -13,10 +15,8 @@ __distribution__ = "stress-cluster"
 __all__ = [
     "ActorProbe",
     "Budget",
-    "CpuLoad",
-    "DiskFill",
-    "MemoryPressure",
     "Scenario",
+    "Simulator",
     "Targets",
     "Threshold",
     "hold",
@@ -24,3 +24,4 @@ __all__ = [
     "sequence",
     "together",
 ]
+__all__ += [*KINDS]  # noqa: PLE0604  # names of records

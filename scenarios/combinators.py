@@ -17,7 +17,8 @@ from typing import Final
 
 from actors.errors import InputError
 
-from .simulators import KINDS, Simulator
+from .kinds import KINDS
+from .simulators import Simulator
 from .targets import Targets
 from .units import DURATION_MAX_S, check_number, check_text
 
@@ -42,7 +43,7 @@ class Hold:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.simulator, tuple(KINDS.values())):
+        if not isinstance(self.simulator, Simulator):
             raise InputError("invalid_value", f"Hold.simulator must be one of {', '.join(KINDS)}, got {self.simulator!r}")
         object.__setattr__(self, "for_s", float(check_number("Hold.for_s", self.for_s, SPAN_MIN_S, DURATION_MAX_S)))
         _check_phase("Hold.phase", self.phase)

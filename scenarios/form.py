@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from actors.errors import InputError
+from actors.option import Option
+from actors.simulator import REGISTRY, UNITS, SimulatorRecord
 
 from .combinators import DEPTH_MAX, Hold, Pause, Sequence, Together, Tree
 from .document import Entries, Node, wrong
 from .exporter_form import BREAKER, DESTINATION, EXPORTERS, FORMAT, PROMETHEUS, ROUTE, RULE, Truth, TruthOrPath
 from .exporter_form import WHEN as EXPORT_WHEN
 from .hypotheses import OPERATORS, PLACES, PROBE_STATS, STATS, WHEN, ActorProbe, Threshold
+from .kinds import KINDS
 from .model import (
     ON_NODE_LOST,
     PROFILES,
@@ -41,6 +44,7 @@ from .recording import (
 from .schema import (
     CoresKind,
     Field,
+    Kind,
     Labels,
     Listed,
     Measure,
@@ -57,7 +61,6 @@ from .schema import (
     placed,
     unknown_key,
 )
-from .simulators import KERNELS, KINDS, MODES, CpuLoad, DiskFill, MemoryPressure
 from .targets import CHOICES, ROLES, Targets
 
 DURATION, SIZE, FRACTION = Quantity("duration"), Quantity("size"), Quantity("fraction")
@@ -94,6 +97,7 @@ _LIMIT_HELP: Final[Mapping[str, str]] = {
     "memory_used_fraction": "used memory of the host above which load is shed",
     "memory_abort_fraction": "used memory of the host above which the run is aborted",
     "disk_fraction": "highest planned share of the file system",
+    "counts_fraction": "highest planned share of the descriptors, of the tasks and of the inodes that there may be",
     "disk_used_fraction": "used share of the file system above which load is shed",
     "disk_abort_fraction": "used share of the file system above which the run is aborted",
     "descriptors_fraction": "open share of the host's descriptors above which load is shed",
@@ -167,36 +171,46 @@ PROBE: Final = Record(
 )
 HYPOTHESES: Final = Listed(OneOf({"threshold": THRESHOLD, "actor_probe": PROBE}))
 
-SIMULATORS: Final[Mapping[str, Record]] = {
-    "CpuLoad": Record(
-        CpuLoad,
-        (
-            Field("fraction", "fraction", Strength("fraction"), "of the node's CPU capacity"),
-            Field("mode", "mode", Word(MODES), "own: the load's own share; host_total: fill the host up to it"),
-            Field("kernel", "kernel", Word(KERNELS), "what is computed"),
-            Field("cores", "cores", CoresKind(), "how many threads load at most"),
-        ),
-        "Keep processors busy.",
-    ),
-    "MemoryPressure": Record(
-        MemoryPressure,
-        (
-            Field("fraction", "fraction", Strength("fraction"), "of the node's memory limit"),
-            Field("bytes", "bytes", Strength("size"), "as a size"),
-        ),
-        "Hold anonymous memory.",
-    ),
-    "DiskFill": Record(
-        DiskFill,
-        (
-            Field("fraction", "fraction", Strength("fraction"), "of the file system"),
-            Field("bytes", "bytes", Strength("size"), "as a size"),
-            Field("dir", "dir", Text(), "folder on the node; the node's own state folder where not given"),
-            Field("reserve", "reserve_bytes", SIZE, "bytes that stay free whatever is asked"),
-        ),
-        "Hold blocks of a file system.",
-    ),
+STRENGTHS: Final[Mapping[str, Strength]] = {
+    "fraction": Strength("fraction"),
+    "bytes": Strength("size"),
+    "count": Strength("count"),
+    "per_second": Strength("number"),
 }
+
+
+def _option_kind(option: Option) -> Kind:
+    """Return how an option of a simulator is written."""
+    if option.kind == "choice":
+        return Word(option.choices)
+    if option.kind == "integer":
+        return Whole(int(option.low), None if option.high is None else int(option.high))
+    return _OPTION_KINDS[option.kind]
+
+
+_OPTION_KINDS: Final[Mapping[str, Kind]] = {
+    "text": Text(),
+    "path": Text(),
+    "flag": Truth(),
+    "number": Number(),
+    "fraction": FRACTION,
+    "bytes": SIZE,
+    "duration": DURATION,
+    "cores": CoresKind(),
+}
+
+
+def _simulator(record: SimulatorRecord) -> Record:
+    """Return the keys of a simulator: its units, then its options; what has a unit of its own loses it in its name."""
+    strengths = [Field(unit, unit, STRENGTHS[unit], UNITS[unit]) for unit in record.units]
+    options = [
+        Field(option.name.removesuffix("_bytes").removesuffix("_s"), option.name, _option_kind(option), option.help)
+        for option in record.options
+    ]
+    return Record(KINDS[record.name], (*strengths, *options), record.summary)
+
+
+SIMULATORS: Final[Mapping[str, Record]] = {name: _simulator(record) for name, record in REGISTRY.items()}
 _HOLD_KEYS: Final = (
     Field("for", "for_s", DURATION, "how long"),
     Field("phase", "phase", Text(), "name of the phase"),
@@ -275,7 +289,7 @@ class PlanKind:
         if isinstance(value, Pause):
             return {"pause": DURATION.write(value.for_s)}
         if isinstance(value, Hold):
-            word = next(name for name, cls in KINDS.items() if type(value.simulator) is cls)
+            word = value.simulator.record.name
             beside = Record(Hold, _HOLD_KEYS).write(value)
             return {word: SIMULATORS[word].write(value.simulator), **beside}
         word = next(name for name, cls in _LISTS.items() if type(value) is cls)

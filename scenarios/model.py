@@ -50,8 +50,8 @@ class Budget:
 class LimitOverrides:
     """Limits of a node that differ from the profile's. All but the two times are fractions of the node's capacity.
 
-    Planned load: `cpu_fraction`, `memory_fraction`, `disk_fraction`. Where load is shed: `cpu_busy_fraction` for longer than
-    `cpu_busy_for_s`, `memory_used_fraction`, `disk_used_fraction`, `descriptors_fraction`. Where a run is aborted: the same
+    Planned load: `cpu_fraction`, `memory_fraction`, `disk_fraction`, `counts_fraction`. Where load is shed: `cpu_busy_fraction`
+    for longer than `cpu_busy_for_s`, `memory_used_fraction`, `disk_used_fraction`, `descriptors_fraction`. Where a run is aborted: the same
     with `abort`. A snapshot older than `stale_s` aborts as well.
     """
 
@@ -62,6 +62,7 @@ class LimitOverrides:
     memory_used_fraction: float | None = None
     memory_abort_fraction: float | None = None
     disk_fraction: float | None = None
+    counts_fraction: float | None = None
     disk_used_fraction: float | None = None
     disk_abort_fraction: float | None = None
     descriptors_fraction: float | None = None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
@@ -19,29 +18,17 @@ from typing import Any, Final, TypeVar
 from actors import shape as shapes
 from actors.errors import InputError, RefusedError
 from actors.messages import Amounts, Capacity, NodeSpec, Operation
+from actors.simulator import REGISTRY, peak_amounts, record_of
 
 from . import text
 from .combinators import Placed, placed
 from .model import Budget, Scenario, check_seed
-from .simulators import DiskFill, MemoryPressure
 from .targets import derive_seed, is_protected, narrow, natural_key, select
 from .units import check_number
 
 SCHEMA: Final = 1
-RESOURCES: Final[Mapping[str, str]] = {"CpuLoad": "cpu", "MemoryPressure": "memory", "DiskFill": "disk"}
 FULL: Final = 1.0 + 1e-9
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True)
-class Peaks:
-    """The highest sums of a node at any instant, each by itself. Fractions are of the node's capacity."""
-
-    cpu_fraction: float = 0.0
-    memory_fraction: float = 0.0
-    memory_bytes: int = 0
-    disk_fraction: float = 0.0
-    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +53,6 @@ class Plan:
         for operation in self.operations:
             found[operation.node].append(operation)
         return {name: tuple(operations) for name, operations in found.items()}
-
-    @property
-    def peaks(self) -> dict[str, Peaks]:
-        """Return each target's peaks in the plan's own units."""
-        return _per_node(self, lambda _node, operations: _peaks(operations))
 
     def reservations(self, capacities: Mapping[str, Capacity]) -> dict[str, Amounts]:
         """Return the most that each target's operations take at any instant, on nodes of these capacities.
@@ -196,13 +178,14 @@ def peak_of(operation: Operation) -> float:
 
 
 def check_fractions(plan: Plan) -> None:
-    """Raise `RefusedError` (`budget`) where the CPU, memory or disk fractions on one node pass 100 % at an instant.
+    """Raise `RefusedError` (`budget`) where the fractions of one resource on one node pass 100 % at an instant.
 
     Each operation counts with its peak over its whole span: that is what it reserves.
     """
     for node, operations in _signatures(plan):
-        for resource in ("cpu", "memory", "disk"):
-            _check_sum(node, resource, [op for op in operations if RESOURCES[op.kind] == resource and op.unit == "fraction"])
+        shares = [(record_of(operation.kind).resource, operation) for operation in operations if operation.unit == "fraction"]
+        for resource in dict.fromkeys(name for name, _ in shares):
+            _check_sum(node, resource.split("_")[0], [operation for name, operation in shares if name == resource])
 
 
 def _check_sum(node: str, resource: str, operations: list[Operation]) -> None:
@@ -248,43 +231,15 @@ def _per_node(
     return found
 
 
-def _peaks(operations: Sequence[Operation]) -> Peaks:
-    return Peaks(
-        cpu_fraction=_highest(operations, "cpu", "fraction"),
-        memory_fraction=_highest(operations, "memory", "fraction"),
-        memory_bytes=math.ceil(_highest(operations, "memory", "bytes")),
-        disk_fraction=_highest(operations, "disk", "fraction"),
-        disk_bytes=math.ceil(_highest(operations, "disk", "bytes")),
-    )
-
-
-def _highest(operations: Sequence[Operation], resource: str, unit: str) -> float:
-    chosen = [operation for operation in operations if RESOURCES[operation.kind] == resource and operation.unit == unit]
-    instants = {operation.start_s for operation in chosen}
-    return max((sum(map(peak_of, _live(chosen, at_s))) for at_s in instants), default=0.0)
-
-
 def _most(operations: Sequence[Operation], capacity: Capacity) -> Amounts:
     """Return the highest sum of each amount at any instant."""
     most = Amounts()
     for at_s in {operation.start_s for operation in operations}:
         total = Amounts()
         for operation in _live(operations, at_s):
-            total = total.plus(amounts(operation, capacity))
-        most = Amounts(
-            max(most.cpu_cores, total.cpu_cores), max(most.memory_bytes, total.memory_bytes), max(most.disk_bytes, total.disk_bytes)
-        )
+            total = total.plus(peak_amounts(operation, capacity))
+        most = most.most(total)
     return most
-
-
-def amounts(operation: Operation, capacity: Capacity) -> Amounts:
-    """Return the most that one operation takes of a node: its shape's peak in cores or bytes."""
-    peak, resource, share = peak_of(operation), RESOURCES[operation.kind], operation.unit == "fraction"
-    if resource == "cpu":
-        return Amounts(cpu_cores=peak * capacity.cpu_cores)
-    if resource == "memory":
-        return Amounts(memory_bytes=math.ceil(peak * capacity.memory_bytes if share else peak))
-    return Amounts(disk_bytes=math.ceil(peak * capacity.disk_bytes if share else peak))
 
 
 # ---- the scenario's own budget
@@ -297,16 +252,16 @@ def _check_seen_budget(budget: Budget, steps: Sequence[Step]) -> None:
         if budget.nodes_max is not None:
             _within("nodes under stress at once", len({node.name for step in live for node in step.nodes}), budget.nodes_max, "nodes_max")
         if budget.memory_bytes_max is not None:
-            _within("bytes of memory", _bytes_of(live, MemoryPressure), budget.memory_bytes_max, "memory_max")
+            _within("bytes of memory", _bytes_of(live, "memory_bytes"), budget.memory_bytes_max, "memory_max")
         if budget.disk_bytes_max is not None:
-            _within("bytes of disk", _bytes_of(live, DiskFill), budget.disk_bytes_max, "disk_max")
+            _within("bytes of disk", _bytes_of(live, "disk_bytes"), budget.disk_bytes_max, "disk_max")
 
 
-def _bytes_of(steps: Sequence[Step], kind: type) -> float:
+def _bytes_of(steps: Sequence[Step], resource: str) -> float:
     return sum(
         len(step.nodes) * step.placed.hold.simulator.shape.peak(step.placed.hold.for_s)
         for step in steps
-        if isinstance(step.placed.hold.simulator, kind) and step.placed.hold.simulator.unit == "bytes"
+        if step.placed.hold.simulator.record.resource == resource and step.placed.hold.simulator.unit == "bytes"
     )
 
 
@@ -426,7 +381,7 @@ def _checked_operation(item: Mapping[str, Any]) -> Mapping[str, Any]:
     strange = sorted(set(item) - set(_OPERATION_FIELDS))
     if strange:
         raise ValueError(f"operation {item.get('id')!r} has unknown keys {', '.join(strange)}")
-    if item["kind"] not in RESOURCES or item["unit"] not in ("fraction", "bytes"):
+    if item["kind"] not in REGISTRY or item["unit"] not in REGISTRY[item["kind"]].units:
         raise ValueError(f"operation {item.get('id')!r} is of unknown kind or unit")
     shapes.from_spec(item["shape"])
     for key in ("start_s", "duration_s"):

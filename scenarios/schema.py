@@ -276,17 +276,17 @@ class Labels:
 class CoresKind:
     """`all`, or a number of cores."""
 
-    def read(self, node: Node, label: str) -> int | None:
-        """Return the number, `None` for all."""
+    def read(self, node: Node, label: str) -> int | str:
+        """Return the number or `all`."""
         if isinstance(node, Leaf) and node.value == "all":
-            return None
+            return "all"
         if isinstance(node, Leaf) and isinstance(node.value, str):
             raise expected(node, label, "`all` or a number of cores")
         return Whole().read(node, label)
 
-    def write(self, value: int | None) -> int | str:
+    def write(self, value: int | str) -> int | str:
         """Return the number or `all`."""
-        return "all" if value is None else value
+        return value
 
     def schema(self) -> Schema:
         """Return the schema."""
@@ -406,12 +406,18 @@ def _single(key: str, schema: Schema) -> Schema:
 
 def _shape_record(cls: Any, of: str, helps: Mapping[str, str]) -> Record:
     """Return a shape's table: times lose their unit, levels take the strength's."""
-    kinds: dict[str, Kind] = {"duty": Quantity("fraction"), "levels": Listed(Quantity(of), least=1)}
+    level = _level(of)
+    kinds: dict[str, Kind] = {"duty": Quantity("fraction"), "levels": Listed(level, least=1)}
     table = []
     for item in fields(cls):
-        kind = kinds.get(item.name, Quantity("duration") if item.name.endswith("_s") else Quantity(of))
+        kind = kinds.get(item.name, Quantity("duration") if item.name.endswith("_s") else level)
         table.append(Field(_shape_key(item.name), item.name, kind, helps[item.name]))
     return Record(cls, tuple(table), (cls.__doc__ or "").strip())
+
+
+def _level(of: str) -> Kind:
+    """Return how one level of a strength is written."""
+    return Whole() if of == "count" else Number() if of == "number" else Quantity(of)
 
 
 def _shape_key(name: str) -> str:
@@ -436,7 +442,7 @@ _SHAPE_HELP: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """A load shape, or one level for a constant one. Levels are fractions (`60%`) or sizes (`512MiB`)."""
+    """A load shape, or one level for a constant one. Levels are fractions (`60%`), sizes (`512MiB`), counts or plain numbers."""
 
     of: str
 
@@ -447,14 +453,15 @@ class Strength:
     def read(self, node: Node, label: str) -> Shape | float:
         """Return a shape or a level."""
         if isinstance(node, Leaf):
-            return Quantity(self.of).read(node, label)
+            level: float = _level(self.of).read(node, label)
+            return level
         shape: Shape = OneOf(self.kinds()).read(node, label)
         return shape
 
     def write(self, value: Shape) -> Any:
         """Return the level of a constant shape, else the shape under its name."""
         if isinstance(value, shapes.Constant):
-            return Quantity(self.of).write(value.level)
+            return _level(self.of).write(value.level)
         return OneOf(self.kinds()).write(value)
 
     def schema(self) -> Schema:
@@ -463,7 +470,7 @@ class Strength:
 
     def definition(self) -> Schema:
         """Return what the reference stands for."""
-        return {"anyOf": [Quantity(self.of).schema(), *OneOf(self.kinds()).schema()["oneOf"]]}
+        return {"anyOf": [_level(self.of).schema(), *OneOf(self.kinds()).schema()["oneOf"]]}
 
 
 def _in_range(node: Node, label: str, value: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ..control import GENERATIONS, SLOTS, STOP_DRAIN
 from ..errors import InputError, RefusedError, StressError
-from ..messages import Amounts
+from ..messages import Amounts, spoken
 from ..proc import Identity
 from ..undo import KINDS, Outcome, Record
 from .fields import LIMITLESS, amounts, integer, span_ns, text
@@ -198,7 +198,7 @@ class GuardianCore(Owners):
         path = f"{self._container_root}/{index}-{generation}" if self._container_root else ""
         fields = {
             "path": path,
-            "amounts": [asked.cpu_cores, asked.memory_bytes, asked.disk_bytes],
+            "amounts": list(asked.values()),
             "release_ns": release_ns,
             "epoch": slot.epoch,
             "incarnation": slot.incarnation,
@@ -213,12 +213,11 @@ class GuardianCore(Owners):
         total = asked
         for slot in self._slots.values():
             total = total.plus(slot.amounts)
-        if not total.within(limits):
+        over = total.beyond(limits)
+        if over:
+            told = " and ".join(f"{getattr(total, name):g} {spoken(name)}, its limit is {getattr(limits, name):g}" for name in over)
             raise RefusedError(
-                "budget",
-                f"with this operation the machine would carry {total.cpu_cores:g} cores, {total.memory_bytes} bytes of memory and "
-                f"{total.disk_bytes} bytes of disk; its limits are {limits.cpu_cores:g}, {limits.memory_bytes} and {limits.disk_bytes}",
-                "lower the request or wait until other runs have ended",
+                "budget", f"with this operation the machine would carry {told}", "lower the request or wait until other runs have ended"
             )
 
     def _slot_of(self, request: Mapping[str, Any]) -> Slot:

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from ..clock import SECOND_NS
 from ..errors import InputError
-from ..messages import Amounts
+from ..messages import AMOUNTS, Amounts
 
 PROTOCOL: Final = 1  # of requests and answers
 TEXT_MAX: Final = 512
 INTEGER_MAX: Final = 1 << 62
-LIMITLESS: Final = Amounts(math.inf, INTEGER_MAX, INTEGER_MAX)
+LIMITLESS: Final = Amounts(math.inf, *[INTEGER_MAX] * (len(AMOUNTS) - 1))
 
 
 def text(request: Mapping[str, Any], name: str) -> str:
@@ -53,4 +53,4 @@ def amounts(fields: Mapping[str, Any]) -> Amounts:
     cores = fields.get("cpu_cores", 0.0)
     if type(cores) not in {int, float} or not 0 <= cores < math.inf:
         raise InputError("invalid_value", f"'cpu_cores' must be a number of at least 0, got {cores!r:.80}")
-    return Amounts(float(cores), integer(fields, "memory_bytes", 0), integer(fields, "disk_bytes", 0))
+    return Amounts(float(cores), *(integer(fields, name, 0) for name in AMOUNTS[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ..errors import StressError
@@ -35,7 +36,7 @@ def rebuild(first: Record, head: Record | None, lease: tuple[int, int, int], now
         int(fields.get("incarnation", 0)),
         first.run,
         first.operation,
-        Amounts(*fields.get("amounts", (0.0, 0, 0))),
+        Amounts(*fields.get("amounts", ())),
         int(fields.get("release_ns", 0)),
         int(fields.get("sharers", 1)),
     )
@@ -82,11 +83,7 @@ def slot_status(slot: Slot) -> dict[str, Any]:
         "cause": slot.cause,
         "deadline_ns": slot.deadline_ns,
         "container": slot.container,
-        "amounts": {
-            "cpu_cores": slot.amounts.cpu_cores,
-            "memory_bytes": slot.amounts.memory_bytes,
-            "disk_bytes": slot.amounts.disk_bytes,
-        },
+        "amounts": asdict(slot.amounts),
         "pids": [item.record.fields["pid"] for item in slot.records if item.record.kind == "process"],
     }
 

@@ -1,7 +1,7 @@
 """The catalogue: every metric there is, with kind, unit, help, labels and level. A name that is not here cannot be recorded.
 
 Names are dotted and carry no unit; the unit is a column of its own and a suffix of the Prometheus family. Most metrics
-have one unit. The two doses have one of two, by the operation they belong to, so each unit is a family of its own:
+have one unit. The two doses have one of four, by the operation they belong to, so each unit is a family of its own:
 `dose.requested` gives `stress_cluster_dose_requested_ratio` and `stress_cluster_dose_requested_bytes`.
 """
 
@@ -16,7 +16,8 @@ from ..errors import InputError
 
 PREFIX: Final = "stress_cluster"
 RESERVED_LABELS: Final = ("run", "node", "worker", "phase", "le")
-DOSE_UNITS: Final = {"fraction": "ratio", "bytes": "bytes"}  # Operation.unit -> unit of its dose
+# Operation.unit -> unit of its dose
+DOSE_UNITS: Final = {"fraction": "ratio", "bytes": "bytes", "count": "objects", "per_second": "per_second"}
 
 
 class Kind(StrEnum):
@@ -104,7 +105,7 @@ _TABLE: Final = (
         G,
         "ratio",
         "Strength that the scenario asks of an operation, before any ceiling.",
-        other_units=("bytes",),
+        other_units=("bytes", "objects", "per_second"),
         vital=True,
     ),
     Metric(
@@ -112,7 +113,7 @@ _TABLE: Final = (
         G,
         "ratio",
         "Strength achieved by an operation, measured from outside its processes.",
-        other_units=("bytes",),
+        other_units=("bytes", "objects", "per_second"),
         vital=True,
     ),
     Metric("dose.own", G, "ratio", "The part of dose.achieved that is our own load; differs from it in host-total mode only.", vital=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from actors.errors import RefusedError
 from actors.messages import Amounts, Capacity, NodeSpec, Operation
+from actors.simulator import peak_amounts
 from scenarios import plan as plans
 from scenarios.plan import Plan
 
@@ -83,14 +85,14 @@ def show_plan(
 
 def local_site(nodes: int | None, settings: Settings) -> Site:
     """Return what an embedded Ray would have: one raylet that is its own target, or `nodes` of them beside a head."""
-    from actors import capability, limits  # noqa: PLC0415  # reads /proc, which not every platform has
+    from actors import capability, capacity  # noqa: PLC0415  # reads /proc, which not every platform has
 
     names = [f"n{index + 1}" for index in range(nodes or 0)] or ["head"]
     specs = tuple(NodeSpec(name, address="127.0.0.1", is_head=name == "head") for name in dict.fromkeys(["head", *names]))
     folder = _existing(Path(settings.state_dir))
-    capacity = limits.read_capacity(folder, sharers=len(names))
+    found = capacity.read_capacity(folder, sharers=len(names))
     verdicts = {name: asdict(one) for name, one in capability.judge(capability.read_facts(folder)).items()}
-    return Site(specs, dict.fromkeys(names, capacity), dict.fromkeys(names, verdicts), shares_machine=len(names) > 1)
+    return Site(specs, dict.fromkeys(names, found), dict.fromkeys(names, verdicts), shares_machine=len(names) > 1)
 
 
 def _existing(path: Path) -> Path:
@@ -175,7 +177,7 @@ def _node_row(name: str, operations: Sequence[Operation], site: Site) -> dict[st
     mine = [one for one in operations if one.node == name]
     capacity = site.capacities.get(name)
     held = [span.amounts for span in _spans(mine, site.capacities)]
-    most = Amounts(*(max((getattr(one, field) for one in held), default=0) for field in ("cpu_cores", "memory_bytes", "disk_bytes")))
+    most = functools.reduce(Amounts.most, held, Amounts())
     return {
         "node": name,
         "capacity": None if capacity is None else asdict(capacity),
@@ -189,7 +191,7 @@ def _amounts(one: Operation, capacities: Mapping[str, Capacity]) -> Amounts:
     capacity = capacities.get(one.node)
     if capacity is None and one.unit == "fraction":
         return Amounts()
-    return plans.amounts(one, capacity or Capacity(0.0, 0, 0))
+    return peak_amounts(one, capacity or Capacity(0.0, 0, 0))
 
 
 def _spans(operations: Sequence[Operation], capacities: Mapping[str, Capacity]) -> list[Span]:

@@ -161,6 +161,11 @@ THROTTLES: Final[Mapping[str, tuple[Policy, ...]]] = MappingProxyType(
         "cpu_cores": (descriptors_headroom, cpu_headroom),
         "memory_bytes": (descriptors_headroom, memory_headroom),
         "disk_bytes": (descriptors_headroom, disk_headroom),
+        "descriptors": (descriptors_headroom,),
+        "ports": (descriptors_headroom,),
+        "tasks": (descriptors_headroom, memory_headroom),
+        "mappings": (descriptors_headroom, memory_headroom),
+        "inodes": (descriptors_headroom, disk_headroom),
     }
 )
 

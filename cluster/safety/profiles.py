@@ -33,6 +33,7 @@ class Limits:
     memory_used_fraction: float
     memory_abort_fraction: float
     disk_fraction: float
+    counts_fraction: float
     disk_used_fraction: float
     disk_abort_fraction: float
     descriptors_fraction: float
@@ -43,11 +44,9 @@ class Limits:
 
     def planned(self, capacity: Capacity) -> Amounts:
         """Return the most that all loads together may take of a node with this capacity."""
-        return Amounts(
-            cpu_cores=capacity.cpu_cores * self.cpu_fraction,
-            memory_bytes=int(capacity.memory_bytes * self.memory_fraction),
-            disk_bytes=int(capacity.disk_bytes * self.disk_fraction),
-        )
+        whole = capacity.amounts
+        shares = {name: getattr(whole, name) * getattr(self, limit) for name, limit in PLANNED.items()}
+        return Amounts(**{name: most if name == "cpu_cores" else int(most) for name, most in shares.items()})
 
 
 HELP: Final[Mapping[str, str]] = {
@@ -58,6 +57,7 @@ HELP: Final[Mapping[str, str]] = {
     "memory_used_fraction": "used memory of the host above which load is shed",
     "memory_abort_fraction": "used memory of the host above which the run is aborted",
     "disk_fraction": "highest planned share of the file system",
+    "counts_fraction": "highest planned share of the descriptors, of the tasks and of the inodes that there may be",
     "disk_used_fraction": "used share of the file system above which load is shed",
     "disk_abort_fraction": "used share of the file system above which the run is aborted",
     "descriptors_fraction": "open share of the host's descriptors above which load is shed",
@@ -76,6 +76,7 @@ PROFILES: Final[Mapping[str, Limits]] = {
         memory_used_fraction=0.8,
         memory_abort_fraction=0.9,
         disk_fraction=0.3,
+        counts_fraction=0.5,
         disk_used_fraction=0.8,
         disk_abort_fraction=0.9,
         descriptors_fraction=0.7,
@@ -92,6 +93,7 @@ PROFILES: Final[Mapping[str, Limits]] = {
         memory_used_fraction=0.9,
         memory_abort_fraction=0.95,
         disk_fraction=0.6,
+        counts_fraction=0.7,
         disk_used_fraction=0.9,
         disk_abort_fraction=0.95,
         descriptors_fraction=0.8,
@@ -108,6 +110,7 @@ PROFILES: Final[Mapping[str, Limits]] = {
         memory_used_fraction=0.95,
         memory_abort_fraction=0.98,
         disk_fraction=0.85,
+        counts_fraction=0.85,
         disk_used_fraction=0.95,
         disk_abort_fraction=0.98,
         descriptors_fraction=0.9,
@@ -118,7 +121,17 @@ PROFILES: Final[Mapping[str, Limits]] = {
     ),
 }
 DEFAULT_PROFILE: Final = "balanced"
-PLANNED: Final = ("cpu_fraction", "memory_fraction", "disk_fraction")
+PLANNED: Final[Mapping[str, str]] = {  # what is reserved -> the limit on how much of it may be planned
+    "cpu_cores": "cpu_fraction",
+    "memory_bytes": "memory_fraction",
+    "disk_bytes": "disk_fraction",
+    "descriptors": "counts_fraction",
+    "tasks": "counts_fraction",
+    "inodes": "counts_fraction",
+}
+_WORDS: Final[Mapping[str, str]] = {"cpu_cores": "cores of CPU", "memory_bytes": "of memory", "disk_bytes": "of disk"} | {
+    name: name for name in ("descriptors", "tasks", "inodes")
+}
 
 
 def limits_for(profile: str = DEFAULT_PROFILE, overrides: LimitOverrides | None = None, *, allow_starve: bool = False) -> Limits:
@@ -131,7 +144,7 @@ def limits_for(profile: str = DEFAULT_PROFILE, overrides: LimitOverrides | None 
     if profile not in PROFILES:
         raise InputError("unknown_name", f"no profile is called {profile!r}", f"known: {', '.join(PROFILES)}")
     given: dict[str, float] = overrides.given() if overrides else {}
-    planned = dict.fromkeys(PLANNED, 1.0) if allow_starve else {}
+    planned = dict.fromkeys(PLANNED.values(), 1.0) if allow_starve else {}
     limits = replace(PROFILES[profile], **(given | planned))  # type: ignore[arg-type]  # the two ints are not among them
     return checked(_uncapped(limits, given))
 
@@ -173,18 +186,19 @@ def check_planned(wanted: Mapping[str, Amounts], capacities: Mapping[str, Capaci
         _check_node(node, amounts, limits.planned(capacities[node]))
 
 
+def _figure(name: str, value: float) -> str:
+    """Return an amount's number as people write it."""
+    return f"{value:.2f}" if name == "cpu_cores" else show(int(value), "size") if name.endswith("_bytes") else f"{value:,}"
+
+
 def _check_node(node: str, amounts: Amounts, allowed: Amounts) -> None:
     if amounts.within(allowed):
         return
-    for what, limit, asked, most in (
-        ("CPU", "cpu_fraction", f"{amounts.cpu_cores:.2f} cores", f"{allowed.cpu_cores:.2f}"),
-        ("memory", "memory_fraction", show(amounts.memory_bytes, "size"), show(allowed.memory_bytes, "size")),
-        ("disk", "disk_fraction", show(amounts.disk_bytes, "size"), show(allowed.disk_bytes, "size")),
-    ):
-        field = {"CPU": "cpu_cores", "memory": "memory_bytes", "disk": "disk_bytes"}[what]
-        if getattr(amounts, field) > getattr(allowed, field) * (1 + 1e-9):
-            message = f"the plan asks {asked} of {what} on {node}, its limit is {most} (limits.{limit})"
-            raise RefusedError("budget", message, f"ask for less, raise limits.{limit} or the profile, or pass --allow-starve")
+    for name in amounts.beyond(allowed):
+        limit = PLANNED[name]
+        asked, most = (_figure(name, getattr(one, name)) for one in (amounts, allowed))
+        message = f"the plan asks {asked} {_WORDS[name]} on {node}, its limit is {most} (limits.{limit})"
+        raise RefusedError("budget", message, f"ask for less, raise limits.{limit} or the profile, or pass --allow-starve")
 
 
 def listing() -> tuple[dict[str, object], ...]:

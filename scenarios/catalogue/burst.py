@@ -17,8 +17,8 @@ from actors.shape import Burst, Ramp
 
 from ..combinators import hold, together
 from ..hypotheses import ActorProbe, Threshold
+from ..kinds import CpuLoad, DiskFill, MemoryPressure
 from ..model import Scenario
-from ..simulators import CpuLoad, DiskFill, MemoryPressure
 
 MIB: Final = 1 << 20
 TOTAL_S: Final = 35.0

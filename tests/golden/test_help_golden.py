@@ -16,7 +16,7 @@ from cluster.exporters.prometheus import OWN
 from cluster.metrics import reference
 from cluster.settings import reference_rows
 from cluster.verdict import EXIT_CODES
-from scenarios import text
+from scenarios import kinds, text
 
 ROOT = Path(cli.__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -180,3 +180,8 @@ def test_links_in_documents_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
+
+
+def test_the_stub_of_the_simulators_classes():
+    """scenarios/kinds.pyi, by which editors and type checkers know the simulators, follows from their records."""
+    check(ROOT / "scenarios" / "kinds.pyi", kinds.stub())

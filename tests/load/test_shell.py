@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from support.waiting import until
 
+from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, SystemClock
 from actors.disk import fill_path
 from actors.dose import OutsideMeter
 from actors.errors import InputError, StressError
 from actors.guardian.client import GuardianClient
-from actors.limits import read_capacity
 from actors.messages import Capacity, Operation, SlotTicket
 from actors.shell import SimulatorShell
 from actors.simulator import peak_amounts

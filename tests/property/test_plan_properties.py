@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from actors.errors import RefusedError
 from actors.messages import Amounts, Capacity, HostSnapshot, NodeSpec
+from actors.simulator import peak_amounts
 from cluster.dose import DoseWindow, reached
 from cluster.safety.policies import OK, Level, Verdict, judge, next_ceiling, worst
 from cluster.safety.profiles import PROFILES
 from scenarios import CpuLoad, DiskFill, MemoryPressure, Scenario, Targets, hold, pause, sequence, together
-from scenarios.plan import Plan, amounts, drift, peak_of, replay, resolve
+from scenarios.plan import Plan, drift, peak_of, replay, resolve
 
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 level = st.floats(0.01, 0.4)
@@ -111,7 +112,7 @@ def test_reservations_cover_every_instant(tree, nodes, seed):
             total = Amounts()
             for op in operations:
                 if op.start_s <= at_s < op.start_s + op.duration_s - 1e-6:
-                    total = total.plus(amounts(op, capacity))
+                    total = total.plus(peak_amounts(op, capacity))
             assert total.within(reserved[node])
         cpu = [op for op in operations if op.kind == "CpuLoad"]
         assert reserved[node].cpu_cores >= max((peak_of(op) * 4.0 for op in cpu), default=0.0)

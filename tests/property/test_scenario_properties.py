@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from actors import shape as shapes
 from actors.errors import InputError
 from actors.metrics.registry import CATALOGUE
-from scenarios import combinators, document, exporters, hypotheses, model, recording, simulators, targets, text, units
+from actors.simulator import REGISTRY
+from scenarios import combinators, document, exporters, hypotheses, kinds, model, recording, targets, text, units
 
 fraction = st.floats(0, 1)
 size = st.integers(0, 1 << 53)
@@ -36,19 +37,32 @@ def shape(level):
     )
 
 
-simulator = st.one_of(
-    st.builds(
-        simulators.CpuLoad,
-        shape(fraction),
-        st.sampled_from(simulators.MODES),
-        st.sampled_from(simulators.KERNELS),
-        st.none() | st.integers(1, 64),
-    ),
-    st.builds(simulators.MemoryPressure, fraction=shape(fraction)),
-    st.builds(simulators.MemoryPressure, bytes=shape(size)),
-    st.builds(simulators.DiskFill, fraction=shape(fraction), reserve_bytes=size),
-    st.builds(simulators.DiskFill, bytes=shape(size), dir=line.map(lambda name: f"/{name}")),
-)
+LEVELS = {"fraction": fraction, "bytes": size, "count": st.integers(0, 1 << 40), "per_second": st.floats(0, 1e9)}
+
+
+def option_values(option):
+    """Return values of an option that it takes: of each kind, within its bounds."""
+    low, high = option.low, min(option.top, 1 << 53)
+    whole = st.integers(int(low), int(high))
+    return {
+        "choice": st.sampled_from(option.choices or ("",)),
+        "flag": st.booleans(),
+        "text": line,
+        "path": st.just("") | line.map(lambda name: f"/{name}"),
+        "integer": whole,
+        "bytes": whole,
+        "cores": st.just("all") | st.integers(1, 64),
+    }.get(option.kind, st.floats(low, high))
+
+
+def loads(record):
+    """Return loads of a record, in each of its units."""
+    options = st.fixed_dictionaries({}, optional={option.name: option_values(option) for option in record.options})
+    strength = st.sampled_from(record.units).flatmap(lambda unit: st.tuples(st.just(unit), shape(LEVELS[unit])))
+    return st.builds(lambda one, given: kinds.KINDS[record.name](**{one[0]: one[1]}, **given), strength, options)
+
+
+simulator = st.one_of([loads(record) for record in REGISTRY.values()])
 selectors = st.builds(
     targets.Targets,
     role=st.sampled_from(targets.ROLES),

@@ -14,9 +14,11 @@ def _supported(facts: NodeFacts) -> Capability:
 
 RECORD = SimulatorRecord(
     name="CacheLoad",
+    family="cpu",
     summary="Walks an array larger than the last-level cache.",
     units=("fraction",),
     resource="cpu_cores",
+    meter="cpu_seconds",
     measure="CPU seconds of the load process per second, of the node's cores",
     tolerance=0.05,
     look_ms=5,
@@ -49,9 +51,11 @@ FACTORY: SimulatorFactory = CacheLoad
 
 WRONG_RESOURCE = SimulatorRecord(
     name="CacheLoad",
+    family="cache",  # E: [arg-type]
     summary="",
     units=("percent",),  # E: [arg-type]
     resource="cores",  # E: [arg-type]
+    meter="cpu_seconds",
     measure="",
     tolerance="5%",  # E: [arg-type]
     look_ms=5,

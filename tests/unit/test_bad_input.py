@@ -172,7 +172,7 @@ def test_the_base_document_is_good():
             id="low-above-high",
         ),
         pytest.param(
-            HEAD + "plan:\n  CpuLoad: {fraction: 1%, cores: 0}\n  for: 1s\n", "invalid_value", "4:34", "at least 1", id="no-cores"
+            HEAD + "plan:\n  CpuLoad: {fraction: 1%, cores: 0}\n  for: 1s\n", "invalid_value", "4:34", "whole number from 1", id="no-cores"
         ),
         pytest.param("- 1\n", "invalid_document", "1:1", "expected a scenario", id="list-document"),
         pytest.param("just words\n", "invalid_document", "1:1", "expected a scenario", id="text-document"),

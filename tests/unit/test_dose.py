@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.dose import DoseWindow, reached
+from cluster.words import amount
 
 MIB = 1 << 20
 NAN = float("nan")
@@ -56,6 +57,24 @@ def test_nineteen_of_twenty_is_enough(misses, want):
 def test_bytes_are_judged_by_two_percent(asked, achieved, want):
     """2 % of the asked bytes, at least 1 MiB."""
     assert reached(steady(achieved, requested=asked), unit="bytes").reached is want
+
+
+@pytest.mark.parametrize(
+    ("unit", "asked", "achieved", "want"),
+    [
+        pytest.param("count", 1000, 980, True, id="2-percent-fewer"),
+        pytest.param("count", 1000, 979, False, id="2.1-percent-fewer"),
+        pytest.param("count", 10, 12, True, id="two-more-than-ten"),
+        pytest.param("count", 10, 13, False, id="three-more-than-ten"),
+        pytest.param("per_second", 1000, 1020, True, id="2-percent-faster"),
+        pytest.param("per_second", 10, 8, False, id="two-a-second-slower"),
+    ],
+)
+def test_counts_and_rates_are_judged_by_two_percent(unit, asked, achieved, want):
+    """2 % of the asked number or rate, at least two things or one a second; the worst window is told in the unit's words."""
+    result = reached(steady(achieved, requested=asked), unit=unit)
+    assert result.reached is want
+    assert want or amount(achieved, unit) in result.reason
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.limits import Container, chain, find_container, own_groups, quota_cores, read_capacity
+from actors import counted
+from actors.capacity import read_capacity
+from actors.limits import Container, chain, find_container, own_groups, quota_cores
 
 GIB = 1 << 30
 
@@ -93,3 +95,16 @@ def test_sharers_divide_the_machine(tmp_path: Path) -> None:
     alone, third = read_capacity(tmp_path / "not/there/yet", container=container), read_capacity(tmp_path, 3, container)
     assert (third.cpu_cores, third.memory_bytes, third.sharers) == (pytest.approx(2 / 3), 8 * GIB // 3, 3)
     assert third.disk_bytes == alone.disk_bytes // 3 > 0
+
+
+def test_counted_limits_are_the_tightest(tmp_path: Path) -> None:
+    """The group's limit of tasks counts where it is below the machine's, and a limit that is not stated does not."""
+    group = put(tmp_path / "cg", **{"pids.max": "500"})
+    put(tmp_path / "proc/self", cgroup="0::/\n", mountinfo=f"30 23 0:26 / {group} rw - cgroup2 cgroup2 rw\n")
+    put(tmp_path / "proc/sys/kernel", **{"threads-max": "9000", "pid_max": "4000"})
+    put(tmp_path / "proc/sys/fs", **{"file-max": "77"})
+    proc = tmp_path / "proc"
+    assert (counted.tasks(proc), counted.descriptors(proc)) == (500, 77)
+    (group / "pids.max").write_text("max")
+    assert counted.tasks(proc) == 4000
+    assert (counted.mappings(proc), counted.ports(proc)) == (counted.LARGEST, 0)

@@ -10,10 +10,9 @@ import pytest
 from actors.errors import InputError, RefusedError
 from actors.messages import Amounts, Capacity, NodeSpec
 from actors.shape import Burst, Square
-from actors.simulator import peak_amounts
 from scenarios import Budget, CpuLoad, DiskFill, MemoryPressure, Scenario, Targets, hold, pause, sequence, together
 from scenarios.catalogue import get
-from scenarios.plan import Peaks, Plan, amounts, check_budget, drift, replay, resolve
+from scenarios.plan import Plan, check_budget, drift, replay, resolve
 
 MIB, GIB = 1 << 20, 1 << 30
 HEAD = NodeSpec("head", is_head=True, address="10.0.0.1")
@@ -126,7 +125,7 @@ def test_one_overloaded_node_among_many_is_found():
         resolve(scenario(plan), WORKERS)
 
 
-def test_peaks_and_reservations_are_the_highest_sums_at_an_instant():
+def test_reservations_are_the_highest_sums_at_an_instant():
     """What overlaps adds up, what follows does not, and fractions become cores and bytes of each node's capacity."""
     plan = resolve(
         scenario(
@@ -137,29 +136,12 @@ def test_peaks_and_reservations_are_the_highest_sums_at_an_instant():
         ),
         WORKERS[:2],
     )
-    assert plan.peaks["n1"] == plan.peaks["n2"] == Peaks(0.7, 0.25, GIB, 0.1, 3 * MIB)
     other = replace(CAPACITY, cpu_cores=2.0)
     reserved = plan.reservations({"n1": CAPACITY, "n2": other})
     assert reserved["n1"] == Amounts(0.7 * 4, 2 * GIB + MIB, 10 * GIB + 3 * MIB)
     assert reserved["n2"].cpu_cores == 0.7 * 2
     with pytest.raises(RefusedError, match="n2"):
         plan.reservations({"n1": CAPACITY})
-
-
-def test_amounts_are_those_that_the_guardian_reserves():
-    """The plan and the node compute the same peak for an operation."""
-    plan = resolve(
-        scenario(
-            together(
-                cpu(Burst(0.1, 0.5, 10, 2)),
-                hold(MemoryPressure(fraction=0.3), 4),
-                hold(MemoryPressure(bytes=77), 4),
-                hold(DiskFill(fraction=0.1), 4),
-            )
-        ),
-        WORKERS,
-    )
-    assert all(amounts(operation, CAPACITY) == peak_amounts(operation, CAPACITY) for operation in plan.operations)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from actors.errors import InputError, RefusedError
 from actors.messages import Amounts, Capacity, HostSnapshot, NodeSpec
 from cluster.safety import policies
 from cluster.safety.policies import OK, POLICIES, Level, Verdict, busy_since, judge, next_ceiling, worst
-from cluster.safety.profiles import HELP, PROFILES, Limits, check_planned, limits_for, listing
+from cluster.safety.profiles import HELP, PLANNED, PROFILES, Limits, check_planned, limits_for, listing
 from scenarios import CpuLoad, Scenario, hold
 from scenarios.catalogue import get
 from scenarios.model import PROFILES as NAMES
@@ -151,9 +151,7 @@ def test_every_limit_of_a_profile_is_explained_and_can_be_set_in_a_scenario():
     assert {item.name for item in fields(LimitOverrides)} == {name for name in names if not name.endswith("_max")}
 
 
-@pytest.mark.parametrize(
-    "name", [item.name for item in fields(LimitOverrides) if item.name not in ("cpu_fraction", "memory_fraction", "disk_fraction")]
-)
+@pytest.mark.parametrize("name", [item.name for item in fields(LimitOverrides) if item.name not in PLANNED.values()])
 def test_each_measured_limit_flips_a_verdict(name):
     """Every limit that is measured decides something: the strictest value turns a fine host into one that is not."""
     host = replace(

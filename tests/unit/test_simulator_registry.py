@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,11 +9,16 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
+from actors.dose import METERS
 from actors.errors import InputError
 from actors.messages import Amounts, Capacity, Operation
+from actors.metrics.registry import CATALOGUE
+from actors.option import Option
 from actors.simulator import REGISTRY, absolute, check, peak_amounts, record_of
+from cluster.safety.policies import THROTTLES
 
 CAPACITY = Capacity(cpu_cores=4.0, memory_bytes=1_000_000_000, disk_bytes=2_000_000_000)
+WHOLE = Capacity(4.0, 1 << 30, 1 << 40, 1, 1000, 1000, 1000, 1000, 1000)
 CPU = Operation("0.CpuLoad@n1", "CpuLoad", "n1", 0.0, 10.0, "fraction", {"kind": "ramp", "start": 0.1, "end": 0.5, "over_s": 10})
 
 
@@ -30,9 +36,34 @@ def test_records_are_complete(name: str) -> None:
         assert document["options"][option]["description"]
 
 
-def test_the_first_simulators_are_there() -> None:
-    """The registry finds the simulators by the names that scenarios use."""
-    assert set(REGISTRY) == {"CpuLoad", "MemoryPressure", "DiskFill"}
+def test_what_a_record_names_exists() -> None:
+    """Its meter, its ceiling and its metrics are known, what it reserves is something, and its code can be loaded."""
+    for record in REGISTRY.values():
+        assert record.meter in METERS
+        assert record.resource in THROTTLES
+        assert set(record.metrics) <= set(CATALOGUE)
+        for unit in record.units:
+            operation = Operation("0@n", record.name, "n", 0.0, 1.0, unit, {"kind": "constant", "level": 1.0})
+            assert peak_amounts(operation, WHOLE) != Amounts(), record.name
+        if record.entry:
+            module, _, attribute = record.entry.partition(":")
+            assert hasattr(importlib.import_module(f"actors.{module}"), attribute)
+
+
+def test_options_are_bounded() -> None:
+    """What is out of an option's range, of another kind, or no number is refused with its name, and numbers keep their kind."""
+    share = Option("share", "fraction", 0.5, "a share")
+    for bad in (-0.1, 1.1, float("nan"), float("inf"), True, "50%", None):
+        with pytest.raises(InputError, match="'share' must be a number from 0 to 1"):
+            share.check(bad)
+    count = Option("count", "integer", 5, "how many", low=1, high=10)
+    assert count.check(7.0) == 7
+    assert type(count.check(7.0)) is int
+    for bad in (0, 11, 2.5, "3"):
+        with pytest.raises(InputError, match="a whole number from 1 to 10"):
+            count.check(bad)
+    with pytest.raises(InputError, match="an absolute path"):
+        Option("dir", "path", "", "a folder").check("relative/path")
 
 
 def test_reading_records_loads_nothing_heavy() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from actors.guardian.fields import PROTOCOL
@@ -282,7 +282,7 @@ class AgentHost(Process):
                 self.core.on_refused(effect.run, operation.id, answer["code"], answer["message"])
             self._perform()
 
-        request = {"run": effect.run, "operation": operation.id, "amounts": _json(amounts), "machine_limits": _json(limits)}
+        request = {"run": effect.run, "operation": operation.id, "amounts": asdict(amounts), "machine_limits": asdict(limits)}
         self.link.call("open_slot", opened, **request, release_s=release_s(amounts), sharers=capacity.sharers, **self._fence())
 
     def _prepare(self, effect: Do) -> None:
@@ -413,7 +413,7 @@ def _nothing(_: dict[str, Any]) -> None:
 
 
 def _json(amounts: Amounts) -> dict[str, float]:
-    return {"cpu_cores": amounts.cpu_cores, "memory_bytes": amounts.memory_bytes, "disk_bytes": amounts.disk_bytes}
+    return asdict(amounts)
 
 
 def quiet(name: str) -> HostSnapshot:
