@@ -3,22 +3,30 @@
 One thread a core, each with its own loop: it owes asked share * elapsed seconds of CPU, runs slices of about a millisecond
 while it owes some, and sleeps at most 5 ms at a time else. What the machine had no room for is owed for 200 ms and then
 dropped, so that a starved load does not burst later. Compiled kernels are loaded in `warm_up` only.
+
+In slowdown mode the threads take their share of each core before everybody else (pinned, with real-time priority), so that what others do
+takes 1 / (1 - share) times as long: a lower clock rate, simulated. All modes yield to heat, see `heat`.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import resource
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .clock import SECOND_NS, process_cpu_ns, thread_cpu_ns
-from .errors import InputError
+from .errors import InputError, RefusedError
+from .heat import Heat, Reading
+from .host import read_heat
 from .kernels.ready import Kernel, make_kernels
 from .kernels.table import KERNELS
-from .lease import NOTE_NO_RECORDING, LeaseWatch
-from .messages import Capacity, Operation
+from .lease import NOTE_NO_RECORDING, NOTE_NO_SENSOR, NOTE_SIMULATED_CLOCK, LeaseWatch
+from .limits import find_container
+from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_meters
 from .option import Value
 from .others import OthersMeter
@@ -30,6 +38,10 @@ if TYPE_CHECKING:
 
 REPORT_S: Final = 0.02
 SAMPLE_S: Final = 0.1
+HEAT_S: Final = 0.4
+SLOWDOWN_MAX: Final = 0.9  # of a core: whoever watches and ends loads needs the rest
+REALTIME_PRIORITY: Final = 10  # above all normal work of any session or group, below the threads of the kernel
+REALTIME_US: Final = 500_000  # the kernel ends a load that works longer without a rest; the pacing rests within FORGET_S
 
 
 @dataclass(slots=True)
@@ -44,16 +56,29 @@ class _Worker:
 class CpuLoad:
     """Runs in a load process: `warm_up`, then `run`."""
 
-    def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:
+    def __init__(
+        self,
+        operation: Operation,
+        capacity: Capacity,
+        watch: LeaseWatch,
+        segment_path: str = "",
+        sensors: Callable[[], Reading] = read_heat,
+    ) -> None:
         options = RECORD.resolve_options(operation.options)
         self._operation = operation
         self._capacity = capacity
         self._watch = watch
         self._shape = absolute(operation, capacity)
         self._kernel = KERNELS[str(options["kernel"])]
-        self._threads = thread_count(options["cores"], capacity.cpu_cores, self._shape.peak(operation.duration_s), operation.id)
-        self._host_total = options["mode"] == "host_total"
-        self._others = OthersMeter(watch) if self._host_total else None
+        peak_cores = self._shape.peak(operation.duration_s)
+        self._threads = thread_count(options["cores"], capacity.cpu_cores, peak_cores, operation.id)
+        self._slows = options["mode"] == "slowdown"
+        if self._slows:
+            check_slowdown(peak_cores / self._threads, operation.id)
+        self._cpus = sorted(find_container().cpus) if self._slows or options["affinity"] == "pinned" else []
+        self._others = OthersMeter(watch) if options["mode"] == "host_total" else None
+        self._sensors = sensors
+        self._heat = Heat(float(options["heat_limit_c"]))
         self._others_cores = 0.0
         self._kernels: list[Kernel] = []
         self._rounds = self._kernel.rounds_first
@@ -67,6 +92,12 @@ class CpuLoad:
         self._meters = open_meters(self._segment_path, self._operation.seed)
         if self._segment_path and not self._meters.is_kept:
             self._watch.note(NOTE_NO_RECORDING)
+        if self._heat.limit_c and not self._sensors().available:
+            self._watch.note(NOTE_NO_SENSOR)
+            self._heat = Heat(0.0)
+        if self._slows:
+            bound_realtime()
+            self._watch.note(NOTE_SIMULATED_CLOCK)
         for _ in range(12):
             before_ns = thread_cpu_ns()
             self._kernels[0](self._rounds)
@@ -80,8 +111,8 @@ class CpuLoad:
             self._others_cores = self._others.sample() / self._capacity.sharers
 
     def asked_cores(self, elapsed_s: float) -> float:
-        """Return what the shape asks of this node now, after the ceiling, in cores."""
-        return self._shape.value(elapsed_s) * self._watch.ceiling()
+        """Return what the shape asks of this node now, after the ceiling, in cores; nothing while the load yields to heat."""
+        return 0.0 if self._heat.yields else self._shape.value(elapsed_s) * self._watch.ceiling()
 
     def _share(self, elapsed_s: float) -> float:
         """Return what one thread owes per second: the asked cores, less others' in host-total mode, spread evenly."""
@@ -107,7 +138,7 @@ class CpuLoad:
 
     def _follow(self, start_ns: int, end_ns: int, tick: Callable[[], None]) -> None:
         """Publish figures while the threads work; sample others in host-total mode."""
-        clock, sampled_ns = self._watch.clock, start_ns
+        clock, sampled_ns, felt_ns = self._watch.clock, start_ns, 0
         before_ns, before_cpu_ns, own_cores = start_ns, process_cpu_ns(), 0.0
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on() and all(w.trouble is None for w in self._workers):
             cpu_ns = process_cpu_ns()
@@ -117,8 +148,17 @@ class CpuLoad:
                 if self._others is not None:
                     self._others_cores = self._others.sample() / self._capacity.sharers
                 tick()
+            if self._heat.limit_c and now_ns - felt_ns >= HEAT_S * SECOND_NS:
+                felt_ns = now_ns
+                self._feel(now_ns / SECOND_NS)
             self._publish((now_ns - start_ns) / SECOND_NS, own_cores, cpu_ns)
             clock.sleep(min(REPORT_S, max(0.0, (end_ns - now_ns) / SECOND_NS)))
+
+    def _feel(self, now_s: float) -> None:
+        """Judge the processor's heat, and publish what has changed."""
+        before, self._heat = self._heat, self._heat.judge(self._sensors(), now_s)
+        if before.yields != self._heat.yields:
+            self._watch.heat(yields=self._heat.yields, sensor=self._heat.sensor, celsius=self._heat.celsius)
 
     def _publish(self, elapsed_s: float, own_cores: float, cpu_ns: int) -> None:
         cores = self._capacity.cpu_cores
@@ -131,6 +171,10 @@ class CpuLoad:
 
     def _work(self, worker: _Worker, index: int, start_ns: int, end_ns: int) -> None:
         try:
+            if self._cpus:
+                os.sched_setaffinity(0, {self._cpus[index % len(self._cpus)]})
+            if self._slows:
+                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
             self._pace(worker, index, start_ns, end_ns)
         except BaseException as trouble:  # told by run(), which the main thread is in
             worker.trouble = trouble
@@ -173,6 +217,36 @@ def thread_count(cores: Value, capacity_cores: float, peak_cores: float, operati
     return int(cores)
 
 
+def check_slowdown(share: float, operation_id: str) -> None:
+    """Raise `InputError` (`invalid_value`) when a slowdown would leave others less than a tenth of a core."""
+    if share > SLOWDOWN_MAX + 1e-9:
+        raise InputError(
+            "invalid_value",
+            f"{operation_id} takes {share:.0%} of each core before all others, at most {SLOWDOWN_MAX:.0%} can be taken",
+            "lower the fraction, or use the mode `own`",
+        )
+
+
+def bound_realtime() -> None:
+    """Have the kernel end this process should it ever work for `REALTIME_US` without a rest at real-time priority.
+
+    Raises `RefusedError` (`capability`) when it may not have that priority.
+    """
+    resource.setrlimit(resource.RLIMIT_RTTIME, (REALTIME_US, REALTIME_US))
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    except PermissionError as error:
+        message = "the mode slowdown needs real-time priority, which this process may not have"
+        raise RefusedError("capability", message, "grant CAP_SYS_NICE, or use the mode `own`") from error
+
+
+def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:  # noqa: ARG001  # the kernel's memory is in all
+    """Return the cores at a peak, and the working set of a kernel that has a large one."""
+    kernel = KERNELS.get(str(operation.options.get("kernel", "integer")))
+    return Amounts(cpu_cores=peak, memory_bytes=kernel.memory_bytes if kernel else 0)
+
+
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
         return Capability("unavailable", "numba is not installed, so there are no compiled kernels")
@@ -195,7 +269,12 @@ RECORD: Final = SimulatorRecord(
     look_ms=5,
     options=(
         Option(
-            "mode", "choice", "own", "own: the load itself uses the fraction; host_total: the host as a whole does", ("own", "host_total")
+            "mode",
+            "choice",
+            "own",
+            "own: the load itself uses the fraction; host_total: the host as a whole does; slowdown: the load takes the fraction of each "
+            "core before all others, which then run as at a lower clock rate (simulated)",
+            ("own", "host_total", "slowdown"),
         ),
         Option(
             "kernel",
@@ -206,9 +285,19 @@ RECORD: Final = SimulatorRecord(
             choice_help={name: kernel.help for name, kernel in KERNELS.items()},
         ),
         Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number", low=1),
+        Option("affinity", "choice", "free", "whether each thread stays on one CPU", ("free", "pinned")),
+        Option(
+            "heat_limit_c",
+            "integer",
+            85,
+            "degrees Celsius of the processor at which the load rests until it is 5 cooler; 0: never. Without a sensor it does not rest",
+            high=120,
+        ),
     ),
     supported=_supported,
     metrics=("load.operations", "load.slice"),
-    needs="numba, or its kept kernels",
+    needs="numba, or its kept kernels; the mode slowdown needs CAP_SYS_NICE, the kernels what `describe` says",
+    undo="threads and their priority end with its process",
     entry="cpu:CpuLoad",
+    reserves=_reserves,
 )

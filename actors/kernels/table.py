@@ -35,6 +35,7 @@ class KernelRecord:
     compiled: bool = True
     level: int = 0
     fused: bool = False
+    memory_bytes: int = 0  # at most, in all
     threads_min: int = 1
     rounds_first: int = 20_000
     rounds_min: int = 100
@@ -52,6 +53,7 @@ class KernelRecord:
         return ""
 
 
+_MOST: Final = 256 << 20
 _WAY: Final = "its working set is what the operating system reports; a chase over as much takes that level's time"
 _STREAM: Final = "packed moves; bytes a second"
 _LINES: Final = "one line of each array"
@@ -170,6 +172,7 @@ _ROWS: Final = (
         module="cache",
         area="memory",
         shared=True,
+        memory_bytes=_MOST,
     ),
     KernelRecord(
         name="pointer_chase",
@@ -179,11 +182,22 @@ _ROWS: Final = (
         module="chase",
         area="walk",
         shared=True,
+        memory_bytes=_MOST,
     ),
-    KernelRecord("stream_copy", "STREAM's c = a, over arrays that no cache holds", _STREAM, _LINES, "stream", 0, "arrays", shared=True),
-    KernelRecord("stream_scale", "STREAM's b = 3 c", _STREAM, _LINES, "stream", 1, "arrays", shared=True),
-    KernelRecord("stream_add", "STREAM's c = a + b", _STREAM, _LINES, "stream", 2, "arrays", shared=True),
-    KernelRecord("stream_triad", "STREAM's a = b + 3 c", _STREAM, _LINES, "stream", 3, "arrays", shared=True),
+    KernelRecord(
+        "stream_copy",
+        "STREAM's c = a, over arrays that no cache holds",
+        _STREAM,
+        _LINES,
+        "stream",
+        0,
+        "arrays",
+        shared=True,
+        memory_bytes=_MOST,
+    ),
+    KernelRecord("stream_scale", "STREAM's b = 3 c", _STREAM, _LINES, "stream", 1, "arrays", shared=True, memory_bytes=_MOST),
+    KernelRecord("stream_add", "STREAM's c = a + b", _STREAM, _LINES, "stream", 2, "arrays", shared=True, memory_bytes=_MOST),
+    KernelRecord("stream_triad", "STREAM's a = b + 3 c", _STREAM, _LINES, "stream", 3, "arrays", shared=True, memory_bytes=_MOST),
     KernelRecord(
         name="tlb",
         help="loads that each wait for the last, one in each small page (at most 128 MiB): page walks",
@@ -192,6 +206,7 @@ _ROWS: Final = (
         module="chase",
         area="pages",
         shared=True,
+        memory_bytes=_MOST // 2,
     ),
     KernelRecord(
         name="atomic",

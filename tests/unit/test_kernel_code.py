@@ -152,6 +152,7 @@ def test_a_working_set_fits_its_cache_and_not_the_one_below(small: int, more: in
     assert caches[0].size_bytes < sizes[1]
     assert caches[1].size_bytes < sizes[2]
     assert 64 * MIB <= areas.beyond_bytes(processor) <= areas.MOST_BYTES
+    assert {row.memory_bytes for row in KERNELS.values()} == {0, areas.PAGES * 4096, areas.MOST_BYTES}
 
 
 def test_a_walk_comes_through_every_line_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from actors import cpu
 from actors.clock import SystemClock, VirtualClock
 from actors.cpu import CpuLoad
 from actors.errors import InputError
+from actors.heat import Reading
 from actors.messages import Capacity, Operation
 from actors.meters import LoadMeters, open_meters
 from actors.metrics import Recorder, Segment
@@ -161,7 +162,7 @@ def test_a_load_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cpu, "make_kernels", lambda *_: [lambda rounds: None])
     segment, watch = Segment.create(), Watch()
     operation = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 5.0, "fraction", Constant(1.0).to_spec(), {"cores": 1})
-    load = CpuLoad(operation, Capacity(1.0, 1 << 30, 1 << 30), watch, segment.path)
+    load = CpuLoad(operation, Capacity(1.0, 1 << 30, 1 << 30), watch, segment.path, sensors=lambda: Reading({"core": 50.0}))
     load.warm_up()
     load._kernels = [kernel]
     with pytest.raises(OSError, match="broken"):
