@@ -11,12 +11,15 @@ from .host import BusyMeter
 from .lease import LeaseWatch
 
 OTHERS_WINDOW_S: Final = 0.6
+JUMP_WINDOW_S: Final = 0.2
+JUMP_CORES: Final = 0.15  # more than a tick of the clock and a late report of another load make in that time
 
 
 class OthersMeter:
     """How many cores others use on this machine: busy cores less the CPU time of all loads of ours, of whatever slot.
 
-    Over the last `OTHERS_WINDOW_S`, so that ticks of the clock and late reports of other loads do not count.
+    Over the last `OTHERS_WINDOW_S`, so that ticks of the clock and late reports of other loads do not count; where the newest
+    `JUMP_WINDOW_S` tell of something else, over these alone, so that a load gives way and fills up within a moment.
     """
 
     def __init__(self, watch: LeaseWatch, busy: BusyMeter | None = None) -> None:
@@ -40,7 +43,20 @@ class OthersMeter:
         """Return the cores that others use, at least 0; 0 before two samples were taken."""
         now_ns, busy_s = self._busy.read()
         self._samples.append((now_ns, busy_s - self._account()))
-        while len(self._samples) > 2 and self._samples[1][0] <= now_ns - OTHERS_WINDOW_S * SECOND_NS:
+        self._forget(now_ns, OTHERS_WINDOW_S)
+        whole = _slope(self._samples[0], self._samples[-1])
+        recent = next(one for one in reversed(self._samples) if one[0] <= now_ns - JUMP_WINDOW_S * SECOND_NS or one is self._samples[0])
+        if abs(_slope(recent, self._samples[-1]) - whole) > JUMP_CORES:
+            self._forget(now_ns, JUMP_WINDOW_S)
+            whole = _slope(self._samples[0], self._samples[-1])
+        return max(0.0, whole)
+
+    def _forget(self, now_ns: int, window_s: float) -> None:
+        """Drop what is older than a window, but for the sample at its beginning."""
+        while len(self._samples) > 2 and self._samples[1][0] <= now_ns - window_s * SECOND_NS:
             self._samples.popleft()
-        (then_ns, then_s), (last_ns, last_s) = self._samples[0], self._samples[-1]
-        return max(0.0, (last_s - then_s) * SECOND_NS / (last_ns - then_ns)) if last_ns > then_ns else 0.0
+
+
+def _slope(first: tuple[int, float], last: tuple[int, float]) -> float:
+    """Return seconds a second between two samples, 0 where no time has passed."""
+    return (last[1] - first[1]) * SECOND_NS / (last[0] - first[0]) if last[0] > first[0] else 0.0
