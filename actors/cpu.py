@@ -10,7 +10,6 @@ takes 1 / (1 - share) times as long: a lower clock rate, simulated. All modes yi
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import threading
@@ -28,15 +27,13 @@ from .lease import NOTE_NO_RECORDING, NOTE_NO_SENSOR, NOTE_SIMULATED_CLOCK, Leas
 from .limits import find_container
 from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_meters
-from .option import Value
 from .others import OthersMeter
-from .pacing import Pacer, next_rounds
+from .pacing import REPORT_S, Pacer, next_rounds, thread_count
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
 
-REPORT_S: Final = 0.02
 SAMPLE_S: Final = 0.1
 HEAT_S: Final = 0.4
 SLOWDOWN_MAX: Final = 0.9  # of a core: whoever watches and ends loads needs the rest
@@ -199,22 +196,6 @@ class CpuLoad:
             worker.operations += rounds
             meters.record_slice((clock.boot_ns() - now_ns) / SECOND_NS, rounds)
             rounds = next_rounds(rounds, (thread_cpu_ns() - cpu_ns) / SECOND_NS, self._kernel.rounds_min)
-
-
-def thread_count(cores: Value, capacity_cores: float, peak_cores: float, operation_id: str) -> int:
-    """Return how many threads share the load: one for each core of the node's share, or as many as asked.
-
-    Raises `InputError` (`invalid_value`) when fewer cores are named than the peak needs.
-    """
-    if cores == "all":
-        return max(1, math.ceil(capacity_cores - 1e-9))
-    if peak_cores > int(cores) + 1e-9:
-        raise InputError(
-            "invalid_value",
-            f"{operation_id} asks {peak_cores:.2f} cores at its peak and names {cores}",
-            "raise the option `cores` or lower the fraction",
-        )
-    return int(cores)
 
 
 def check_slowdown(share: float, operation_id: str) -> None:

@@ -1,14 +1,19 @@
-"""When a thread of a CPU load works and when it rests. Pure: never reads a clock, never works."""
+"""How many threads a load has, when each of them works and when it rests. Pure: never reads a clock, never works."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
+
+from .errors import InputError
+from .option import Value
 
 SLICE_S: Final = 0.001
 LOOK_S: Final = 0.005
 SPREAD_S: Final = 0.010  # a partly busy core works and rests within about this long
 FORGET_S: Final = 0.2
+REPORT_S: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -41,3 +46,19 @@ def next_rounds(rounds: int, used_s: float, rounds_min: int = 100) -> int:
         return rounds * 2
     factor = min(2.0, max(0.125, SLICE_S / used_s))
     return max(rounds_min, round(rounds * factor))
+
+
+def thread_count(cores: Value, capacity_cores: float, peak_cores: float, operation_id: str) -> int:
+    """Return how many threads share the load: one for each core of the node's share, or as many as asked.
+
+    Raises `InputError` (`invalid_value`) when fewer cores are named than the peak needs.
+    """
+    if cores == "all":
+        return max(1, math.ceil(capacity_cores - 1e-9))
+    if peak_cores > int(cores) + 1e-9:
+        raise InputError(
+            "invalid_value",
+            f"{operation_id} asks {peak_cores:.2f} cores at its peak and names {cores}",
+            "raise the option `cores` or lower the fraction",
+        )
+    return int(cores)

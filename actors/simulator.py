@@ -147,7 +147,7 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = ("cpu", "memory", "disk")
+_MODULES: Final = ("cpu", "memory", "memory_fragment", "memory_access", "disk")
 
 
 class _Registry(Mapping[str, SimulatorRecord]):
@@ -197,6 +197,8 @@ def check(operation: Operation) -> None:
     peak = shape.peak(operation.duration_s)
     if operation.unit == "fraction" and peak > 1.0:
         raise InputError("invalid_value", f"{operation.id} asks {peak:.0%} of the node's capacity; at most 100% can be asked")
+    if isinstance(shape, shapes.Custom):
+        shape.check(operation.duration_s)
 
 
 def peak_amounts(operation: Operation, capacity: Capacity) -> Amounts:

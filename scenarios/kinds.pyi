@@ -36,6 +36,36 @@ class MemoryPressure(Simulator):
         bytes: Shape | float | None = None,
     ) -> None: ...
 
+class MemoryFragment(Simulator):
+    fraction: Shape | None
+    bytes: Shape | None
+    fragmentation: float
+    block: int
+    def __init__(
+        self,
+        fraction: Shape | float | None = None,
+        bytes: Shape | float | None = None,
+        fragmentation: float = ...,
+        block: int = ...,
+    ) -> None: ...
+
+class MemoryAccess(Simulator):
+    fraction: Shape
+    pattern: Literal["sequential", "strided", "random", "pointer_chase", "hot_spot"]
+    working_set: int
+    stride: int
+    seed: int
+    cores: int | str
+    def __init__(
+        self,
+        fraction: Shape | float,
+        pattern: Literal["sequential", "strided", "random", "pointer_chase", "hot_spot"] = ...,
+        working_set: int = ...,
+        stride: int = ...,
+        seed: int = ...,
+        cores: int | str = ...,
+    ) -> None: ...
+
 class DiskFill(Simulator):
     bytes: Shape | None
     fraction: Shape | None

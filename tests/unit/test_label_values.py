@@ -111,6 +111,9 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/memory.py",
+    "actors/memory_access.py",
+    "actors/memory_fragment.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",
@@ -119,7 +122,7 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(r"(operation|dose|host|load|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
+DOTTED = re.compile(r"(operation|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 
