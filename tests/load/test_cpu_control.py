@@ -68,19 +68,6 @@ def bench(state_dir: Path) -> Iterator[Any]:
         one.close()
 
 
-def prefer(one: Bench) -> bool:
-    """Let a load go before others of this machine, for how it holds a level is asked here; tell whether that is allowed."""
-    (pid,) = one.load.pids
-    try:
-        os.setpriority(os.PRIO_PROCESS, pid, -20)
-        group = Path(f"/proc/{pid}/autogroup")
-        if group.exists():  # sessions share alike, whatever the priorities in them, where the kernel groups by session
-            group.write_text("-20")
-    except OSError:
-        return False
-    return True
-
-
 class Seen:
     """CPU time of a load and of all of the machine over spans of time."""
 
@@ -111,7 +98,7 @@ def test_cpu_time_is_what_was_asked_of_so_many_cores(bench: Any, cores: int) -> 
     shape = {"kind": "steps", "levels": [level * cores / CORES for level in levels], "each_s": each_s}
     one = bench(replace(CPU, shape=shape, options={"cores": cores, "affinity": "pinned"}))
     one.ready()
-    is_first = prefer(one)
+    is_first = one.go_first()
     start_ns, seen, judged = one.go(), Seen(one), 0
     for index, level in enumerate(levels):
         end_ns = start_ns + (index + 1) * each_s * SECOND_NS
@@ -194,7 +181,7 @@ def test_a_pattern_is_followed(bench: Any, name: str, seconds: int) -> None:
     shape = PATTERNS[name]
     one = bench(replace(CPU, shape=shape.to_spec(), options={"cores": 1}), replace(CAPACITY, cpu_cores=1.0))
     one.ready()
-    is_first = prefer(one)
+    is_first = one.go_first()
     start_ns, seen, clock, errors = one.go(), Seen(one), SystemClock(), []
     for _ in range(seconds):
         begun_ns = clock.boot_ns()
@@ -213,7 +200,7 @@ def test_the_edges_of_a_burst_are_sharp(bench: Any) -> None:
     shape = shapes.Burst(base=0.1, peak_level=0.8, period_s=1.6, length_s=0.8)
     one = bench(replace(CPU, shape=shape.to_spec(), options={"cores": 1}), replace(CAPACITY, cpu_cores=1.0))
     one.ready()
-    prefer(one)
+    one.go_first()
     start_ns, clock = one.go(), SystemClock()
     late: dict[bool, list[float]] = {True: [], False: []}
     settled = True  # the load begins with a burst
