@@ -46,6 +46,8 @@ class _Worker:
     """What one thread tells the others; each figure has one writer."""
 
     operations: int = 0
+    cpu_ns: int = 0
+    recorded_ns: int = 0  # of cpu_ns; written by the thread that records
     trouble: BaseException | None = None
     thread: threading.Thread | None = field(default=None, repr=False)
 
@@ -124,7 +126,7 @@ class CpuLoad:
             worker.thread.start()
         assert self._meters is not None, "warm_up comes before run"
         try:
-            self._follow(start_ns, end_ns, self._meters.tick)
+            self._follow(start_ns, end_ns, self._meters)
             for worker in self._workers:
                 assert worker.thread is not None
                 worker.thread.join()
@@ -133,7 +135,7 @@ class CpuLoad:
         finally:  # also of a load that fails nothing is lost
             self._meters.close()
 
-    def _follow(self, start_ns: int, end_ns: int, tick: Callable[[], None]) -> None:
+    def _follow(self, start_ns: int, end_ns: int, meters: LoadMeters) -> None:
         """Publish figures while the threads work; sample others in host-total mode."""
         clock, sampled_ns, felt_ns = self._watch.clock, start_ns, 0
         before_ns, before_cpu_ns, own_cores = start_ns, process_cpu_ns(), 0.0
@@ -141,15 +143,26 @@ class CpuLoad:
             cpu_ns = process_cpu_ns()
             if now_ns - sampled_ns >= SAMPLE_S * SECOND_NS:
                 own_cores = (cpu_ns - before_cpu_ns) / (now_ns - before_ns)
+                self._record_cores(meters, now_ns - before_ns)
                 before_ns, before_cpu_ns, sampled_ns = now_ns, cpu_ns, now_ns
                 if self._others is not None:
                     self._others_cores = self._others.sample() / self._capacity.sharers
-                tick()
+                meters.tick()
             if self._heat.limit_c and now_ns - felt_ns >= HEAT_S * SECOND_NS:
                 felt_ns = now_ns
                 self._feel(now_ns / SECOND_NS)
             self._publish((now_ns - start_ns) / SECOND_NS, own_cores, cpu_ns)
             clock.sleep(min(REPORT_S, max(0.0, (end_ns - now_ns) / SECOND_NS)))
+
+    def _record_cores(self, meters: LoadMeters, elapsed_ns: int) -> None:
+        """Record what each CPU was used by the thread that stays on it."""
+        if not self._cpus:
+            return
+        for index, worker in enumerate(self._workers):
+            cpu_ns = worker.cpu_ns
+            if worker.recorded_ns:
+                meters.record_core(self._cpus[index % len(self._cpus)], (cpu_ns - worker.recorded_ns) / elapsed_ns)
+            worker.recorded_ns = cpu_ns
 
     def _feel(self, now_s: float) -> None:
         """Judge the processor's heat, and publish what has changed."""
@@ -188,6 +201,7 @@ class CpuLoad:
             share = self._share((last_ns + now_ns - 2 * start_ns) / 2 / SECOND_NS)
             pacer.settle(share, (now_ns - last_ns) / SECOND_NS, (cpu_ns - last_cpu_ns) / SECOND_NS)
             last_ns, last_cpu_ns = now_ns, cpu_ns
+            worker.cpu_ns = cpu_ns
             pause_s = pacer.pause_s(share)
             if pause_s > 0.0:
                 clock.sleep(pause_s)
@@ -276,7 +290,7 @@ RECORD: Final = SimulatorRecord(
         ),
     ),
     supported=_supported,
-    metrics=("load.operations", "load.slice"),
+    metrics=("load.operations", "load.slice", "load.core.busy"),
     needs="numba, or its kept kernels; the mode slowdown needs CAP_SYS_NICE, the kernels what `describe` says",
     undo="threads and their priority end with its process",
     entry="cpu:CpuLoad",

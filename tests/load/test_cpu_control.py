@@ -11,13 +11,14 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from load_bench import GENERATION, SLOT, Bench
+from load_bench import GENERATION, SLOT, Bench, Told
 from load_pages import PageGuardian
 from support.waiting import until
 
@@ -30,6 +31,8 @@ from actors.host import BusyMeter
 from actors.lease import NOTE_SIMULATED_CLOCK, NOTES, LeaseWatch, read_heat
 from actors.limits import find_container
 from actors.messages import Capacity, Operation
+from actors.metrics.policy import RecordingPolicy
+from actors.metrics.registry import Verbosity
 
 CORES = len(find_container().cpus)
 CAPACITY = Capacity(cpu_cores=float(CORES), memory_bytes=1 << 30, disk_bytes=1 << 30)
@@ -59,8 +62,8 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(state_dir: Path) -> Iterator[Any]:
     made: list[Bench] = []
 
-    def make(operation: Operation, capacity: Capacity = CAPACITY) -> Bench:
-        made.append(Bench(state_dir, operation, capacity))
+    def make(operation: Operation, capacity: Capacity = CAPACITY, segment_path: str = "") -> Bench:
+        made.append(Bench(state_dir, operation, capacity, segment_path))
         return made[-1]
 
     yield make
@@ -96,14 +99,16 @@ def test_cpu_time_is_what_was_asked_of_so_many_cores(bench: Any, cores: int) -> 
     """25, 50, 75 and 100 % of one core, half of them and all: CPU seconds a second within 5 %, each thread's part on a CPU of its own."""
     levels, each_s = (0.25, 0.5, 0.75, 1.0), 1.7
     shape = {"kind": "steps", "levels": [level * cores / CORES for level in levels], "each_s": each_s}
-    one = bench(replace(CPU, shape=shape, options={"cores": cores, "affinity": "pinned"}))
+    told = Told()
+    told.segment.publish(RecordingPolicy(level=Verbosity.VERBOSE).to_json(), "")
+    one = bench(replace(CPU, shape=shape, options={"cores": cores, "affinity": "pinned"}), segment_path=told.segment.path)
     one.ready()
     is_first = one.go_first()
     start_ns, seen, judged = one.go(), Seen(one), 0
     for index, level in enumerate(levels):
         end_ns = start_ns + (index + 1) * each_s * SECOND_NS
         one.cores(0.25)
-        spans, before = [], tasks_of(one.load.pids[0])
+        spans, before, begun_s = [], tasks_of(one.load.pids[0]), time.monotonic()
         while SystemClock().boot_ns() < end_ns - 0.65 * SECOND_NS:
             spans.append(seen.over(0.5))
         after, want = tasks_of(one.load.pids[0]), level * cores
@@ -116,6 +121,10 @@ def test_cpu_time_is_what_was_asked_of_so_many_cores(bench: Any, cores: int) -> 
         assert len({cpu for _, cpu in busiest}) == cores, busiest
         assert busiest[-1][0] >= 0.8 * busiest[0][0] or others > 0.2, busiest
         assert one.stats.own == pytest.approx(want / CORES, abs=0.1)
+        recorded = {cpu: told.last("load.core.busy", core=str(cpu)) for cpu in find_container().cpus}
+        assert sum(value >= 0.0 for value in recorded.values()) == cores, recorded
+        assert recorded[busiest[0][1]] == pytest.approx(busiest[0][0] / (time.monotonic() - begun_s), abs=0.25), recorded
+    told.close()
     if judged < 2:
         pytest.skip("others left no room for most of what was asked")
 
