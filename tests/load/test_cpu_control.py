@@ -191,7 +191,7 @@ def test_a_pattern_is_followed(bench: Any, name: str, seconds: int) -> None:
     one = bench(replace(CPU, shape=shape.to_spec(), options={"cores": 1}), replace(CAPACITY, cpu_cores=1.0))
     one.ready()
     is_first = one.go_first()
-    start_ns, seen, clock, errors = one.go(), Seen(one), SystemClock(), []
+    start_ns, seen, clock, errors = one.go(lease_s=seconds + 30.0), Seen(one), SystemClock(), []
     for _ in range(seconds):
         begun_ns = clock.boot_ns()
         own, others = seen.over(1.0)
