@@ -45,6 +45,7 @@ from .agent import Agent, Do
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
 from .handles import told
 from .load_end import NO_LOAD
+from .load_notes import LoadNotes
 from .metrics.cardinality import Caps
 from .node_metrics import NodeMetrics
 from .ray_facts import ray_facts
@@ -79,6 +80,7 @@ class AgentShell:
         self._capacity = read_capacity(self.state_dir)
         self._limits = limits_for(config.profile)
         self._limits_of: dict[str, Limits] = {}
+        self._notes = LoadNotes()
         self._agent = Agent(
             config.node, config.cluster, self._guardian.hello["guardian_id"], self._incarnation, config.epoch, self._capacity
         )
@@ -271,6 +273,8 @@ class AgentShell:
             key, name = (run.run, op.operation.id), op.operation.id
             load = self._guardian.stats.read(op.slot)
             ours = load.generation == op.generation
+            if ours:
+                self._agent.events += self._notes.look(run.run, name, self._guardian.stats, op.slot)
             simulator = self._simulators.get(key)
             status = self._poll(simulator)
             if ours:
@@ -342,6 +346,7 @@ class AgentShell:
         elif effect.what == "forget":
             self._metrics.forget(effect.run)
             self._limits_of.pop(effect.run, None)
+            self._notes.forget(effect.run)
             self._limits = strictest(self._limits_of.values()) if self._limits_of else limits_for(self._config.profile)
         elif effect.what in {"open_slot", "prepare", "close_slot"}:
             body = {"open_slot": self._open_slot, "prepare": self._prepare, "close_slot": self._close_slot}[effect.what]
