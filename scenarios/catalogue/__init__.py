@@ -11,7 +11,7 @@ from actors.errors import InputError
 
 from ..model import Scenario
 
-NAMES: Final[tuple[str, ...]] = ("burst",)
+NAMES: Final[tuple[str, ...]] = ("burst", "contention")
 
 
 def get(name: str) -> Scenario:
