@@ -121,7 +121,7 @@ class Whole:
         raise expected(node, label, "a whole number")
 
     def write(self, value: float) -> int:
-        """Return the number; levels of a count are kept as floats."""
+        """Return the number without a point: shapes keep theirs as floats."""
         return int(value)
 
     def schema(self) -> Schema:
