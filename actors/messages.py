@@ -154,6 +154,15 @@ class SimulatorStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A partial allocation: the first error number that the kernel gave, how many were asked for and how many are held."""
+
+    errno: str  # a word of `exhaustion.refusal.ERRNOS`
+    requested: int
+    allocated: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostSnapshot:
     """A node's host at one instant; limits of the container are the denominators."""
 

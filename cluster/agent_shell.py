@@ -28,8 +28,10 @@ from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.disk import check_place
 from actors.errors import HarnessError, StressError
+from actors.exhaustion.place import check_folder
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
+from actors.lease import read_shortfall
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
@@ -271,6 +273,8 @@ class AgentShell:
             ours = load.generation == op.generation
             simulator = self._simulators.get(key)
             status = self._poll(simulator)
+            if ours:
+                self._agent.on_shortfall(run.run, name, read_shortfall(self._guardian.stats, op.slot, op.generation))
             first_ns = (load.first_slice_ns if ours else 0) or int(status.get("first_slice_ns", 0))
             if first_ns and op.stage in {"armed", "running"}:
                 self._agent.on_first_slice(run.run, name, first_ns)
@@ -377,6 +381,8 @@ class AgentShell:
         amounts = peak_amounts(operation, capacity)
         if operation.kind == "DiskFill":
             check_place(operation, self.state_dir)
+        elif operation.options.get("dir"):
+            check_folder(operation, self.state_dir)
         answer = self._guardian.call(
             "open_slot",
             run=effect.run,

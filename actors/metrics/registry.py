@@ -142,6 +142,11 @@ _TABLE: Final = (
     # what loads say of themselves
     Metric("load.operations", C, "", "Units of work that a load finished."),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
+    # what loads that use something up say of it
+    Metric(
+        "load.refused", C, "", "Times that the kernel refused a load one more of what it holds, by error number.", ("errno",), vital=True
+    ),
+    Metric("load.sockets.waiting", G, "", "Sockets that a load's connections left in TIME_WAIT when it had closed both of their ends."),
     # what loads of concurrency count at their locks, and what they plant and find there
     Metric("concurrency.lock.acquisitions", C, "", "Locks that were acquired, whether after a wait or not."),
     Metric("concurrency.lock.contended", C, "", "Locks that were asked for while they were held or others waited for them."),

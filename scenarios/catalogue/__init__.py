@@ -11,7 +11,11 @@ from actors.errors import InputError
 
 from ..model import Scenario
 
-NAMES: Final[tuple[str, ...]] = ("burst", "contention")
+NAMES: Final[tuple[str, ...]] = (
+    "burst",
+    "contention",
+    "exhaustion",
+)
 
 
 def get(name: str) -> Scenario:

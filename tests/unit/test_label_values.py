@@ -111,6 +111,8 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/exhaustion/holder.py",
+    "actors/exhaustion/connections.py",
     *(f"actors/concurrency/{name}.py" for name in ("figures", "convoy", "deadlock", "livelock", "inversion")),
     "actors/memory.py",
     "actors/memory_access.py",
