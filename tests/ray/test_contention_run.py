@@ -20,8 +20,9 @@ def test_locks_are_contended_on_two_nodes_as_asked_and_free_after(standing: Term
     made = {**text.to_data(catalogue.get("contention")), "targets": {"names": ["n1", "n2"]}}
     ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=150)
     assert ended.code == 0, str(ended)
-    assert [one["reached"] for one in ended.document["summary"]["dose"]] == [True] * 14, ended.document["summary"]["dose"]
     run = load(Path(ended.document["run_dir"]))
+    assert run.summary is not None
+    assert [one["reached"] for one in run.summary["dose"]] == [True] * 14, run.summary["dose"]
     recorded: dict[str, set[str]] = defaultdict(set)
     sums: dict[str, float] = defaultdict(float)
     waiters: dict[tuple[str, str], float] = {}
