@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from .exhaustion.place import open_nameless
+from .kernels.table import missing_kernels
 from .limits import PROC, Container, find_container, read_text
 from .memory import MADV_POPULATE_WRITE
 from .proc import cgroup_root
+from .processor import read_processor
 from .simulator import REGISTRY, Capability
 
 # Bits of CapEff: linux/capability.h
@@ -55,6 +57,7 @@ class NodeFacts:
     swap_bytes: int
     populates_memory: bool
     has_numba: bool
+    kernels_missing: Mapping[str, str]  # kernels of CpuLoad that this processor cannot run, and why
     has_pidfd: bool
     state_dir: str
     state_filesystem: str
@@ -158,6 +161,7 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         swap_bytes=_swap_bytes(proc),
         populates_memory=populates_memory(),
         has_numba=importlib.util.find_spec("numba") is not None,
+        kernels_missing=missing_kernels(read_processor(proc)),
         has_pidfd=hasattr(os, "pidfd_open") and sys.platform == "linux",
         state_dir=str(state_dir),
         state_filesystem=filesystem,

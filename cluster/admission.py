@@ -74,6 +74,10 @@ def _check_capability(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos
         for kind in sorted({op.kind for op in operations}):
             if can[kind]["verdict"] == "unavailable":
                 raise RefusedError("capability", f"{name} cannot run {kind}: {can[kind]['reason']}", "see `stress-cluster doctor`")
+        lacking = hellos[name]["report"].get("kernels_missing", {})
+        for op in operations:
+            if reason := lacking.get(op.options.get("kernel"), ""):
+                raise RefusedError("capability", f"{name} cannot run {op.id}: {reason}", "see `stress-cluster describe CpuLoad`")
 
 
 def _check_shapes(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos) -> None:

@@ -12,15 +12,19 @@ def stub() -> str: ...
 
 class CpuLoad(Simulator):
     fraction: Shape
-    mode: Literal["own", "host_total"]
-    kernel: Literal["integer", "float"]
+    mode: Literal["own", "host_total", "slowdown"]
+    kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"]
     cores: int | str
+    affinity: Literal["free", "pinned"]
+    heat_limit_c: int
     def __init__(
         self,
         fraction: Shape | float,
-        mode: Literal["own", "host_total"] = ...,
-        kernel: Literal["integer", "float"] = ...,
+        mode: Literal["own", "host_total", "slowdown"] = ...,
+        kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"] = ...,
         cores: int | str = ...,
+        affinity: Literal["free", "pinned"] = ...,
+        heat_limit_c: int = ...,
     ) -> None: ...
 
 class MemoryPressure(Simulator):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from .. import kernels
 from ..clock import SECOND_NS, thread_cpu_ns
-from ..cpu import next_rounds
 from ..messages import Amounts, Capacity, Operation
 from ..option import Option
+from ..pacing import next_rounds
 from ..simulator import AVAILABLE, Capability, SimulatorRecord
 from .detection import EventKind, LockEvent, inversions
 from .figures import LOCK_METRICS, LockMeters
@@ -185,7 +185,7 @@ class PriorityInversion(ContestLoad):
             inheritance=bool(options["inheritance"]),
             by_nice=options["mechanism"] == "nice",
         )
-        return Triples(LockTable(self._watch.clock, meters.wait, meters.hold), rules, kernels.load_kernel("integer"))
+        return Triples(LockTable(self._watch.clock, meters.wait, meters.hold), rules, kernels.load_function("integer"))
 
 
 def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:

@@ -39,6 +39,7 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
 }
 NAMES: Final[Mapping[str, str]] = {
     "probe": "a probe of the scenario",
+    "core": "the number of a CPU",
     "simulator": "a simulator that is registered",
     "shape": "the name of a load shape",
     "lock": "one of the first 16 locks of a load",

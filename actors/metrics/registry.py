@@ -141,6 +141,7 @@ _TABLE: Final = (
     ),
     # what loads say of themselves
     Metric("load.operations", C, "", "Units of work that a load finished."),
+    Metric("load.core.busy", G, "ratio", "Share of a CPU that the thread of a load that stays on it uses.", ("core",), level=Level.DETAIL),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
     # what loads that use something up say of it
     Metric(
