@@ -354,12 +354,12 @@ class Deadlock(Simulator):
 
 class Livelock(Simulator):
     count: Shape
-    backoff: Literal["equal", "random"]
+    retry: Literal["in_step", "at_random"]
     backoff_s: float
     def __init__(
         self,
         count: Shape | float,
-        backoff: Literal["equal", "random"] = ...,
+        retry: Literal["in_step", "at_random"] = ...,
         backoff_s: float = ...,
     ) -> None: ...
 

@@ -54,6 +54,7 @@ from scenarios import catalogue
 from scenarios import plan as plans
 from tests.simulation.world.agent_host import quiet
 from tests.support.asked import rows
+from tests.support.contests import driven
 from tests.support.windows import record
 
 RUN = "20261101-120000-all-0001"
@@ -142,6 +143,22 @@ def of_memory_loads(folder: Path) -> Series:
     return {(one.name, one.labels) for one in reporter.series()}
 
 
+def of_concurrency(folder: Path) -> Series:
+    """One load of each kind that contends at locks, as it is at its end."""
+    found: Series = set()
+    for kind, count, options, name in (
+        ("LockContention", 3, {"hold_s": 0.001}, "concurrency.lock.wait"),
+        ("LockConvoy", 4, {"every_s": 0.1, "stall_s": 0.05}, "concurrency.convoy.clearing"),
+        ("Deadlock", 1, {"hold_s": 0.0}, "concurrency.deadlock.detection"),
+        ("Livelock", 1, {}, "concurrency.livelock.tries"),
+        ("PriorityInversion", 1, {"hold_s": 0.002, "burst_s": 0.005}, "concurrency.lock.wait"),
+    ):
+        with driven(kind, count, **options) as one:
+            one.until(lambda one=one, name=name: bool(one.reporter.samples(name)))
+        found |= {(series.name, series.labels) for series in one.reporter.series()}
+    return found
+
+
 class Port:
     """Answers every second call, and keeps what is pushed."""
 
@@ -209,7 +226,10 @@ def of_the_end(folder: Path) -> Series:
     return found
 
 
-PARTS = (of_an_agent, of_a_load, of_memory_loads, of_exhaustion, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
+PARTS = (
+    *(of_an_agent, of_a_load, of_memory_loads, of_exhaustion, of_concurrency),
+    *(of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
+)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ def test_records_are_complete(name: str) -> None:
     assert record.summary.endswith(".")
     assert record.measure
     assert 0 < record.tolerance <= 0.05
+    keys = [option.name.removesuffix("_s").removesuffix("_bytes") for option in record.options]
+    assert len(set(keys)) == len(keys), "a scenario's text names no units: two options would be one"
     for option, value in record.resolve_options({}).items():
         jsonschema.validate(value, document["options"][option])
         assert document["options"][option]["description"]
