@@ -19,6 +19,7 @@ from .limits import PROC, Container, find_container, read_text
 from .memory import MADV_POPULATE_WRITE
 from .proc import cgroup_root
 from .simulator import REGISTRY, Capability
+from .stress_ng import tree as stress_ng
 
 # Bits of CapEff: linux/capability.h
 CAPABILITIES: Final[Mapping[str, int]] = {
@@ -58,6 +59,7 @@ class NodeFacts:
     state_filesystem: str
     state_local: bool
     systemd: bool
+    stress_ng: str = ""  # its version, "" where it is not installed
 
     @property
     def may_raise_nice(self) -> bool:
@@ -149,6 +151,7 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         state_filesystem=filesystem,
         state_local=filesystem in _LOCAL,
         systemd=Path("/run/systemd/system").is_dir(),
+        stress_ng=stress_ng.version(stress_ng.find()) if stress_ng.find() else "",
     )
 
 

@@ -11,7 +11,8 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from . import shape as shapes
@@ -93,6 +94,10 @@ class SimulatorRecord:
     `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
     is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
+
+    Some have more to say. `meters`: units whose dose is seen by another meter. `rule` raises `InputError` for options that do not go
+    together; `here` raises `StressError` for an operation that this node, with its STATE, cannot do. `scratch`: its load gets a folder of
+    its own as working folder, which the guardian removes.
     """
 
     name: str
@@ -111,6 +116,14 @@ class SimulatorRecord:
     undo: str = "what it holds ends with its process"
     entry: str = ""
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
+    meters: Mapping[Unit, str] = field(default_factory=dict)
+    rule: Callable[[Mapping[str, Value]], None] | None = None
+    here: Callable[[Operation, Path], None] | None = None
+    scratch: bool = False
+
+    def meter_of(self, unit: str) -> str:
+        """Return how the dose of an operation in this unit is seen from outside."""
+        return next((meter for of, meter in self.meters.items() if of == unit), self.meter)
 
     def resolve_options(self, given: Mapping[str, Any], label: str = "") -> dict[str, Value]:
         """Return all options with defaults filled in. `label` is put before their names in messages.
@@ -121,7 +134,10 @@ class SimulatorRecord:
         for name in given:
             if name not in known:
                 raise InputError("unknown_key", f"{self.name} has no option {name!r}", nearest(name, known))
-        return {name: option.check(given.get(name, option.default), f"{label}.{name}" if label else "") for name, option in known.items()}
+        full = {name: option.check(given.get(name, option.default), f"{label}.{name}" if label else "") for name, option in known.items()}
+        if self.rule is not None:
+            self.rule(full)
+        return full
 
     def make(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> Simulator:
         """Return the simulator's code, loaded now; only where load may run."""
@@ -147,7 +163,10 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = ("cpu", "memory", "disk")
+_MODULES: Final = (
+    *("cpu", "memory", "disk"),
+    "stress_ng.record",
+)
 
 
 class _Registry(Mapping[str, SimulatorRecord]):

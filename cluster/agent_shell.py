@@ -26,14 +26,13 @@ from actors.capability import judge as judge_capability
 from actors.capability import read_facts
 from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.disk import check_place
 from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
-from actors.simulator import peak_amounts
+from actors.simulator import peak_amounts, record_of
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
 
@@ -373,8 +372,9 @@ class AgentShell:
         capacity: Capacity = effect.data["capacity"] or self._capacity
         limits: Amounts = effect.data["machine_limits"] or self._capacity.amounts
         amounts = peak_amounts(operation, capacity)
-        if operation.kind == "DiskFill":
-            check_place(operation, self.state_dir)
+        here = record_of(operation.kind).here
+        if here is not None:
+            here(operation, self.state_dir)
         answer = self._guardian.call(
             "open_slot",
             run=effect.run,

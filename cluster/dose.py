@@ -5,6 +5,7 @@ is reached when in at least 95 % of those windows achieved and asked differ by a
 
     fraction    5 points of the node's CPU           |achieved - asked| <= 0.05
     bytes       2 % of the asked bytes, at least 1 MiB (page tables and block rounding of small amounts)
+    count       2 % of the asked count, at least a half: one of few is missed, a half of a ramp's step is not
 
 Memory and disk that are asked as a fraction of the node's capacity are `relative`: 2 % of the asked fraction, at least a thousandth
 of the capacity.
@@ -38,6 +39,8 @@ FRACTION_TOLERANCE: Final = 0.05
 BYTES_TOLERANCE: Final = 0.02
 BYTES_FLOOR: Final = 1 << 20
 FRACTION_FLOOR: Final = 0.001
+COUNT_FLOOR: Final = 0.5  # what is counted is whole: half of one is rounding, one is a miss
+FLOORS: Final = {"fraction": FRACTION_FLOOR, "bytes": BYTES_FLOOR, "count": COUNT_FLOOR, "per_second": COUNT_FLOOR}
 EDGE_S: Final = 1e-6
 
 
@@ -141,8 +144,7 @@ class _Judge:
         """Return how far achieved may differ from this asked value, in the operation's unit."""
         if not self.relative:
             return (FRACTION_TOLERANCE if self.tolerance is None else self.tolerance) + 1e-9
-        floor = FRACTION_FLOOR if self.unit == "fraction" else BYTES_FLOOR
-        return max((BYTES_TOLERANCE if self.tolerance is None else self.tolerance) * requested, floor)
+        return max((BYTES_TOLERANCE if self.tolerance is None else self.tolerance) * requested, FLOORS[self.unit])
 
     def is_change(self, before: DoseWindow, window: DoseWindow) -> bool:
         """Tell whether the asked value changed between two windows, or may have in a gap between them."""
@@ -193,7 +195,9 @@ class _Judge:
         return self.is_hit(mean), f"no settled window, judged by means: {seen}"
 
     def _show(self, value: float) -> str:
-        return f"{value * 100:.1f}%" if self.unit == "fraction" else f"{value / (1 << 20):.1f} MiB"
+        if self.unit == "fraction":
+            return f"{value * 100:.1f}%"
+        return f"{value / (1 << 20):.1f} MiB" if self.unit == "bytes" else f"{value:g}"
 
 
 def _distance(left: float, right: float) -> float:

@@ -35,6 +35,7 @@ NAMES: Final[Mapping[str, str]] = {
     "probe": "a probe of the scenario",
     "simulator": "a simulator that is registered",
     "shape": "the name of a load shape",
+    "stressor": "a stressor that the node's stress-ng has",
     "exporter": "an exporter of the run",
     "reason": "the class of the error that a destination raised",
     "metric": "a metric of the catalogue",

@@ -11,7 +11,8 @@ from actors.simulator import REGISTRY
 
 @pytest.fixture
 def facts(tmp_path: Path) -> NodeFacts:
-    able = {"nice": 15, "nice_limit": -20, "capabilities": ("CAP_SYS_NICE",), "populates_memory": True, "swap_bytes": 0}
+    able = {"nice": 15, "nice_limit": -20, "capabilities": ("CAP_SYS_NICE", "CAP_SYS_ADMIN"), "populates_memory": True, "swap_bytes": 0}
+    able |= {"stress_ng": "0.15.06", "cgroup_folder": "/sys/fs/cgroup/a"}
     return replace(read_facts(tmp_path), **able, has_numba=True, state_local=True, state_filesystem="ext4", system="Linux", has_pidfd=True)
 
 
@@ -30,6 +31,9 @@ def test_an_able_node_can_do_all(facts: NodeFacts) -> None:
         pytest.param({"state_local": False, "state_filesystem": "nfs4"}, "DiskFill", "unavailable", "nfs4", id="network-disk"),
         pytest.param({"state_filesystem": "overlay"}, "DiskFill", "fallback", "overlay", id="overlay"),
         pytest.param({"system": "Darwin"}, "DiskFill", "unavailable", "Darwin", id="another-system"),
+        pytest.param({"stress_ng": ""}, "StressNg", "unavailable", "install the package stress-ng", id="no-stress-ng"),
+        pytest.param({"cgroup_folder": ""}, "StressNg", "fallback", "SIGSTOP", id="no-control-group"),
+        pytest.param({"capabilities": ()}, "StressNg", "fallback", "CAP_SYS_ADMIN", id="no-namespaces"),
         pytest.param({"has_pidfd": False}, "CpuLoad", "unavailable", "pidfd", id="no-pidfd"),
     ],
 )

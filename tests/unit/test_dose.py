@@ -198,3 +198,20 @@ def test_the_result_names_what_was_asked_and_achieved():
     assert (result.operation, result.node, result.unit, result.requested) == ("0.CpuLoad@n1", "n1", "fraction", pytest.approx(0.5))
     assert result.achieved == pytest.approx((27 * 0.3 + 0.1) / 28)
     assert "worst: asked 50.0%, achieved 10.0% at 7 s" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "achieved", "want"),
+    [
+        pytest.param(2.0, 2.0, True, id="as-asked"),
+        pytest.param(2.0, 1.0, False, id="one-of-two-missing"),
+        pytest.param(1.5, 2.0, True, id="rounded"),
+        pytest.param(10_000.0, 9_900.0, True, id="1-percent-of-many"),
+        pytest.param(10_000.0, 9_700.0, False, id="3-percent-of-many"),
+    ],
+)
+def test_counts_are_judged_as_counts(asked: float, achieved: float, want: bool) -> None:
+    """A whole one of few is a miss, a rounding is none, and of many it is a share."""
+    found = reached(steady(achieved, requested=asked), unit="count", relative=True)
+    assert found.reached is want
+    assert "MiB" not in found.reason

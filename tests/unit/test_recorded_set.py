@@ -25,6 +25,8 @@ from actors.metrics.policy import Filter, Mode, RecordingPolicy
 from actors.metrics.registry import CATALOGUE, Verbosity
 from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
+from actors.stress_ng.load import tell
+from actors.stress_ng.rules import Figures
 from cluster import cli
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
@@ -107,6 +109,17 @@ def of_a_load(folder: Path) -> Series:
     return series_of(stream.unacked(1 << 20))
 
 
+def of_stress_ng(_: Path) -> Series:
+    """An instance of stress-ng that ended."""
+    segment = Segment.create()
+    reporter = Recorder(segment)
+    tell(reporter, "vm", Figures(10.0, 5.0, 1.0, 0.5, 4096.0))
+    reporter.close()
+    found = {(metric, labels) for _, _, metric, labels in segment.series()}
+    segment.close()
+    return found
+
+
 class Port:
     """Answers every second call, and keeps what is pushed."""
 
@@ -174,7 +187,7 @@ def of_the_end(folder: Path) -> Series:
     return found
 
 
-PARTS = (of_an_agent, of_a_load, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
+PARTS = (of_an_agent, of_a_load, of_stress_ng, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,8 @@ def test_records_are_complete(name: str) -> None:
 def test_what_a_record_names_exists() -> None:
     """Its meter, its ceiling and its metrics are known, what it reserves is something, and its code can be loaded."""
     for record in REGISTRY.values():
-        assert record.meter in METERS
+        assert {record.meter, *record.meters.values()} <= set(METERS)
+        assert set(record.meters) <= set(record.units)
         assert record.resource in THROTTLES
         assert set(record.metrics) <= set(CATALOGUE)
         for unit in record.units:
