@@ -32,10 +32,16 @@ def open_meters(segment_path: str, seed: int) -> LoadMeters:
 
     What is chosen by chance when samples are thinned follows from `seed`.
     """
+    reporter, is_kept = open_reporter(segment_path, seed)
+    return LoadMeters(reporter, is_kept=is_kept)
+
+
+def open_reporter(segment_path: str, seed: int) -> tuple[Reporter, bool]:
+    """Return the reporter of a load, and whether it keeps what it takes; see `open_meters`."""
     from .metrics import Recorder, Segment  # noqa: PLC0415  # numpy is loaded only where something is recorded
     from .metrics.reporter import NullReporter  # noqa: PLC0415
 
     with contextlib.suppress(OSError, ValueError, StressError):  # a load without figures is bounded still
         if segment_path:
-            return LoadMeters(Recorder(Segment.open(segment_path), seed=seed))
-    return LoadMeters(NullReporter(), is_kept=False)
+            return Recorder(Segment.open(segment_path), seed=seed), True
+    return NullReporter(), False

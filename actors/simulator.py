@@ -95,9 +95,9 @@ class SimulatorRecord:
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
     is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
 
-    Some have more to say. `meters`: units whose dose is seen by another meter. `rule` raises `InputError` for options that do not go
-    together; `here` raises `StressError` for an operation that this node, with its STATE, cannot do. `scratch`: its load gets a folder of
-    its own as working folder, which the guardian removes.
+    Some have more to say. `meters`: units whose dose is seen by another meter. `floor`: the least that a count may be off by. `rule`
+    raises `InputError` for options that do not go together; `here` raises `StressError` for an operation that this node, with its STATE,
+    cannot do. `scratch`: its load gets a folder of its own as working folder, which the guardian removes.
     """
 
     name: str
@@ -120,6 +120,7 @@ class SimulatorRecord:
     rule: Callable[[Mapping[str, Value]], None] | None = None
     here: Callable[[Operation, Path], None] | None = None
     scratch: bool = False
+    floor: float | None = None
 
     def meter_of(self, unit: str) -> str:
         """Return how the dose of an operation in this unit is seen from outside."""
@@ -164,7 +165,7 @@ class SimulatorRecord:
 
 
 _MODULES: Final = (
-    *("cpu", "memory", "disk"),
+    *("cpu", "memory", "memory_fragment", "memory_access", "disk"),
     "stress_ng.record",
 )
 
@@ -216,6 +217,8 @@ def check(operation: Operation) -> None:
     peak = shape.peak(operation.duration_s)
     if operation.unit == "fraction" and peak > 1.0:
         raise InputError("invalid_value", f"{operation.id} asks {peak:.0%} of the node's capacity; at most 100% can be asked")
+    if isinstance(shape, shapes.Custom):
+        shape.check(operation.duration_s)
 
 
 def peak_amounts(operation: Operation, capacity: Capacity) -> Amounts:

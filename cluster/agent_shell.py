@@ -32,6 +32,7 @@ from actors.host import HostSampler, machine_facts
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
+from actors.plugin_shapes import digests
 from actors.simulator import peak_amounts, record_of
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
@@ -39,6 +40,7 @@ from scenarios.model import LimitOverrides
 from . import load_end
 from .agent import Agent, Do
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
+from .handles import told
 from .load_end import NO_LOAD
 from .metrics.cardinality import Caps
 from .node_metrics import NodeMetrics
@@ -117,13 +119,13 @@ class AgentShell:
             "capacity": self._capacity,
             "incarnation": str(self._incarnation),
             "halt": self._guardian.control.halt,
-            "report": self._node_report(),
+            "report": {**self._node_report(), "unreleased": told(self.guardian_status)},
         }
 
     def _node_report(self) -> dict[str, Any]:
         facts = read_facts(self.state_dir)
         can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge_capability(facts).items()}
-        return {**facts.to_json(), **machine_facts(), "ray": ray_facts(os.environ), "simulators": can}
+        return {**facts.to_json(), **machine_facts(), "ray": ray_facts(os.environ), "simulators": can, "shapes": digests()}
 
     def poke(self) -> None:
         """Ask the orchestrator now instead of at the next turn."""

@@ -141,6 +141,7 @@ def _dose(operation: Operation, ending: Ending, figures: Figures) -> DoseResult 
         duration_s=operation.duration_s,
         tolerance=record_of(operation.kind).tolerance if operation.tolerance is None else operation.tolerance,
         host_total=operation.options.get("mode") == "host_total",
+        floor=record_of(operation.kind).floor,
     )
 
 

@@ -5,10 +5,11 @@ is reached when in at least 95 % of those windows achieved and asked differ by a
 
     fraction    5 points of the node's CPU           |achieved - asked| <= 0.05
     bytes       2 % of the asked bytes, at least 1 MiB (page tables and block rounding of small amounts)
-    count       2 % of the asked count, at least a half: one of few is missed, a half of a ramp's step is not
+    count       2 % of the asked number, at least 2
+    per_second  2 % of the asked rate, at least 1 a second
 
-Memory and disk that are asked as a fraction of the node's capacity are `relative`: 2 % of the asked fraction, at least a thousandth
-of the capacity.
+All but CPU that is asked as a fraction of the node's capacity is `relative`: 2 % of the asked fraction, at least a thousandth of the
+capacity. A simulator or a scenario may state another tolerance.
 
 A change is a step between neighbouring windows that is larger than the tolerance, the operation's start, or a gap in the windows.
 A shape that moves more slowly than that (a long ramp, a long sine) is judged window by window against each window's mean. A shape that
@@ -25,9 +26,11 @@ that moves within the second. Where others left fewer than half of the windows i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from .words import amount
 
 SETTLE_S: Final = 2.0
 SHARE_MIN: Final = 0.95
@@ -36,11 +39,8 @@ GAP_MAX_S: Final = 0.5
 MOVING_MIN: Final = 5
 CALM_MIN: Final = 0.5
 FRACTION_TOLERANCE: Final = 0.05
-BYTES_TOLERANCE: Final = 0.02
-BYTES_FLOOR: Final = 1 << 20
-FRACTION_FLOOR: Final = 0.001
-COUNT_FLOOR: Final = 0.5  # what is counted is whole: half of one is rounding, one is a miss
-FLOORS: Final = {"fraction": FRACTION_FLOOR, "bytes": BYTES_FLOOR, "count": COUNT_FLOOR, "per_second": COUNT_FLOOR}
+RELATIVE_TOLERANCE: Final = 0.02
+FLOORS: Final[Mapping[str, float]] = {"fraction": 0.001, "bytes": 1 << 20, "count": 2, "per_second": 1}
 EDGE_S: Final = 1e-6
 
 
@@ -87,13 +87,15 @@ def reached(
     tolerance: float | None = None,
     host_total: bool = False,
     relative: bool | None = None,
+    floor: float | None = None,
 ) -> DoseResult:
     """Return whether the dose of one operation was reached.
 
-    `unit` is that of the windows' values, "fraction" or "bytes". `relative` says what `tolerance` is a share of: the asked value
-    (memory and disk), or the node's capacity (CPU); by default bytes are relative and fractions are not.
+    `unit` is that of the windows' values, one of `FLOORS`. `relative` says what `tolerance` is a share of: the asked value, or the node's
+    capacity (CPU); by default fractions are of the capacity, and all else is relative. `floor` is the least that it may be off by, where
+    the simulator has another than `FLOORS`.
     """
-    judge = _Judge(unit, tolerance, host_total, unit == "bytes" if relative is None else relative)
+    judge = _Judge(unit, tolerance, host_total, unit != "fraction" if relative is None else relative, floor)
     whole = _whole(windows, duration_s)
     settled = _settled(whole, judge)
     stirred = judge.stirred(whole)
@@ -139,12 +141,16 @@ class _Judge:
     tolerance: float | None
     host_total: bool
     relative: bool
+    floor: float | None = None
 
     def margin(self, requested: float) -> float:
         """Return how far achieved may differ from this asked value, in the operation's unit."""
         if not self.relative:
             return (FRACTION_TOLERANCE if self.tolerance is None else self.tolerance) + 1e-9
-        return max((BYTES_TOLERANCE if self.tolerance is None else self.tolerance) * requested, FLOORS[self.unit])
+        return max(
+            (RELATIVE_TOLERANCE if self.tolerance is None else self.tolerance) * requested,
+            FLOORS[self.unit] if self.floor is None else self.floor,
+        )
 
     def is_change(self, before: DoseWindow, window: DoseWindow) -> bool:
         """Tell whether the asked value changed between two windows, or may have in a gap between them."""
@@ -195,9 +201,9 @@ class _Judge:
         return self.is_hit(mean), f"no settled window, judged by means: {seen}"
 
     def _show(self, value: float) -> str:
-        if self.unit == "fraction":
-            return f"{value * 100:.1f}%"
-        return f"{value / (1 << 20):.1f} MiB" if self.unit == "bytes" else f"{value:g}"
+        if self.unit == "bytes":
+            return f"{value / (1 << 20):.1f} MiB"
+        return f"{value * 100:.1f}%" if self.unit == "fraction" else amount(value, self.unit)
 
 
 def _distance(left: float, right: float) -> float:

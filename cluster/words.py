@@ -39,9 +39,13 @@ def sentence(one: Any) -> str:
 
 
 def amount(value: float, unit: str) -> str:
-    """Return a quantity in words: a fraction as percent, bytes with a binary unit, anything else with its unit."""
+    """Return a quantity in words: a fraction as percent, bytes with a binary unit, a count bare, anything else with its unit."""
     if unit in {"fraction", "ratio"}:
         return f"{value * 100:.1f} %"
+    if unit in {"count", "objects"}:
+        return f"{value:.6g}"
+    if unit == "per_second":
+        return f"{value:.6g}/s"
     if unit != "bytes":
         return f"{value:.6g} {unit}".strip()
     for name, size in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

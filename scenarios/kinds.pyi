@@ -32,6 +32,36 @@ class MemoryPressure(Simulator):
         bytes: Shape | float | None = None,
     ) -> None: ...
 
+class MemoryFragment(Simulator):
+    fraction: Shape | None
+    bytes: Shape | None
+    fragmentation: float
+    block: int
+    def __init__(
+        self,
+        fraction: Shape | float | None = None,
+        bytes: Shape | float | None = None,
+        fragmentation: float = ...,
+        block: int = ...,
+    ) -> None: ...
+
+class MemoryAccess(Simulator):
+    fraction: Shape
+    pattern: Literal["sequential", "strided", "random", "pointer_chase", "hot_spot"]
+    working_set: int
+    stride: int
+    seed: int
+    cores: int | str
+    def __init__(
+        self,
+        fraction: Shape | float,
+        pattern: Literal["sequential", "strided", "random", "pointer_chase", "hot_spot"] = ...,
+        working_set: int = ...,
+        stride: int = ...,
+        seed: int = ...,
+        cores: int | str = ...,
+    ) -> None: ...
+
 class DiskFill(Simulator):
     bytes: Shape | None
     fraction: Shape | None
@@ -43,4 +73,27 @@ class DiskFill(Simulator):
         fraction: Shape | float | None = None,
         dir: str = ...,
         reserve_bytes: int = ...,
+    ) -> None: ...
+
+class StressNg(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    stressor: str
+    arguments: str
+    instances: int
+    cores: float
+    memory_bytes: int
+    disk_bytes: int
+    tasks: int
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        stressor: str = ...,
+        arguments: str = ...,
+        instances: int = ...,
+        cores: float = ...,
+        memory_bytes: int = ...,
+        disk_bytes: int = ...,
+        tasks: int = ...,
     ) -> None: ...

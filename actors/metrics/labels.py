@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..errors import CODES
+from ..heap import SOURCES
+from ..kernels.orders import PATTERNS
 from ..messages import RESOURCES
 from .registry import CATALOGUE
 
@@ -18,6 +20,8 @@ _CODES: Final = {"code": tuple(CODES), "category": tuple(dict.fromkeys(category 
 
 CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> label -> words
     "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
+    "memory.overhead": {"source": SOURCES},
+    **{metric: {"pattern": tuple(PATTERNS)} for metric in ("memory.access", "memory.bandwidth", "memory.sequence")},
     "safety.ceiling": {"resource": RESOURCES},
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},

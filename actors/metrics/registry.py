@@ -15,7 +15,8 @@ from typing import Final
 from ..errors import InputError
 
 PREFIX: Final = "stress_cluster"
-RESERVED_LABELS: Final = ("run", "node", "worker", "phase", "le")
+CONTEXT: Final = ("run", "scenario", "node", "worker", "phase")  # what each point that leaves a run says of itself, whatever its metric
+RESERVED_LABELS: Final = (*CONTEXT, "le")
 # Operation.unit -> unit of its dose
 DOSE_UNITS: Final = {"fraction": "ratio", "bytes": "bytes", "count": "objects", "per_second": "per_second"}
 
@@ -141,6 +142,27 @@ _TABLE: Final = (
     # what loads say of themselves
     Metric("load.operations", C, "", "Units of work that a load finished."),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
+    # what memory loads say of their blocks and of their accesses
+    Metric("memory.populated", C, "bytes", "Bytes that a memory load populated."),
+    Metric("memory.released", C, "bytes", "Bytes that a memory load gave back while it ran."),
+    Metric("memory.step", H, "seconds", "Time to populate or to give back at most 16 MiB."),
+    Metric("memory.live", G, "bytes", "Bytes in blocks that a fragmented load has not freed."),
+    Metric("memory.free", G, "bytes", "Bytes in the holes of a fragmented load: freed, and still resident."),
+    Metric("memory.hole", G, "bytes", "Largest hole of a fragmented load: the most that one request can get without growth."),
+    Metric("memory.fragmentation", G, "ratio", "Which share of the free bytes one request cannot get: 1 less largest hole by free bytes."),
+    Metric("memory.overhead", G, "ratio", "Resident bytes for each live one, by what it was read from.", ("source",)),
+    Metric("memory.allocated", C, "", "Blocks that a fragmented load allocated."),
+    Metric("memory.freed", C, "", "Blocks that a fragmented load freed."),
+    Metric("memory.refused", C, "", "Requests of fewer than the free bytes that found no hole and were not met by growth."),
+    Metric("memory.access", H, "seconds", "Time of one read of a working set: the mean of a slice.", ("pattern",)),
+    Metric("memory.bandwidth", G, "bytes_per_second", "Bytes that a load reads of its working set in a second.", ("pattern",)),
+    Metric(
+        "memory.sequence",
+        G,
+        "",
+        "Hash of the first 4096 indexes that a load reads: alike wherever pattern, working set, stride and seed are.",
+        ("pattern",),
+    ),
     # what stress-ng says of each instance when that ends
     Metric("stressng.bogo.operations", C, "", "Bogo operations of an instance of stress-ng, told when it ends.", ("stressor",)),
     Metric("stressng.bogo.rate", H, "per_second", "Bogo operations of an instance a second of real time.", ("stressor",)),

@@ -57,7 +57,7 @@ class StressNg:
         self._operation, self._watch, self._segment_path = operation, watch, segment_path
         self._shape = absolute(operation, capacity)
         self._unit = capacity.cpu_cores if operation.unit == "fraction" else 1.0
-        self._stressor, self._text, self._cores = str(options["stressor"]), str(options["options"]), float(options["cores"])
+        self._stressor, self._text, self._cores = str(options["stressor"]), str(options["arguments"]), float(options["cores"])
         self._most = peak_amounts(operation, capacity)
         self._fixed = 0 if operation.unit == "count" else instances(self._shape.peak(operation.duration_s), operation, options)
         self._folder = Path.cwd()

@@ -28,7 +28,7 @@ LEASE_S = 2.0
 STRESSORS = {
     "mmapfork": {"stressor": "mmapfork", "memory_bytes": 4 << 30},
     "msg": {"stressor": "msg"},
-    "hdd": {"stressor": "hdd", "options": "--hdd-bytes 8M"},
+    "hdd": {"stressor": "hdd", "arguments": "--hdd-bytes 8M"},
 }
 
 

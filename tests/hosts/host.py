@@ -83,6 +83,7 @@ class Host:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": str(self.here),
+            "TMPDIR": str(self.here / "tmp"),  # where a dashboard that is killed leaves its sockets
             "STRESS_CLUSTER_STATE_DIR": str(self.here / "state"),
         }
         return {**os.environ, **mine, **self.environment, **(more or {})}
@@ -90,6 +91,7 @@ class Host:
     def boot(self) -> None:
         """Start the host's init; its network must be there already."""
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder / "tmp").mkdir(exist_ok=True)
         ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
         script = INIT.format(name=self.name, base=folder_of(self.tag), shm_bytes=SHM_BYTES)

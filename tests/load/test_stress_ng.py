@@ -29,8 +29,8 @@ from actors.stress_ng.record import RECORD
 
 MIB = 1 << 20
 ONE = Operation("0.StressNg@n1", "StressNg", "n1", 0.0, 60.0, "count", {"kind": "constant", "level": 1})
-VM = {"stressor": "vm", "options": "--vm-bytes 32M --vm-keep"}
-HDD = {"stressor": "hdd", "options": "--hdd-bytes 8M"}
+VM = {"stressor": "vm", "arguments": "--vm-bytes 32M --vm-keep"}
+HDD = {"stressor": "hdd", "arguments": "--hdd-bytes 8M"}
 SOME = [{"stressor": "cpu"}, VM, HDD]
 
 pytestmark = pytest.mark.skipif(not shutil.which("stress-ng"), reason="stress-ng is not installed on this machine")
@@ -238,7 +238,7 @@ def test_a_killed_instance_ends_the_load_with_a_reason(make: Make, who: str) -> 
     ("options", "why"),
     [
         pytest.param({"stressor": "cpuu"}, "did you mean 'cpu'", id="unknown-stressor"),
-        pytest.param({"stressor": "vm", "options": "--vm-rw-bytes 1M"}, "of the stressor 'vm-rw'", id="an-option-of-another"),
+        pytest.param({"stressor": "vm", "arguments": "--vm-rw-bytes 1M"}, "of the stressor 'vm-rw'", id="an-option-of-another"),
     ],
 )
 def test_what_the_node_lacks_is_said_before_the_start(make: Make, options: dict[str, Any], why: str) -> None:
@@ -253,11 +253,11 @@ def test_what_the_node_lacks_is_said_before_the_start(make: Make, options: dict[
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        pytest.param({"stressor": "cpu", "options": "--cpu-method nonesuch"}, "cpu-method must be one of", id="refused-by-stress-ng"),
+        pytest.param({"stressor": "cpu", "arguments": "--cpu-method nonesuch"}, "cpu-method must be one of", id="refused-by-stress-ng"),
         pytest.param(
-            {"stressor": "vm", "options": "--vm-bytes 96M --vm-keep", "memory_bytes": 8 * MIB}, "memory_bytes, its slot", id="memory"
+            {"stressor": "vm", "arguments": "--vm-bytes 96M --vm-keep", "memory_bytes": 8 * MIB}, "memory_bytes, its slot", id="memory"
         ),
-        pytest.param({"stressor": "hdd", "options": "--hdd-bytes 64M", "disk_bytes": MIB}, "disk_bytes, its slot", id="disk"),
+        pytest.param({"stressor": "hdd", "arguments": "--hdd-bytes 64M", "disk_bytes": MIB}, "disk_bytes, its slot", id="disk"),
         pytest.param({"stressor": "resched", "tasks": 2}, "tasks, its slot", id="tasks"),
     ],
 )

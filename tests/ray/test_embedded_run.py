@@ -17,6 +17,7 @@ from support import documents
 from support.embedded import FinishedRun, temporary_names
 
 from actors.metrics.labels import strange
+from actors.simulator import REGISTRY
 from actors.undo import SLOT_BYTES, decode
 from cluster.analysis import load
 
@@ -100,7 +101,7 @@ def test_manifest(finished: FinishedRun) -> None:
     for node in manifest["nodes"]:
         assert {"machine", "address", "capacity", "capabilities"} <= node.keys()
         assert node["address"]
-        assert set(node["capabilities"]) == {"CpuLoad", "MemoryPressure", "DiskFill"}
+        assert set(node["capabilities"]) == set(REGISTRY)
     assert all(stream["received"] == stream["expected_end"] for stream in manifest["streams"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.dose import DoseWindow, reached
+from cluster.words import amount
 
 MIB = 1 << 20
 NAN = float("nan")
@@ -56,6 +57,24 @@ def test_nineteen_of_twenty_is_enough(misses, want):
 def test_bytes_are_judged_by_two_percent(asked, achieved, want):
     """2 % of the asked bytes, at least 1 MiB."""
     assert reached(steady(achieved, requested=asked), unit="bytes").reached is want
+
+
+@pytest.mark.parametrize(
+    ("unit", "asked", "achieved", "want"),
+    [
+        pytest.param("count", 1000, 980, True, id="2-percent-fewer"),
+        pytest.param("count", 1000, 979, False, id="2.1-percent-fewer"),
+        pytest.param("count", 10, 12, True, id="two-more-than-ten"),
+        pytest.param("count", 10, 13, False, id="three-more-than-ten"),
+        pytest.param("per_second", 1000, 1020, True, id="2-percent-faster"),
+        pytest.param("per_second", 10, 8, False, id="two-a-second-slower"),
+    ],
+)
+def test_counts_and_rates_are_judged_by_two_percent(unit, asked, achieved, want):
+    """2 % of the asked number or rate, at least two things or one a second; the worst window is told in the unit's words."""
+    result = reached(steady(achieved, requested=asked), unit=unit)
+    assert result.reached is want
+    assert want or amount(achieved, unit) in result.reason
 
 
 @pytest.mark.parametrize(
@@ -200,18 +219,7 @@ def test_the_result_names_what_was_asked_and_achieved():
     assert "worst: asked 50.0%, achieved 10.0% at 7 s" in result.reason
 
 
-@pytest.mark.parametrize(
-    ("asked", "achieved", "want"),
-    [
-        pytest.param(2.0, 2.0, True, id="as-asked"),
-        pytest.param(2.0, 1.0, False, id="one-of-two-missing"),
-        pytest.param(1.5, 2.0, True, id="rounded"),
-        pytest.param(10_000.0, 9_900.0, True, id="1-percent-of-many"),
-        pytest.param(10_000.0, 9_700.0, False, id="3-percent-of-many"),
-    ],
-)
-def test_counts_are_judged_as_counts(asked: float, achieved: float, want: bool) -> None:
-    """A whole one of few is a miss, a rounding is none, and of many it is a share."""
-    found = reached(steady(achieved, requested=asked), unit="count", relative=True)
-    assert found.reached is want
-    assert "MiB" not in found.reason
+@pytest.mark.parametrize(("asked", "achieved", "want"), [(2.0, 2.0, True), (2.0, 1.0, False), (1.5, 2.0, True), (0.0, 1.0, False)])
+def test_where_few_are_counted_each_is_told(asked, achieved, want):
+    """With a floor of a half one of two is a miss, and the rounding of a step that is not whole is none."""
+    assert reached(steady(achieved, requested=asked), unit="count", floor=0.5).reached is want

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,27 @@ def test_a_damaged_text_is_made_anew(tmp_path: Path, kept: Path, text: str) -> N
     assert loaded(tmp_path, "integer") == [str(xorshift(1000, 7)), "True"]
     assert (tmp_path / found.name).read_text() == found.read_text()
     assert loaded(tmp_path, "integer")[1] == "False"
+
+
+def test_a_kernel_with_a_work_area_works_on_the_memory_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Address and length come first; it writes there and nowhere else, and its kept text knows its signature."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    area = (ctypes.c_double * 256)(*[0.5] * 256)
+    kernels.load_function("simd")(ctypes.addressof(area), 192, 2, 1)
+    again = kernels.load_function("simd")
+    assert len(set(area[64:192])) == 1
+    assert area[64] == pytest.approx(0.5 + 16, rel=1e-5)
+    assert set(area[:64]) | set(area[192:]) == {0.5}
+    again(ctypes.addressof(area), 192, 2, 2)
+    assert (area[0], area[64], area[128]) == pytest.approx((16.5, 16.5, 32.5), rel=1e-5)
+    assert "simd" in {path.name.partition("-")[0] for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("signature", ["float64(uint64)", "uint64(uint8)", "uint64(uint64, array(float64, 1d, C))", "uint64"])
+def test_a_signature_that_cannot_be_called_is_refused(signature: str) -> None:
+    """Only what ctypes passes in the same way as numba takes it."""
+    with pytest.raises(ValueError, match="uint64"):
+        kernels.signature_types(signature)
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:

@@ -111,6 +111,9 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/memory.py",
+    "actors/memory_access.py",
+    "actors/memory_fragment.py",
     "actors/stress_ng/load.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
@@ -120,7 +123,8 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(r"(operation|dose|host|load|stressng|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
+FAMILIES = "operation|dose|host|load|memory|stressng|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt"
+DOTTED = re.compile(rf"({FAMILIES})\.[a-z.]+")
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

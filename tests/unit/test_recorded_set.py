@@ -17,16 +17,20 @@ import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
 from actors.errors import InputError
+from actors.memory import StepMeters
+from actors.memory_access import Figures
+from actors.memory_fragment import Shards, Teller
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.meters import open_meters
 from actors.metrics import Histogram, Recorder, Segment
 from actors.metrics.labels import strange
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
 from actors.metrics.registry import CATALOGUE, Verbosity
+from actors.metrics.reporter import MemoryReporter
 from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
+from actors.stress_ng import rules
 from actors.stress_ng.load import tell
-from actors.stress_ng.rules import Figures
 from cluster import cli
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
@@ -113,11 +117,26 @@ def of_stress_ng(_: Path) -> Series:
     """An instance of stress-ng that ended."""
     segment = Segment.create()
     reporter = Recorder(segment)
-    tell(reporter, "vm", Figures(10.0, 5.0, 1.0, 0.5, 4096.0))
+    tell(reporter, "vm", rules.Figures(10.0, 5.0, 1.0, 0.5, 4096.0))
     reporter.close()
     found = {(metric, labels) for _, _, metric, labels in segment.series()}
     segment.close()
     return found
+
+
+def of_memory_loads(folder: Path) -> Series:
+    """A fragmented load, before and after its split, one that reads a working set, and the steps of one that holds."""
+    reporter, shards = MemoryReporter(), Shards(1 << 16)
+    StepMeters(reporter).record(1 << 16, 0.001)
+    teller = Teller(reporter, shards, 0)
+    shards.lay(1 << 20)
+    teller.tell()
+    shards.split()
+    teller.tell()
+    figures = Figures(reporter, "random")
+    for series in (figures.access, figures.bandwidth, figures.sequence):
+        series.record(1.0)
+    return {(one.name, one.labels) for one in reporter.series()}
 
 
 class Port:
@@ -187,7 +206,7 @@ def of_the_end(folder: Path) -> Series:
     return found
 
 
-PARTS = (of_an_agent, of_a_load, of_stress_ng, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
+PARTS = (of_an_agent, of_a_load, of_memory_loads, of_stress_ng, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +222,7 @@ def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_command_lists_what_each_metric_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """`list metrics --json` and `describe` say kind, unit, labels, level and a sentence for every metric that can be recorded."""
+    """`list metrics --json` and `describe` say of every metric kind, unit, labels, a sentence, and what each of its points says."""
     assert cli.main(["list", "metrics", "--json"]) == 0
     told = {one["name"]: one for one in json.loads(capsys.readouterr().out)["metrics"]}
     assert told.keys() == CATALOGUE.keys()
@@ -211,7 +230,9 @@ def test_the_command_lists_what_each_metric_is(capsys: pytest.CaptureFixture[str
         assert (told[name]["unit"], told[name]["kind"], told[name]["labels"]) == (metric.unit, metric.kind, list(metric.labels))
         assert told[name]["help"] == metric.help
         assert metric.help.endswith(".")
+        assert {"run", "scenario", "node"} <= set(told[name]["context"])
     with pytest.raises(InputError, match="unknown metric"):
         Recorder(Segment.create(), VirtualClock()).counter("probe.nothing")
     assert cli.main(["describe", "host.memory.used", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["unit"] == "bytes"
+    found = json.loads(capsys.readouterr().out)
+    assert (found["unit"], found["context"]) == ("bytes", ["run", "scenario", "node", "worker", "phase"])
