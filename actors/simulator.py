@@ -11,7 +11,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -52,10 +52,15 @@ UNITS: Final[Mapping[Unit, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """Whether a node can run a simulator; a reason goes with everything but `available`."""
+    """Whether a node can run a simulator. With everything but `available` go a reason, and what would allow it where something would."""
 
     verdict: Verdict
     reason: str = ""
+    allow: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return what `doctor` tells of a node."""
+        return asdict(self)
 
 
 AVAILABLE: Final = Capability("available")
@@ -155,6 +160,7 @@ class SimulatorRecord:
             "units": {unit: UNITS[unit] for unit in self.units},
             "resource": self.resource,
             "measure": self.measure,
+            "meter": {unit: self.meter_of(unit) for unit in self.units},
             "tolerance": self.tolerance,
             "look_ms": self.look_ms,
             "needs": self.needs,

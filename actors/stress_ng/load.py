@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..clock import SECOND_NS
+from ..clock import SECOND_NS, thread_cpu_ns
 from ..cpu import Pacer
 from ..errors import HarnessError, InputError, StressError
 from ..lease import NOTE_NO_RECORDING, LeaseWatch, Order
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LOOK_S: Final = 0.01
 SLOW_LOOK_S: Final = 0.05  # where each hold and each look is a walk through /proc
 WEIGH_S: Final = 1.0  # how often what the tree holds is looked at, unless that takes long itself
-WEIGH_SHARE: Final = 0.05  # of the time, at most
+WEIGH_SHARE: Final = 0.05  # of a core, at most
 FINISH_S: Final = 1.5  # for the figures at the end: within the grace that a stop gives by default
 OVERRUN_S: Final = 60  # after its end stress-ng ends by itself, whatever else fails
 OUTPUT_BYTES: Final = 16_384
@@ -206,8 +206,7 @@ class StressNg:
 
     def _weigh(self, stress: tree.Tree) -> None:
         """Look at what the tree holds; raises `InputError` when that is more than its slot reserves."""
-        clock = self._watch.clock
-        begun_ns = clock.boot_ns()
+        begun_ns = thread_cpu_ns()
         held = Amounts(memory_bytes=round(stress.memory_bytes() / MEMORY_SLACK), disk_bytes=stress.disk_bytes(), tasks=stress.tasks())
         for amount in held.beyond(self._most):
             raise InputError(
@@ -215,8 +214,8 @@ class StressNg:
                 f"stress-ng --{self._stressor} holds {getattr(held, amount):,} {amount}, its slot reserves {getattr(self._most, amount):,}",
                 f"raise the option {amount}, or give --{self._stressor} options that take less",
             )
-        now_ns = clock.boot_ns()
-        self._weigh_ns = now_ns + max(round(WEIGH_S * SECOND_NS), round((now_ns - begun_ns) / WEIGH_SHARE))
+        spent_ns = thread_cpu_ns() - begun_ns
+        self._weigh_ns = self._watch.clock.boot_ns() + max(round(WEIGH_S * SECOND_NS), round(spent_ns / WEIGH_SHARE))
 
     def _cpu_ns(self) -> int:
         return round(self._tree.cpu_seconds() * SECOND_NS) if self._tree is not None else 0

@@ -63,14 +63,15 @@ def reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.stress_ng:
-        return Capability("unavailable", "stress-ng is not installed on this node: install the package stress-ng, so that PATH finds it")
-    missing = []
+        return Capability("unavailable", "stress-ng is not installed on this node", "install the package stress-ng, so that PATH finds it")
+    missing, allow = [], []
     if not facts.cgroup_folder:
-        refused = ", ".join(sorted(rules.LEAVES_SESSION))
-        missing.append(f"without a writable version 2 control group load is throttled by SIGSTOP, and {refused} are refused")
+        missing.append(f"load is throttled by SIGSTOP, and {', '.join(sorted(rules.LEAVES_SESSION))} are refused")
+        allow.append("a writable version 2 control group")
     if "CAP_SYS_ADMIN" not in facts.capabilities:
-        missing.append(f"without CAP_SYS_ADMIN, which namespaces need, {', '.join(sorted(rules.LEAVES_OBJECTS))} are refused")
-    return Capability("fallback", "; ".join(missing)) if missing else AVAILABLE
+        missing.append(f"{', '.join(sorted(rules.LEAVES_OBJECTS))} are refused, which need namespaces")
+        allow.append("CAP_SYS_ADMIN")
+    return Capability("fallback", "; ".join(missing), " and ".join(allow)) if missing else AVAILABLE
 
 
 RECORD: Final = SimulatorRecord(

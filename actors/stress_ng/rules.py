@@ -1,7 +1,7 @@
 """Which stressors of stress-ng may run where, with which options, and what its figures say. Pure.
 
 stress-ng has 300 stressors and gets one or two with each release, so names are checked on the node against what is installed there. What is
-refused, and why, was read in the sources of 0.15.06 and measured by killing each stressor in the middle (docs/decisions/0014).
+refused, and why, was read in the sources of 0.15.06 and measured by killing each stressor in the middle (docs/decisions/0020).
 """
 
 from __future__ import annotations

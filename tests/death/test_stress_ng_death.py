@@ -126,8 +126,11 @@ def kill_guardian(one: Loaded) -> None:
     one.stop.set()
 
 
-@pytest.mark.parametrize("stressor", list(STRESSORS))
-@pytest.mark.parametrize("death", [kill_load, kill_instance, kill_agent, stop_load, kill_guardian])
+DEATHS = (kill_load, kill_instance, kill_agent, stop_load, kill_guardian)
+LONG = [pytest.param(death, name, marks=pytest.mark.soak) for name in ("msg", "hdd") for death in DEATHS[1:]]
+
+
+@pytest.mark.parametrize(("death", "stressor"), [*((death, "mmapfork") for death in DEATHS), (kill_load, "msg"), (kill_load, "hdd"), *LONG])
 def test_nothing_is_left(begin: Begin, death: Callable[[Loaded], None], stressor: str) -> None:
     """Whoever is killed or stopped, a moment after the lease's end there is no process, no group, no folder and no queue of it."""
     before = queues()

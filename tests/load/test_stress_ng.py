@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from load_pages import PageGuardian
+from support.observe import promised
 from support.waiting import until
 from test_load_process import CAPACITY, GENERATION, SLOT, Bench
 
@@ -29,7 +30,7 @@ from actors.stress_ng.record import RECORD
 
 MIB = 1 << 20
 ONE = Operation("0.StressNg@n1", "StressNg", "n1", 0.0, 60.0, "count", {"kind": "constant", "level": 1})
-VM = {"stressor": "vm", "arguments": "--vm-bytes 32M --vm-keep"}
+VM = {"stressor": "vm", "arguments": "--vm-bytes 4M --vm-method zero-one"}
 HDD = {"stressor": "hdd", "arguments": "--hdd-bytes 8M"}
 SOME = [{"stressor": "cpu"}, VM, HDD]
 
@@ -116,9 +117,14 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         made.append(Stress(tmp_path, replace(ONE, options=options or {}, **change), grouped=grouped, segment_path=segment_path))
         return made[-1]
 
+    def end() -> None:
+        while made:
+            made.pop().close()
+        shutil.rmtree(tmp_path / "scratch", ignore_errors=True)  # as the guardian would
+
+    one.mend = end  # type: ignore[attr-defined]  # before a promised test is repeated
     yield one
-    for each in made:
-        each.close()
+    end()
 
 
 @pytest.mark.parametrize("options", SOME, ids=names)
@@ -130,7 +136,7 @@ def test_a_stressor_works_and_ends_with_nothing_left(make: Make, options: dict[s
     assert one.meter.read() == 0.0
     one.go()
     until(lambda: one.meter.read() == 1.0, 5, lambda: f"{one.left()}")
-    until(lambda: one.busy(0.3) > 0.02, 10, "it works")
+    until(lambda: one.busy(1.0) > 0.02, 10, "it works")  # and is past its own beginning
     one.load.drain()
     assert one.end() == (Event.FINISHED, "")
     until(lambda: not one.left(), 2, lambda: f"{one.left()}")
@@ -152,13 +158,14 @@ def test_instances_follow_the_shape(make: Make) -> None:
         until(lambda want=level: one.stats.asked == want and one.meter.read() == want, 4, lambda: f"{one.meter.read()}, {one.left()}")
 
 
+@promised
 def test_a_fraction_is_cpu_time_of_the_whole_tree(make: Make) -> None:
     """As a fraction the whole tree uses that share of the node's cores, though each instance by itself would take a core."""
     one = make({"instances": 2}, unit="fraction", shape={"kind": "constant", "level": 0.3})
     one.ready()
     one.go()
     one.busy(0.5)
-    found = [one.busy(1.0) for _ in range(3)]
+    found = [one.busy(1.0) for _ in range(4)]
     assert min(abs(cores - 0.3) for cores in found) <= 0.05, found
     assert one.stats.asked == pytest.approx(0.3)
 
@@ -210,6 +217,7 @@ def test_a_killed_load_takes_its_instances_along(make: Make) -> None:
     one.ready()
     one.go()
     until(lambda: one.meter.read() == 1.0, 5, "it works")
+    one.busy(1.0)  # a worker asks for its parent's death a moment after it began: the guardian sees to those that do not hear of it
     os.kill(one.load.pids[0], signal.SIGKILL)
     assert one.end()[0] is Event.BROKE
     until(lambda: not one.left(), 5, lambda: f"{one.left()}")

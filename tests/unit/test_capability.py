@@ -7,6 +7,7 @@ import pytest
 
 from actors.capability import NodeFacts, cgroup_kind, effective_capabilities, filesystem_of, judge, nice_limit, read_facts
 from actors.simulator import REGISTRY
+from cluster.cli.doctor import doctor_lines
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def test_an_able_node_can_do_all(facts: NodeFacts) -> None:
         pytest.param({"state_local": False, "state_filesystem": "nfs4"}, "DiskFill", "unavailable", "nfs4", id="network-disk"),
         pytest.param({"state_filesystem": "overlay"}, "DiskFill", "fallback", "overlay", id="overlay"),
         pytest.param({"system": "Darwin"}, "DiskFill", "unavailable", "Darwin", id="another-system"),
-        pytest.param({"stress_ng": ""}, "StressNg", "unavailable", "install the package stress-ng", id="no-stress-ng"),
+        pytest.param({"stress_ng": ""}, "StressNg", "unavailable", "stress-ng is not installed", id="no-stress-ng"),
         pytest.param({"cgroup_folder": ""}, "StressNg", "fallback", "SIGSTOP", id="no-control-group"),
-        pytest.param({"capabilities": ()}, "StressNg", "fallback", "CAP_SYS_ADMIN", id="no-namespaces"),
+        pytest.param({"capabilities": ()}, "StressNg", "fallback", "namespaces", id="no-namespaces"),
         pytest.param({"has_pidfd": False}, "CpuLoad", "unavailable", "pidfd", id="no-pidfd"),
     ],
 )
@@ -42,6 +43,7 @@ def test_what_is_missing_is_named(facts: NodeFacts, change: dict[str, object], s
     found = judge(replace(facts, **change))[simulator]
     assert found.verdict == verdict
     assert word in found.reason
+    assert found.allow or simulator == "DiskFill" or "system" in change or "has_pidfd" in change
 
 
 def test_parsers() -> None:
@@ -53,3 +55,15 @@ def test_parsers() -> None:
     mounts = "1 0 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / /data rw - xfs /dev/b rw\n3 1 0:3 / /dat rw - tmpfs none rw\n"
     assert filesystem_of(Path("/data/x"), mounts) == "xfs"
     assert filesystem_of(Path("/database"), mounts) == "ext4"
+
+
+def test_doctor_says_what_would_allow_what_a_node_cannot_do(facts: NodeFacts) -> None:
+    """Each simulator has a line: its verdict, and where that is not `available` the reason and the way out of it."""
+    can = {name: found.to_json() for name, found in judge(replace(facts, stress_ng="")).items()}
+    lines = doctor_lines({"nodes": {"n1": {"simulators": can}}})
+    for name in REGISTRY:
+        (line,) = (line.strip() for line in lines if line.strip().startswith(f"{name} "))
+        if name == "StressNg":
+            assert "unavailable  (stress-ng is not installed on this node; what would allow it: install the package stress-ng" in line
+        else:
+            assert line.endswith("available")

@@ -14,6 +14,7 @@ from actors.errors import InputError
 from actors.messages import Amounts, Capacity, Operation
 from actors.metrics.registry import CATALOGUE
 from actors.option import Option
+from actors.reference import elsewhere
 from actors.simulator import REGISTRY, absolute, check, peak_amounts, record_of
 from cluster.safety.policies import THROTTLES
 
@@ -123,3 +124,11 @@ def test_bytes_are_not_scaled() -> None:
     """A shape in bytes asks the same of a small and a large node."""
     operation = replace(CPU, kind="MemoryPressure", unit="bytes", shape={"kind": "constant", "level": 1e6})
     assert absolute(operation, CAPACITY).value(0) == 1e6
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_what_a_node_cannot_do_has_a_reason_and_a_way(name: str) -> None:
+    """Whatever a node lacks, a verdict other than available says why, and what would allow it."""
+    for found in elsewhere(REGISTRY[name]):
+        assert found.reason, found
+        assert found.allow, found
