@@ -105,26 +105,36 @@ class Stress(Bench):
 Make = Callable[..., Stress]
 
 
-@pytest.fixture(params=["group", "session"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
-    """Return what makes loads: with a control group, and without one."""
-    grouped = request.param == "group"
-    if grouped and not proc.cgroup_root():
-        pytest.skip("no control group can be made on this machine")
+def maker(folder: Path, *, grouped: bool) -> Iterator[Make]:
+    """Give what makes loads, and end them all."""
     made: list[Stress] = []
 
     def one(options: dict[str, Any] | None = None, *, segment_path: str = "", **change: Any) -> Stress:
-        made.append(Stress(tmp_path, replace(ONE, options=options or {}, **change), grouped=grouped, segment_path=segment_path))
+        made.append(Stress(folder, replace(ONE, options=options or {}, **change), grouped=grouped, segment_path=segment_path))
         return made[-1]
 
     def end() -> None:
         while made:
             made.pop().close()
-        shutil.rmtree(tmp_path / "scratch", ignore_errors=True)  # as the guardian would
+        shutil.rmtree(folder / "scratch", ignore_errors=True)  # as the guardian would
 
     one.mend = end  # type: ignore[attr-defined]  # before a promised test is repeated
     yield one
     end()
+
+
+@pytest.fixture(params=["group", "session"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Return what makes loads: with a control group, and without one."""
+    if request.param == "group" and not proc.cgroup_root():
+        pytest.skip("no control group can be made on this machine")
+    yield from maker(tmp_path, grouped=request.param == "group")
+
+
+@pytest.fixture
+def make_one(tmp_path: Path) -> Iterator[Make]:
+    """Return what makes loads as this machine can: for what is the same with and without a control group."""
+    yield from maker(tmp_path, grouped=bool(proc.cgroup_root()))
 
 
 @pytest.mark.parametrize("options", SOME, ids=names)
@@ -249,9 +259,9 @@ def test_a_killed_instance_ends_the_load_with_a_reason(make: Make, who: str) -> 
         pytest.param({"stressor": "vm", "arguments": "--vm-rw-bytes 1M"}, "of the stressor 'vm-rw'", id="an-option-of-another"),
     ],
 )
-def test_what_the_node_lacks_is_said_before_the_start(make: Make, options: dict[str, Any], why: str) -> None:
+def test_what_the_node_lacks_is_said_before_the_start(make_one: Make, options: dict[str, Any], why: str) -> None:
     """A name that this node's stress-ng does not know is refused while the load gets ready, with the nearest one."""
-    one = make(options)
+    one = make_one(options)
     one.load.start()
     event, reason = one.end()
     assert event is Event.BROKE
@@ -269,9 +279,9 @@ def test_what_the_node_lacks_is_said_before_the_start(make: Make, options: dict[
         pytest.param({"stressor": "resched", "tasks": 2}, "tasks, its slot", id="tasks"),
     ],
 )
-def test_what_goes_wrong_is_told(make: Make, options: dict[str, Any], why: str) -> None:
+def test_what_goes_wrong_is_told(make_one: Make, options: dict[str, Any], why: str) -> None:
     """What stress-ng refuses, and what takes more than its slot reserves, ends the load with the reason and leaves nothing."""
-    one = make(options)
+    one = make_one(options)
     one.ready()
     one.go()
     event, reason = one.end()
@@ -298,9 +308,9 @@ def test_what_leaves_its_session_needs_a_group(make: Make, stressor: str) -> Non
     assert "control group" in reason
 
 
-def test_files_stay_in_a_folder_whose_removal_is_armed(make: Make, tmp_path: Path) -> None:
+def test_files_stay_in_a_folder_whose_removal_is_armed(make_one: Make, tmp_path: Path) -> None:
     """What a stressor writes lies below the load's folder in STATE, and the guardian was told to remove that before it was made."""
-    one = make(HDD)
+    one = make_one(HDD)
     one.ready()
     armed = [fields for op, fields in one.guardian.calls if op == "arm"]
     (folder,) = (tmp_path / "scratch").iterdir()
@@ -312,9 +322,9 @@ def test_files_stay_in_a_folder_whose_removal_is_armed(make: Make, tmp_path: Pat
             assert Path(f"/proc/{pid}/cwd").resolve() == folder
 
 
-def test_nothing_of_it_runs_before_the_start(make: Make) -> None:
+def test_nothing_of_it_runs_before_the_start(make_one: Make) -> None:
     """A load that is ready has started no instance."""
-    one = make()
+    one = make_one()
     one.ready()
     assert one.stats.state == LOAD_READY
     assert one.children() == []
