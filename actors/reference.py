@@ -30,12 +30,16 @@ ABLE: Final = NodeFacts(
     swap_bytes=0,
     populates_memory=True,
     has_numba=True,
+    kernels_missing={},
     has_pidfd=True,
     state_dir="`state_dir`",
     state_filesystem="ext4",
     state_local=True,
     systemd=True,
     stress_ng="0",
+    lists_children=True,
+    makes_nameless=True,
+    direct_io=True,
 )
 # What a node may lack, one at a time.
 LACKS: Final[tuple[Mapping[str, Any], ...]] = (
@@ -46,7 +50,9 @@ LACKS: Final[tuple[Mapping[str, Any], ...]] = (
     {"state_filesystem": "overlay"},
     {"cgroup": "none", "cgroup_folder": ""},
     {"swap_bytes": 1 << 30},
-    {"systemd": False},
+    {"lists_children": False},
+    {"makes_nameless": False},
+    {"direct_io": False},
     *({"capabilities": tuple(name for name in CAPABILITIES if name != left_out)} for left_out in CAPABILITIES),
 )
 

@@ -172,6 +172,10 @@ class SimulatorRecord:
 
 _MODULES: Final = (
     *("cpu", "memory", "memory_fragment", "memory_access", "disk"),
+    # those that use something up
+    *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
+    *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
+    *("concurrency.contention", "concurrency.convoy", "concurrency.deadlock", "concurrency.livelock", "concurrency.inversion"),
     "stress_ng.record",
 )
 

@@ -27,8 +27,10 @@ from actors.capability import read_facts
 from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError, StressError
+from actors.exhaustion.place import check_folder
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
+from actors.lease import read_shortfall
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
@@ -42,6 +44,7 @@ from .agent import Agent, Do
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
 from .handles import told
 from .load_end import NO_LOAD
+from .load_notes import LoadNotes
 from .metrics.cardinality import Caps
 from .node_metrics import NodeMetrics
 from .ray_facts import ray_facts
@@ -76,6 +79,7 @@ class AgentShell:
         self._capacity = read_capacity(self.state_dir)
         self._limits = limits_for(config.profile)
         self._limits_of: dict[str, Limits] = {}
+        self._notes = LoadNotes()
         self._agent = Agent(
             config.node, config.cluster, self._guardian.hello["guardian_id"], self._incarnation, config.epoch, self._capacity
         )
@@ -268,8 +272,12 @@ class AgentShell:
             key, name = (run.run, op.operation.id), op.operation.id
             load = self._guardian.stats.read(op.slot)
             ours = load.generation == op.generation
+            if ours:
+                self._agent.events += self._notes.look(run.run, name, self._guardian.stats, op.slot)
             simulator = self._simulators.get(key)
             status = self._poll(simulator)
+            if ours:
+                self._agent.on_shortfall(run.run, name, read_shortfall(self._guardian.stats, op.slot, op.generation))
             first_ns = (load.first_slice_ns if ours else 0) or int(status.get("first_slice_ns", 0))
             if first_ns and op.stage in {"armed", "running"}:
                 self._agent.on_first_slice(run.run, name, first_ns)
@@ -337,6 +345,7 @@ class AgentShell:
         elif effect.what == "forget":
             self._metrics.forget(effect.run)
             self._limits_of.pop(effect.run, None)
+            self._notes.forget(effect.run)
             self._limits = strictest(self._limits_of.values()) if self._limits_of else limits_for(self._config.profile)
         elif effect.what in {"open_slot", "prepare", "close_slot"}:
             body = {"open_slot": self._open_slot, "prepare": self._prepare, "close_slot": self._close_slot}[effect.what]
@@ -377,6 +386,8 @@ class AgentShell:
         here = record_of(operation.kind).here
         if here is not None:
             here(operation, self.state_dir)
+        elif operation.options.get("dir"):
+            check_folder(operation, self.state_dir)
         answer = self._guardian.call(
             "open_slot",
             run=effect.run,

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import SECOND_NS, thread_cpu_ns
-from ..cpu import Pacer
 from ..errors import HarnessError, InputError, StressError
 from ..lease import NOTE_NO_RECORDING, LeaseWatch, Order
 from ..messages import Amounts, Capacity, Operation
+from ..pacing import Pacer
 from ..simulator import absolute, peak_amounts
 from . import rules, tree
 from .record import RECORD, instances
