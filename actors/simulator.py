@@ -33,6 +33,7 @@ __all__ = [
     "SimulatorRecord",
     "absolute",
     "check",
+    "check_here",
     "peak_amounts",
     "record_of",
 ]
@@ -99,10 +100,11 @@ class SimulatorRecord:
     `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
     is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
+    `check_here` looks at what can only be known on the node, before anything is reserved there.
 
     Some have more to say. `meters`: units whose dose is seen by another meter. `floor`: the least that a count may be off by. `rule`
-    raises `InputError` for options that do not go together; `here` raises `StressError` for an operation that this node, with its STATE,
-    cannot do. `scratch`: its load gets a folder of its own as working folder, which the guardian removes.
+    raises `InputError` for options that do not go together. `scratch`: its load gets a folder of its own as working folder, which the
+    guardian removes.
     """
 
     name: str
@@ -121,9 +123,9 @@ class SimulatorRecord:
     undo: str = "what it holds ends with its process"
     entry: str = ""
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
+    check_here: Callable[[Operation, Path], None] | None = None
     meters: Mapping[Unit, str] = field(default_factory=dict)
     rule: Callable[[Mapping[str, Value]], None] | None = None
-    here: Callable[[Operation, Path], None] | None = None
     scratch: bool = False
     floor: float | None = None
 
@@ -229,6 +231,13 @@ def check(operation: Operation) -> None:
         raise InputError("invalid_value", f"{operation.id} asks {peak:.0%} of the node's capacity; at most 100% can be asked")
     if isinstance(shape, shapes.Custom):
         shape.check(operation.duration_s)
+
+
+def check_here(operation: Operation, state_dir: Path) -> None:
+    """Check on the operation's own node what can only be known there; raise `InputError` or `RefusedError`."""
+    check = record_of(operation.kind).check_here
+    if check is not None:
+        check(operation, state_dir)
 
 
 def peak_amounts(operation: Operation, capacity: Capacity) -> Amounts:

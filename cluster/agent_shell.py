@@ -27,7 +27,6 @@ from actors.capability import read_facts
 from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError, StressError
-from actors.exhaustion.place import check_folder
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
 from actors.lease import read_shortfall
@@ -35,7 +34,7 @@ from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
 from actors.plugin_shapes import digests
-from actors.simulator import peak_amounts, record_of
+from actors.simulator import check_here, peak_amounts
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
 
@@ -383,11 +382,7 @@ class AgentShell:
         capacity: Capacity = effect.data["capacity"] or self._capacity
         limits: Amounts = effect.data["machine_limits"] or self._capacity.amounts
         amounts = peak_amounts(operation, capacity)
-        here = record_of(operation.kind).here
-        if here is not None:
-            here(operation, self.state_dir)
-        elif operation.options.get("dir"):
-            check_folder(operation, self.state_dir)
+        check_here(operation, self.state_dir)
         answer = self._guardian.call(
             "open_slot",
             run=effect.run,

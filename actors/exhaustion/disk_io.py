@@ -23,7 +23,7 @@ from ..meters import LoadMeters, open_meters
 from ..proc import allocate
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 from .mappings import map_bytes
-from .place import DIR, folder_of, open_nameless
+from .place import DIR, check_folder, folder_of, open_nameless
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
@@ -227,4 +227,5 @@ RECORD: Final = SimulatorRecord(
     needs="a file system with O_TMPFILE on a disk",
     entry="exhaustion.disk_io:DiskIO",
     reserves=_reserves,
+    check_here=check_folder,
 )

@@ -105,7 +105,7 @@ RECORD: Final = SimulatorRecord(
         Option("tasks", "integer", 64, "processes and threads that an instance may have; more in all ends the load", low=1, high=1 << 22),
     ),
     rule=check_options,
-    here=check_here,
+    check_here=check_here,
     scratch=True,
     supported=_supported,
     metrics=("stressng.bogo.operations", "stressng.bogo.rate", "stressng.cpu.user", "stressng.cpu.system", "stressng.memory.max"),

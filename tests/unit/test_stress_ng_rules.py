@@ -16,9 +16,9 @@ from actors import session
 from actors.carrier import load_environment
 from actors.errors import InputError, RefusedError, StressError
 from actors.messages import Amounts, Capacity, Operation
-from actors.simulator import check, peak_amounts
+from actors.simulator import check, check_here, peak_amounts
 from actors.stress_ng import rules, tree
-from actors.stress_ng.record import INSTANCE_BYTES, INSTANCE_TASKS, RECORD
+from actors.stress_ng.record import INSTANCE_BYTES, INSTANCE_TASKS
 from actors.stress_ng.rules import EVERYTHING, Figures, Means
 
 MIB = 1 << 20
@@ -147,9 +147,8 @@ def test_what_a_slot_reserves() -> None:
 def test_without_stress_ng_it_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where PATH finds no stress-ng the node refuses the operation, and names the package."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert RECORD.here is not None
     with pytest.raises(RefusedError, match="stress-ng is not installed on this node; install the package stress-ng") as caught:
-        RECORD.here(VM, tmp_path)
+        check_here(VM, tmp_path)
     assert caught.value.code == "capability"
 
 
