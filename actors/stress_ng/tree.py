@@ -122,6 +122,8 @@ class Tree:
             if procs:
                 Path(procs).write_text("0")
             proc.die_with_parent(parent)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a Ray worker's threads block signals, which stress-ng ends its workers by
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         return subprocess.Popen(
             command,

@@ -80,6 +80,11 @@ class Stress(Bench):
         super().ready()
         self.meter = OutsideMeter(self.operation, self.load.pids, cgroup=Path(self.group) if self.group else None)
 
+    def close(self) -> None:
+        super().close()
+        for stat in proc.session_members(self.load.pids[0]) if self.load.pids else ():
+            os.kill(stat.pid, signal.SIGKILL)  # as the guardian would: what was stopped does not hear of its parent's death
+
     def children(self) -> list[int]:
         """Return what the load process started, by its own children's numbers."""
         return [stat.pid for stat in proc.scan() if stat.ppid == self.load.pids[0] and stat.state not in "ZX"]
@@ -155,6 +160,26 @@ def test_a_stressor_works_and_ends_with_nothing_left(make: Make, options: dict[s
     assert {labels for _, labels in told} == {(("stressor", options["stressor"]),)}
     assert all(found.count == 1 for found in told.values())
     assert told["stressng.bogo.operations", (("stressor", options["stressor"]),)].sum > 0
+    segment.close()
+
+
+def test_figures_come_also_where_the_starter_blocks_signals(make_one: Make) -> None:
+    """A load whose starter blocks signals, as threads of a Ray worker do, still ends its instances in a moment, with their figures."""
+    segment = Segment.create()
+    one = make_one({"stressor": "nanosleep"}, segment_path=segment.path)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        one.ready()
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    one.go()
+    until(lambda: one.meter.read() == 1.0, 5, "it works")
+    one.busy(1.0)
+    one.load.drain()
+    assert one.end() == (Event.FINISHED, "")
+    assert {metric for _, _, metric, _ in segment.series()} == set(RECORD.metrics)
     segment.close()
 
 
