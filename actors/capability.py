@@ -23,6 +23,7 @@ from .memory import MADV_POPULATE_WRITE
 from .proc import cgroup_root
 from .processor import read_processor
 from .simulator import REGISTRY, Capability
+from .stress_ng import tree as stress_ng
 
 # Bits of CapEff: linux/capability.h
 CAPABILITIES: Final[Mapping[str, int]] = {
@@ -66,6 +67,7 @@ class NodeFacts:
     lists_children: bool
     makes_nameless: bool  # STATE's file system has files without a name (O_TMPFILE)
     direct_io: bool  # and direct access to them (O_DIRECT)
+    stress_ng: str = ""  # its version, "" where it is not installed
 
     @property
     def may_raise_nice(self) -> bool:
@@ -170,6 +172,7 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         lists_children=(proc / "self/task" / str(os.getpid()) / "children").exists(),
         makes_nameless=makes_nameless(state_dir),
         direct_io=makes_nameless(state_dir, os.O_DIRECT),
+        stress_ng=stress_ng.version(stress_ng.find()) if stress_ng.find() else "",
     )
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from . import session
 from .host import BusyMeter, usage_seconds
-from .limits import PROC
+from .limits import PROC, read_text
 from .messages import Operation
 from .proc import session_members
 from .simulator import record_of
@@ -203,7 +204,7 @@ class OutsideMeter:
         record = record_of(operation.kind)
         self.operation = operation
         self.resource = record.resource
-        self._meter = METERS[record.meter]
+        self._meter = METERS[record.meter_of(operation.unit)]
         self._seen = Seen([ProcessFiles(pid, proc) for pid in pids], cgroup, path)
         self._baseline = 0.0
 
@@ -215,7 +216,7 @@ class OutsideMeter:
     @property
     def is_cpu(self) -> bool:
         """Whether it counts CPU seconds."""
-        return self._meter is METERS["cpu_seconds"]
+        return self._meter in (METERS["cpu_seconds"], METERS["tree_cpu_seconds"])
 
     def set_baseline(self) -> float:
         """Take what is held now as zero, and return it. What grows, and blocks of a file of its own, need none."""
@@ -261,6 +262,24 @@ def _cpu_seconds(seen: Seen) -> float | None:
     return None if used_ns is None else used_ns / 1e9
 
 
+def _tree_cpu_seconds(seen: Seen) -> float | None:
+    """Return the CPU seconds of all processes of the load's session, or of its group."""
+    if seen.cgroup is not None:
+        return _cpu_seconds(seen)
+    found = [member for process in seen.processes for member in session.members(process.pid)]
+    return session.cpu_seconds(found) if found else None
+
+
+def _instances(seen: Seen) -> float | None:
+    """Return how many children of the load work: none while its group is frozen."""
+    if seen.total(ProcessFiles.threads) is None:
+        return None
+    inside = tuple(seen.cgroup.iterdir()) if seen.cgroup is not None and seen.cgroup.is_dir() else ()
+    if any("frozen 1" in (read_text(group / "cgroup.events") or "") for group in inside if group.is_dir()):
+        return 0.0
+    return float(sum(session.instances(session.members(process.pid), process.pid, "stress-ng") for process in seen.processes))
+
+
 def _blocks(seen: Seen) -> float | None:
     if seen.path is None:
         return None
@@ -293,6 +312,8 @@ METERS: Final[Mapping[str, Meter]] = {
     "blocks": Meter(_blocks, absolute=True),
     "descriptors": Meter(lambda seen: seen.total(ProcessFiles.descriptors)),
     "mappings": Meter(lambda seen: seen.total(ProcessFiles.mappings)),
+    "tree_cpu_seconds": Meter(_tree_cpu_seconds, cumulative=True, absolute=True),
+    "instances": Meter(_instances, absolute=True),
     "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
     # what the simulators of actors/exhaustion take
     "children": Meter(lambda seen: seen.total(ProcessFiles.children)),

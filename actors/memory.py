@@ -215,10 +215,12 @@ def supported(facts: NodeFacts) -> Capability:
     """Return whether a node can hold memory as asked: populated in one call, and never swapped out."""
     if not facts.populates_memory:
         return Capability(
-            "fallback", "the kernel has no MADV_POPULATE_WRITE (before 5.14): pages are touched one by one, the ramp takes more CPU"
+            "fallback",
+            "the kernel has no MADV_POPULATE_WRITE: pages are touched one by one, the ramp takes more CPU",
+            "Linux 5.14 or newer",
         )
     if facts.swap_bytes > 0:
-        return Capability("fallback", "this host has swap: memory that was swapped out no longer counts as held")
+        return Capability("fallback", "this host has swap: memory that was swapped out no longer counts as held", "swapoff -a")
     return AVAILABLE
 
 

@@ -11,7 +11,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -53,10 +53,15 @@ UNITS: Final[Mapping[Unit, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """Whether a node can run a simulator; a reason goes with everything but `available`."""
+    """Whether a node can run a simulator. With everything but `available` go a reason, and what would allow it where something would."""
 
     verdict: Verdict
     reason: str = ""
+    allow: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return what `doctor` tells of a node."""
+        return asdict(self)
 
 
 AVAILABLE: Final = Capability("available")
@@ -96,6 +101,10 @@ class SimulatorRecord:
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
     is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
     `check_here` looks at what can only be known on the node, before anything is reserved there.
+
+    Some have more to say. `meters`: units whose dose is seen by another meter. `floor`: the least that a count may be off by. `rule`
+    raises `InputError` for options that do not go together. `scratch`: its load gets a folder of its own as working folder, which the
+    guardian removes.
     """
 
     name: str
@@ -115,6 +124,14 @@ class SimulatorRecord:
     entry: str = ""
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
     check_here: Callable[[Operation, Path], None] | None = None
+    meters: Mapping[Unit, str] = field(default_factory=dict)
+    rule: Callable[[Mapping[str, Value]], None] | None = None
+    scratch: bool = False
+    floor: float | None = None
+
+    def meter_of(self, unit: str) -> str:
+        """Return how the dose of an operation in this unit is seen from outside."""
+        return next((meter for of, meter in self.meters.items() if of == unit), self.meter)
 
     def resolve_options(self, given: Mapping[str, Any], label: str = "") -> dict[str, Value]:
         """Return all options with defaults filled in. `label` is put before their names in messages.
@@ -125,7 +142,10 @@ class SimulatorRecord:
         for name in given:
             if name not in known:
                 raise InputError("unknown_key", f"{self.name} has no option {name!r}", nearest(name, known))
-        return {name: option.check(given.get(name, option.default), f"{label}.{name}" if label else "") for name, option in known.items()}
+        full = {name: option.check(given.get(name, option.default), f"{label}.{name}" if label else "") for name, option in known.items()}
+        if self.rule is not None:
+            self.rule(full)
+        return full
 
     def make(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> Simulator:
         """Return the simulator's code, loaded now; only where load may run."""
@@ -142,6 +162,7 @@ class SimulatorRecord:
             "units": {unit: UNITS[unit] for unit in self.units},
             "resource": self.resource,
             "measure": self.measure,
+            "meter": {unit: self.meter_of(unit) for unit in self.units},
             "tolerance": self.tolerance,
             "look_ms": self.look_ms,
             "needs": self.needs,
@@ -157,6 +178,7 @@ _MODULES: Final = (
     *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
     *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
     *("concurrency.contention", "concurrency.convoy", "concurrency.deadlock", "concurrency.livelock", "concurrency.inversion"),
+    "stress_ng.record",
 )
 
 

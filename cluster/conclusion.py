@@ -159,10 +159,11 @@ class _Measured:
         operation, record = self.operation, record_of(self.operation.kind)
         return {
             "unit": operation.unit,
-            "relative": record.meter != "cpu_seconds",
+            "relative": not record.meter_of(operation.unit).endswith("cpu_seconds"),
             "duration_s": operation.duration_s,
             "tolerance": record.tolerance if operation.tolerance is None else operation.tolerance,
             "host_total": operation.options.get("mode") == "host_total",
+            "floor": record.floor,
         }
 
     def dose(self) -> DoseResult:

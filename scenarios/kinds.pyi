@@ -379,3 +379,26 @@ class PriorityInversion(Simulator):
         burst_s: float = ...,
         bound_s: float = ...,
     ) -> None: ...
+
+class StressNg(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    stressor: str
+    arguments: str
+    instances: int
+    cores: float
+    memory_bytes: int
+    disk_bytes: int
+    tasks: int
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        stressor: str = ...,
+        arguments: str = ...,
+        instances: int = ...,
+        cores: float = ...,
+        memory_bytes: int = ...,
+        disk_bytes: int = ...,
+        tasks: int = ...,
+    ) -> None: ...

@@ -197,9 +197,11 @@ def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels")
+        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
     if not facts.may_raise_nice:
-        return Capability("fallback", "raising a nice value needs CAP_SYS_NICE: mechanism=queue works, mechanism=nice does not")
+        return Capability(
+            "fallback", "raising a nice value needs CAP_SYS_NICE: mechanism=queue works, mechanism=nice does not", "CAP_SYS_NICE"
+        )
     return AVAILABLE
 
 

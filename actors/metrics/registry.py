@@ -198,6 +198,12 @@ _TABLE: Final = (
         "Hash of the first 4096 indexes that a load reads: alike wherever pattern, working set, stride and seed are.",
         ("pattern",),
     ),
+    # what stress-ng says of each instance when that ends
+    Metric("stressng.bogo.operations", C, "", "Bogo operations of an instance of stress-ng, told when it ends.", ("stressor",)),
+    Metric("stressng.bogo.rate", H, "per_second", "Bogo operations of an instance a second of real time.", ("stressor",)),
+    Metric("stressng.cpu.user", C, "seconds", "CPU time of an instance in user mode, as stress-ng counts it.", ("stressor",)),
+    Metric("stressng.cpu.system", C, "seconds", "CPU time of an instance in the kernel, as stress-ng counts it.", ("stressor",)),
+    Metric("stressng.memory.max", H, "bytes", "Largest resident size of an instance's processes, as stress-ng counts it.", ("stressor",)),
     # probes: response time counts from the intended start, service time from the real one
     Metric("probe.response", H, "seconds", "Time from a probe's intended start to its answer.", ("probe",)),
     Metric("probe.service", H, "seconds", "Time from a probe's real start to its answer.", ("probe",)),

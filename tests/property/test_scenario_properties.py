@@ -50,7 +50,7 @@ def option_values(option):
     return {
         "choice": st.sampled_from(option.choices or ("",)),
         "flag": st.booleans(),
-        "text": line,
+        "text": st.sampled_from(option.examples) if option.examples else line,
         "path": st.just("") | line.map(lambda name: f"/{name}"),
         "integer": whole,
         "bytes": whole,

@@ -117,6 +117,7 @@ RECORDERS = (
     "actors/memory.py",
     "actors/memory_access.py",
     "actors/memory_fragment.py",
+    "actors/stress_ng/load.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",
@@ -125,9 +126,8 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(
-    r"(operation|concurrency|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+"
-)
+FAMILIES = "operation|concurrency|dose|host|load|memory|stressng|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt"
+DOTTED = re.compile(rf"({FAMILIES})\.[a-z.]+")
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

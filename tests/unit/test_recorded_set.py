@@ -32,6 +32,8 @@ from actors.metrics.registry import CATALOGUE, Verbosity
 from actors.metrics.reporter import MemoryReporter
 from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
+from actors.stress_ng import rules
+from actors.stress_ng.load import tell
 from cluster import cli
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
@@ -114,6 +116,17 @@ def of_a_load(folder: Path) -> Series:
     stream.detach(segment)
     assert stream.close_window(clock.wall_ns())
     return series_of(stream.unacked(1 << 20))
+
+
+def of_stress_ng(_: Path) -> Series:
+    """An instance of stress-ng that ended."""
+    segment = Segment.create()
+    reporter = Recorder(segment)
+    tell(reporter, "vm", rules.Figures(10.0, 5.0, 1.0, 0.5, 4096.0))
+    reporter.close()
+    found = {(metric, labels) for _, _, metric, labels in segment.series()}
+    segment.close()
+    return found
 
 
 def of_exhaustion(_: Path) -> Series:
@@ -227,8 +240,8 @@ def of_the_end(folder: Path) -> Series:
 
 
 PARTS = (
-    *(of_an_agent, of_a_load, of_memory_loads, of_exhaustion, of_concurrency),
-    *(of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
+    *(of_an_agent, of_a_load, of_stress_ng, of_exhaustion, of_memory_loads),
+    *(of_concurrency, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
 )
 
 
