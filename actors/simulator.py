@@ -147,7 +147,7 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = ("cpu", "memory", "memory_fragment", "memory_access", "disk")
+_MODULES: Final = ("cpu", "memory", "memory_fragment", "memory_access", "vm_pressure", "disk")
 
 
 class _Registry(Mapping[str, SimulatorRecord]):

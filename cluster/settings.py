@@ -213,9 +213,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         120,
         optional=True,
     ),
-    Field(
-        "metrics.anomaly", "text", "anomaly hooks on the aggregator's node: robust_z, ewma, leak, or a package's; empty is none"
-    ),
+    Field("metrics.anomaly", "text", "anomaly hooks on the aggregator's node: robust_z, ewma, leak, or a package's; empty is none"),
     Field("metrics.anomaly_window_s", "seconds", "length of the windows that anomaly hooks look at", 1, 3600),
     Field(
         "outbox.max_bytes", "bytes", "bytes of undelivered metrics kept per run and node; what passes it is dropped and counted", 1 << 20

@@ -380,8 +380,7 @@ def json_schema() -> Schema:
     body["required"] = ["version", "name", "plan"]
     definitions = {
         "plan": PlanKind().definition(),
-        "strength_fraction": Strength("fraction").definition(),
-        "strength_size": Strength("size").definition(),
+        **{f"strength_{one.of}": one.definition() for one in STRENGTHS.values()},
     }
     return {"$schema": SCHEMA_ID, "title": "stress-cluster scenario", **body, "$defs": definitions}
 

@@ -62,6 +62,17 @@ class MemoryAccess(Simulator):
         cores: int | str = ...,
     ) -> None: ...
 
+class VmPressure(Simulator):
+    per_second: Shape
+    file: int
+    dir: str
+    def __init__(
+        self,
+        per_second: Shape | float,
+        file: int = ...,
+        dir: str = ...,
+    ) -> None: ...
+
 class DiskFill(Simulator):
     bytes: Shape | None
     fraction: Shape | None

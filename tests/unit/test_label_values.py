@@ -114,6 +114,7 @@ RECORDERS = (
     "actors/memory.py",
     "actors/memory_access.py",
     "actors/memory_fragment.py",
+    "actors/vm_pressure.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",
