@@ -15,7 +15,8 @@ from typing import Final
 from ..errors import InputError
 
 PREFIX: Final = "stress_cluster"
-RESERVED_LABELS: Final = ("run", "node", "worker", "phase", "le")
+CONTEXT: Final = ("run", "scenario", "node", "worker", "phase")  # what each point that leaves a run says of itself, whatever its metric
+RESERVED_LABELS: Final = (*CONTEXT, "le")
 # Operation.unit -> unit of its dose
 DOSE_UNITS: Final = {"fraction": "ratio", "bytes": "bytes", "count": "objects", "per_second": "per_second"}
 

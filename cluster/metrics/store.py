@@ -145,6 +145,7 @@ class Entry:
     events: pa.RecordBatch
     end: End | None = None
     samples: pa.RecordBatch | None = None
+    frame: memoryview | None = None  # of a mapped file, where its arrays may be views of that: see `near`
 
     def tag(self) -> dict[str, str]:
         """Return the metadata of the record's batches."""
@@ -398,7 +399,6 @@ class RunStore:
             leftover.unlink()
         passed = _passed_over(directory, LOGS)
         self.damage = [*self._set_aside(), *_damaged(passed)]  # in words, what was found now
-        is_torn = any(rest.torn for rest in passed.values())
         sweep_replaced(directory)
         self._metrics: LogFile | None = None
         self._events: LogFile | None = None
@@ -408,8 +408,6 @@ class RunStore:
         self.recovered = list(pending_metrics(directory, self.coverage))  # for who needs to know; may be cleared
         for tagged in self.recovered:
             self.coverage.add(tagged.stream, tagged.sequence, tagged.end)
-        may_lack = self.damage or is_torn or self.coverage.missing or (directory / DAMAGED).is_dir()
-        self.is_damaged = bool(may_lack)  # records that were acknowledged may be lost
         self.unsettled = bool(log_files(directory, "metrics") or log_files(directory, "events"))
 
     def append(self, entries: list[Entry]) -> None:
@@ -459,7 +457,7 @@ class RunStore:
         if self._set_aside():
             held = held_by(self.directory)
             held.ends.update(self.coverage.ends)
-            self.coverage, self.is_damaged = held, True
+            self.coverage = held
         self._settle_metrics()
         self._settle_events()
         for path in [*log_files(self.directory, "events"), *log_files(self.directory, "metrics")]:
@@ -478,8 +476,7 @@ class RunStore:
             batches.append(tagged.batch)
         if added.held or not part_files(self.directory):
             path = next_path(self.directory)
-            rows = pa.Table.from_batches(batches, schema=METRICS).combine_chunks()  # a writer that takes each by itself is 3 times as slow
-            write_parquet(path, with_quantiles(rows), added)
+            write_parquet(path, with_quantiles(pa.Table.from_batches(batches, schema=METRICS)), added)
 
     def _settle_events(self) -> None:
         path = self.directory / "events.parquet"

@@ -211,7 +211,7 @@ def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_command_lists_what_each_metric_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """`list metrics --json` and `describe` say kind, unit, labels, level and a sentence for every metric that can be recorded."""
+    """`list metrics --json` and `describe` say of every metric kind, unit, labels, a sentence, and what each of its points says."""
     assert cli.main(["list", "metrics", "--json"]) == 0
     told = {one["name"]: one for one in json.loads(capsys.readouterr().out)["metrics"]}
     assert told.keys() == CATALOGUE.keys()
@@ -219,7 +219,9 @@ def test_the_command_lists_what_each_metric_is(capsys: pytest.CaptureFixture[str
         assert (told[name]["unit"], told[name]["kind"], told[name]["labels"]) == (metric.unit, metric.kind, list(metric.labels))
         assert told[name]["help"] == metric.help
         assert metric.help.endswith(".")
+        assert {"run", "scenario", "node"} <= set(told[name]["context"])
     with pytest.raises(InputError, match="unknown metric"):
         Recorder(Segment.create(), VirtualClock()).counter("probe.nothing")
     assert cli.main(["describe", "host.memory.used", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["unit"] == "bytes"
+    found = json.loads(capsys.readouterr().out)
+    assert (found["unit"], found["context"]) == ("bytes", ["run", "scenario", "node", "worker", "phase"])
