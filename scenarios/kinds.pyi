@@ -26,10 +26,12 @@ class CpuLoad(Simulator):
 class MemoryPressure(Simulator):
     fraction: Shape | None
     bytes: Shape | None
+    reserve: int
     def __init__(
         self,
         fraction: Shape | float | None = None,
         bytes: Shape | float | None = None,
+        reserve: int = ...,
     ) -> None: ...
 
 class MemoryFragment(Simulator):

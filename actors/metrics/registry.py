@@ -123,6 +123,7 @@ _TABLE: Final = (
     Metric("host.load.average", G, "", "Load average of the last minute.", level=Level.DETAIL),
     Metric("host.memory.limit", G, "bytes", "Memory that this node may use: machine or container, the smaller."),
     Metric("host.memory.used", G, "bytes", "Memory limit less what is available."),
+    Metric("host.memory.pressure", G, "", "How full that is: 0 low, 1 moderate (from 50 %), 2 high (from 70 %), 3 critical (from 85 %)."),
     Metric("host.memory.available", G, "bytes", "Memory that can be had without swapping."),
     Metric("host.disk.size", G, "bytes", "Size of the file system that holds the state folder.", level=Level.DETAIL),
     Metric("host.disk.free", G, "bytes", "Free space of the file system that holds the state folder."),
