@@ -19,16 +19,15 @@ CURVES: dict[str, dict[str, Any]] = {
     "gradual": {"ramp": {"start": "16MiB", "end": "64MiB", "over": "8s"}},
     "burst": {"burst": {"base": "32MiB", "peak": "96MiB", "period": "6s", "length": "2s"}},
     "oscillating": {"sine": {"low": "32MiB", "high": "64MiB", "period": "6s"}},
-    "stepped": {"steps": {"levels": ["16MiB", "64MiB", "32MiB"], "each": "3s"}},
 }
-SAWTOOTH = {"sawtooth": {"low": "32MiB", "high": "64MiB", "period": "4s"}}
-PHASES = (*CURVES, "sawtooth")
+STEPPED = {"steps": {"levels": ["32MiB", "64MiB", "48MiB"], "each": "3s"}}
+PHASES = (*CURVES, "stepped")
 JUMPS = 2  # readings that may fall into the moment of a jump, as the start is one
 LOADS: list[dict[str, Any]] = [
     *({"MemoryPressure": {"bytes": curve}, "phase": name} for name, curve in CURVES.items()),
-    {"MemoryFragment": {"bytes": SAWTOOTH, "fragmentation": "95%"}, "phase": "sawtooth"},
+    {"MemoryFragment": {"bytes": STEPPED, "fragmentation": "95%"}, "phase": "stepped"},
     {"MemoryAccess": {"fraction": "10%", "working_set": "32MiB"}, "phase": "access", "tolerance": "100%"},
-    {"VmPressure": {"per_second": 100, "file": "4MiB"}, "phase": "faults", "tolerance": "100%"},
+    {"VmPressure": {"per_second": 100, "file": "1MiB"}, "phase": "faults", "tolerance": "100%"},
 ]
 TOO_MUCH: tuple[dict[str, Any], ...] = (
     {"ramp": {"start": "0%", "end": "80%", "over": "5s"}},
