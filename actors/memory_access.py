@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 from . import kernels
 from .clock import SECOND_NS, process_cpu_ns, thread_cpu_ns
-from .cpu import REPORT_S, Pacer, next_rounds, thread_count
 from .errors import InputError
 from .kernels.orders import CHASE, FILL, LINK, PATTERNS
 from .lease import NOTE_NO_RECORDING, LeaseWatch
 from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_reporter
+from .pacing import REPORT_S, Pacer, next_rounds, thread_count
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:

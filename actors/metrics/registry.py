@@ -142,7 +142,42 @@ _TABLE: Final = (
     ),
     # what loads say of themselves
     Metric("load.operations", C, "", "Units of work that a load finished."),
+    Metric("load.core.busy", G, "ratio", "Share of a CPU that the thread of a load that stays on it uses.", ("core",), level=Level.DETAIL),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
+    # what loads that use something up say of it
+    Metric(
+        "load.refused", C, "", "Times that the kernel refused a load one more of what it holds, by error number.", ("errno",), vital=True
+    ),
+    Metric("load.sockets.waiting", G, "", "Sockets that a load's connections left in TIME_WAIT when it had closed both of their ends."),
+    # what loads of concurrency count at their locks, and what they plant and find there
+    Metric("concurrency.lock.acquisitions", C, "", "Locks that were acquired, whether after a wait or not."),
+    Metric("concurrency.lock.contended", C, "", "Locks that were asked for while they were held or others waited for them."),
+    Metric("concurrency.lock.wait", H, "seconds", "Time waited for a lock that was contended, until it was given or refused."),
+    Metric("concurrency.lock.hold", H, "seconds", "Time for which a lock was held."),
+    Metric("concurrency.lock.waiters", G, "", "Tasks that wait for a lock now, of the first 16 locks of a load.", ("lock",)),
+    Metric("concurrency.lock.holder", G, "", "Kernel's number of the thread or process that holds a lock now, 0 for none.", ("lock",)),
+    Metric("concurrency.lock.held", G, "seconds", "For how long its present holder has a lock, 0 while it is free.", ("lock",)),
+    Metric("concurrency.deadlock.planted", C, "", "Cycles of waiting that a load closed."),
+    Metric("concurrency.deadlock.detected", C, "", "Rounds of pairs in which a cycle was named and resolved.", vital=True),
+    Metric("concurrency.deadlock.timeouts", C, "", "Rounds of pairs that only the timeout ended.", vital=True),
+    Metric("concurrency.deadlock.completed", C, "", "Rounds of pairs in which both threads got both locks."),
+    Metric("concurrency.deadlock.cut", C, "", "Cycles that the end of their load cut short: planted, neither detected nor timed out."),
+    Metric("concurrency.deadlock.detection", H, "seconds", "Time from a cycle's closing to its being named."),
+    Metric("concurrency.livelock.tries", C, "", "Tries of threads for their second lock."),
+    Metric("concurrency.livelock.progress", C, "", "Tries that succeeded."),
+    Metric("concurrency.livelock.detected", C, "", "Pairs found to try for a second without any progress, once each time.", vital=True),
+    Metric("concurrency.convoy.stalls", C, "", "Holders that stalled with their lock."),
+    Metric("concurrency.convoy.formed", C, "", "Stalls at whose end at least half of the threads waited."),
+    Metric("concurrency.convoy.length", H, "", "Threads that waited at the end of a stall."),
+    Metric("concurrency.convoy.clearing", H, "seconds", "Time from a stall's end until fewer than half of the threads waited."),
+    Metric("concurrency.inversion.planted", C, "", "Episodes in which a priority inversion was planted."),
+    Metric(
+        "concurrency.inversion.detected",
+        C,
+        "",
+        "Waits of urgent threads, longer than allowed, for a less urgent holder while one of between ran.",
+        vital=True,
+    ),
     # what memory loads say of their blocks and of their accesses
     Metric("memory.populated", C, "bytes", "Bytes that a memory load populated."),
     Metric("memory.released", C, "bytes", "Bytes that a memory load gave back while it ran."),
