@@ -87,6 +87,11 @@ class ProcessFiles:
                 return int(line.split()[1]) * 1024
         return None
 
+    def major_faults(self) -> int | None:
+        """Return the major page faults so far (man 5 proc_pid_stat, majflt), or None when the process is gone."""
+        fields = (self._read("stat") or "").rpartition(")")[2].split()
+        return int(fields[9]) if len(fields) > 9 else None
+
     def descriptors(self) -> int | None:
         """Return how many file descriptors are open, or None when the process is gone."""
         return self._entries("fd")
@@ -310,6 +315,7 @@ METERS: Final[Mapping[str, Meter]] = {
     "cpu_seconds": Meter(_cpu_seconds, cumulative=True, absolute=True),
     "anonymous_bytes": Meter(lambda seen: seen.total(ProcessFiles.anonymous_bytes)),
     "blocks": Meter(_blocks, absolute=True),
+    "major_faults": Meter(lambda seen: seen.total(ProcessFiles.major_faults), cumulative=True),
     "descriptors": Meter(lambda seen: seen.total(ProcessFiles.descriptors)),
     "mappings": Meter(lambda seen: seen.total(ProcessFiles.mappings)),
     "tree_cpu_seconds": Meter(_tree_cpu_seconds, cumulative=True, absolute=True),

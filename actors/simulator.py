@@ -173,7 +173,7 @@ class SimulatorRecord:
 
 
 _MODULES: Final = (
-    *("cpu", "memory", "memory_fragment", "memory_access", "disk"),
+    *("cpu", "memory", "memory_fragment", "memory_access", "vm_pressure", "disk"),
     # those that use something up
     *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
     *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from actors import pressure
 from actors import shape as shapes
 from actors.clock import SECOND_NS, Clock
 from actors.control import LOAD_RUNNING, SLOTS
@@ -384,6 +385,7 @@ class NodeMetrics:
             "host.cpu.busy": host.cpu_busy_fraction,
             "host.memory.limit": host.memory_limit_bytes,
             "host.memory.used": used,
+            "host.memory.pressure": pressure.category(pressure.level(used, host.memory_limit_bytes)),
             "host.memory.available": host.memory_available_bytes,
             "host.disk.free": host.disk_free_bytes,
             "host.descriptors.used": host.descriptors_used,

@@ -30,10 +30,12 @@ class CpuLoad(Simulator):
 class MemoryPressure(Simulator):
     fraction: Shape | None
     bytes: Shape | None
+    reserve: int
     def __init__(
         self,
         fraction: Shape | float | None = None,
         bytes: Shape | float | None = None,
+        reserve: int = ...,
     ) -> None: ...
 
 class MemoryFragment(Simulator):
@@ -64,6 +66,17 @@ class MemoryAccess(Simulator):
         stride: int = ...,
         seed: int = ...,
         cores: int | str = ...,
+    ) -> None: ...
+
+class VmPressure(Simulator):
+    per_second: Shape
+    file: int
+    dir: str
+    def __init__(
+        self,
+        per_second: Shape | float,
+        file: int = ...,
+        dir: str = ...,
     ) -> None: ...
 
 class DiskFill(Simulator):

@@ -118,6 +118,7 @@ RECORDERS = (
     "actors/memory_access.py",
     "actors/memory_fragment.py",
     "actors/stress_ng/load.py",
+    "actors/vm_pressure.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",

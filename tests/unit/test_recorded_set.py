@@ -34,6 +34,7 @@ from actors.metrics.ring import Consumer, Ring
 from actors.shape import Constant
 from actors.stress_ng import rules
 from actors.stress_ng.load import tell
+from actors.vm_pressure import FaultMeters
 from cluster import cli
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
@@ -142,9 +143,10 @@ def of_exhaustion(_: Path) -> Series:
 
 
 def of_memory_loads(folder: Path) -> Series:
-    """A fragmented load, before and after its split, one that reads a working set, and the steps of one that holds."""
+    """A fragmented load, before and after its split, one that reads a working set, steps of one that holds, and faults."""
     reporter, shards = MemoryReporter(), Shards(1 << 16)
     StepMeters(reporter).record(1 << 16, 0.001)
+    FaultMeters(reporter).record(3, 0.001, 1 << 12)
     teller = Teller(reporter, shards, 0)
     shards.lay(1 << 20)
     teller.tell()
