@@ -29,7 +29,7 @@ from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_meters
 from .others import OthersMeter
 from .pacing import REPORT_S, Pacer, next_rounds, thread_count
-from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
+from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute, record_of
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
@@ -63,19 +63,20 @@ class CpuLoad:
         segment_path: str = "",
         sensors: Callable[[], Reading] = read_heat,
     ) -> None:
-        options = RECORD.resolve_options(operation.options)
+        options = record_of(operation.kind).resolve_options(operation.options)
         self._operation = operation
         self._capacity = capacity
         self._watch = watch
         self._shape = absolute(operation, capacity)
         self._kernel = KERNELS[str(options["kernel"])]
         peak_cores = self._shape.peak(operation.duration_s)
-        self._threads = thread_count(options["cores"], capacity.cpu_cores, peak_cores, operation.id)
-        self._slows = options["mode"] == "slowdown"
+        self._threads = thread_count(options.get("cores", "all"), capacity.cpu_cores, peak_cores, operation.id)
+        mode = options.get("mode", "own")
+        self._slows = mode == "slowdown"
         if self._slows:
             check_slowdown(peak_cores / self._threads, operation.id)
-        self._cpus = sorted(find_container().cpus) if self._slows or options["affinity"] == "pinned" else []
-        self._others = OthersMeter(watch) if options["mode"] == "host_total" else None
+        self._cpus = sorted(find_container().cpus) if self._slows or options.get("affinity") == "pinned" else []
+        self._others = OthersMeter(watch) if mode == "host_total" else None
         self._sensors = sensors
         self._heat = Heat(float(options["heat_limit_c"]))
         self._others_cores = 0.0
@@ -106,6 +107,10 @@ class CpuLoad:
     def idle(self) -> None:
         """Publish CPU time and sample others; called about ten times a second until the start."""
         self._watch.report(asked=0.0, own=0.0, cpu_ns=process_cpu_ns(), operations=0)
+        self._sample(0.0)
+
+    def _sample(self, elapsed_s: float) -> None:  # noqa: ARG002  # where what is asked is no CPU time, it counts
+        """See what others use, in host-total mode."""
         if self._others is not None:
             self._others_cores = self._others.sample() / self._capacity.sharers
 
@@ -145,8 +150,7 @@ class CpuLoad:
                 own_cores = (cpu_ns - before_cpu_ns) / (now_ns - before_ns)
                 self._record_cores(meters, now_ns - before_ns)
                 before_ns, before_cpu_ns, sampled_ns = now_ns, cpu_ns, now_ns
-                if self._others is not None:
-                    self._others_cores = self._others.sample() / self._capacity.sharers
+                self._sample((now_ns - start_ns) / SECOND_NS)
                 meters.tick()
             if self._heat.limit_c and now_ns - felt_ns >= HEAT_S * SECOND_NS:
                 felt_ns = now_ns
@@ -252,6 +256,21 @@ def _supported(facts: NodeFacts) -> Capability:
     return AVAILABLE
 
 
+KERNEL: Final = Option(
+    "kernel",
+    "choice",
+    "integer",
+    "which loop runs",
+    tuple(KERNELS),
+    choice_help={name: kernel.help for name, kernel in KERNELS.items()},
+)
+HEAT_LIMIT: Final = Option(
+    "heat_limit_c",
+    "integer",
+    85,
+    "degrees Celsius of the processor at which the load rests until it is 5 cooler; 0: never. Without a sensor it does not rest",
+    high=120,
+)
 RECORD: Final = SimulatorRecord(
     name="CpuLoad",
     family="cpu",
@@ -271,23 +290,10 @@ RECORD: Final = SimulatorRecord(
             "core before all others, which then run as at a lower clock rate (simulated)",
             ("own", "host_total", "slowdown"),
         ),
-        Option(
-            "kernel",
-            "choice",
-            "integer",
-            "which loop runs",
-            tuple(KERNELS),
-            choice_help={name: kernel.help for name, kernel in KERNELS.items()},
-        ),
+        KERNEL,
         Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number", low=1),
         Option("affinity", "choice", "free", "whether each thread stays on one CPU", ("free", "pinned")),
-        Option(
-            "heat_limit_c",
-            "integer",
-            85,
-            "degrees Celsius of the processor at which the load rests until it is 5 cooler; 0: never. Without a sensor it does not rest",
-            high=120,
-        ),
+        HEAT_LIMIT,
     ),
     supported=_supported,
     metrics=("load.operations", "load.slice", "load.core.busy"),

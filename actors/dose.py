@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from .host import BusyMeter, usage_seconds
-from .limits import PROC
+from .limits import PROC, cpu_stalled_s
 from .messages import Operation
 from .simulator import record_of
 
@@ -183,6 +183,10 @@ def _cpu_seconds(seen: Seen) -> float | None:
     return None if used_ns is None else used_ns / 1e9
 
 
+def _cpu_pressure(seen: Seen) -> float | None:
+    return None if seen.total(ProcessFiles.cpu_ns) is None else cpu_stalled_s()
+
+
 def _blocks(seen: Seen) -> float | None:
     if seen.path is None:
         return None
@@ -207,6 +211,7 @@ class Meter:
 
 METERS: Final[Mapping[str, Meter]] = {
     "cpu_seconds": Meter(_cpu_seconds, cumulative=True, absolute=True),
+    "cpu_pressure": Meter(_cpu_pressure, cumulative=True, absolute=True),
     "anonymous_bytes": Meter(lambda seen: seen.total(ProcessFiles.anonymous_bytes)),
     "blocks": Meter(_blocks, absolute=True),
     "descriptors": Meter(lambda seen: seen.total(ProcessFiles.descriptors)),

@@ -34,6 +34,7 @@ __all__ = [
     "check",
     "peak_amounts",
     "record_of",
+    "whole_of",
 ]
 
 Verdict = Literal["available", "fallback", "unavailable"]
@@ -91,6 +92,7 @@ class SimulatorRecord:
     `entry` is "module:attribute" below `actors`, loaded in the load process only; "" when the guardian applies the effect.
     `resource` names what of `Capacity` a fraction is of, and which of the node's ceilings throttles it. Of it the peak is reserved, unless
     `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
+    `of_time`: a fraction is of time, not of the resource.
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
     is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
     """
@@ -111,6 +113,7 @@ class SimulatorRecord:
     undo: str = "what it holds ends with its process"
     entry: str = ""
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
+    of_time: bool = False
 
     def resolve_options(self, given: Mapping[str, Any], label: str = "") -> dict[str, Value]:
         """Return all options with defaults filled in. `label` is put before their names in messages.
@@ -147,7 +150,7 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = ("cpu", "memory", "memory_fragment", "memory_access", "disk")
+_MODULES: Final = ("cpu", "cpu_pressure", "memory", "memory_fragment", "memory_access", "disk")
 
 
 class _Registry(Mapping[str, SimulatorRecord]):
@@ -179,10 +182,14 @@ def record_of(kind: str) -> SimulatorRecord:
 
 
 def absolute(operation: Operation, capacity: Capacity) -> shapes.Shape:
-    """Return the operation's shape in cores or bytes of this node."""
+    """Return the operation's shape in cores or bytes of this node, or in its own unit where that is no part of them."""
+    return shapes.from_spec(operation.shape).scaled(whole_of(operation, capacity))
+
+
+def whole_of(operation: Operation, capacity: Capacity) -> float:
+    """Return what 1 in the operation's unit is: all of the resource for a fraction of it, else 1."""
     record = record_of(operation.kind)
-    shape = shapes.from_spec(operation.shape)
-    return shape.scaled(float(getattr(capacity, record.resource))) if operation.unit == "fraction" else shape
+    return float(getattr(capacity, record.resource)) if operation.unit == "fraction" and not record.of_time else 1.0
 
 
 def check(operation: Operation) -> None:

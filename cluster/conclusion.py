@@ -137,7 +137,7 @@ def _dose(operation: Operation, ending: Ending, figures: Figures) -> DoseResult 
         operation=operation.id,
         node=operation.node,
         unit=operation.unit,
-        relative=record_of(operation.kind).meter != "cpu_seconds",
+        relative=record_of(operation.kind).meter not in {"cpu_seconds", "cpu_pressure"},
         duration_s=operation.duration_s,
         tolerance=record_of(operation.kind).tolerance if operation.tolerance is None else operation.tolerance,
         host_total=operation.options.get("mode") == "host_total",

@@ -29,7 +29,7 @@ from actors.cpu import CpuLoad
 from actors.heat import Reading
 from actors.host import BusyMeter
 from actors.lease import NOTE_SIMULATED_CLOCK, NOTES, LeaseWatch, read_heat
-from actors.limits import find_container
+from actors.limits import cpu_stalled_s, find_container
 from actors.messages import Capacity, Operation
 from actors.metrics.policy import RecordingPolicy
 from actors.metrics.registry import Verbosity
@@ -265,3 +265,32 @@ def test_a_load_yields_to_heat_within_a_second_and_returns() -> None:
         thread.join(10)
         guardian.close()
     assert not thread.is_alive()
+
+
+@pytest.mark.skipif(cpu_stalled_s() is None, reason="this kernel does not tell for how long processes wait")
+def test_processes_wait_for_the_share_of_time_that_was_asked(bench: Any) -> None:
+    """The kernel's total of waiting grows by 0.2 s a second within 5 points, once the load has found how."""
+
+    def waiting(span_s: float) -> float:
+        then_s, before_s = time.monotonic(), cpu_stalled_s()
+        threading.Event().wait(span_s)
+        after_s = cpu_stalled_s()
+        assert before_s is not None
+        assert after_s is not None
+        return (after_s - before_s) / (time.monotonic() - then_s)
+
+    before = waiting(1.0)
+    if before > 0.15:
+        pytest.skip(f"others wait for {before:.0%} of the time already")
+    one = bench(replace(CPU, kind="CpuPressure", shape={"kind": "constant", "level": 0.2}))
+    one.ready()
+    one.go()
+    waiting(4.0)
+    found = [waiting(2.0) for _ in range(3)]
+    assert one.stats.asked == pytest.approx(0.2)
+    one.load.drain()
+    one.end()
+    after = waiting(1.0)
+    if after > 0.15:
+        pytest.skip(f"others wait for {after:.0%} of the time by now")
+    assert min(abs(share - 0.2) for share in found) <= 0.05, (before, found)
