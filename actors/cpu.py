@@ -11,14 +11,12 @@ takes 1 / (1 - share) times as long: a lower clock rate, simulated. All modes yi
 from __future__ import annotations
 
 import os
-import resource
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .clock import SECOND_NS, process_cpu_ns, thread_cpu_ns
-from .errors import InputError, RefusedError
 from .heat import Heat, Reading
 from .host import read_heat
 from .kernels.ready import Kernel, make_kernels
@@ -30,15 +28,13 @@ from .meters import LoadMeters, open_meters
 from .others import OthersMeter
 from .pacing import REPORT_S, Pacer, next_rounds, thread_count
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute, record_of
+from .slowdown import bound_realtime, check_slowdown, go_realtime
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
 
 SAMPLE_S: Final = 0.1
 HEAT_S: Final = 0.4
-SLOWDOWN_MAX: Final = 0.9  # of a core: whoever watches and ends loads needs the rest
-REALTIME_PRIORITY: Final = 10  # above all normal work of any session or group, below the threads of the kernel
-REALTIME_US: Final = 500_000  # the kernel ends a load that works longer without a rest; the pacing rests within FORGET_S
 
 
 @dataclass(slots=True)
@@ -188,7 +184,7 @@ class CpuLoad:
             if self._cpus:
                 os.sched_setaffinity(0, {self._cpus[index % len(self._cpus)]})
             if self._slows:
-                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
+                go_realtime()
             self._pace(worker, index, start_ns, end_ns)
         except BaseException as trouble:  # told by run(), which the main thread is in
             worker.trouble = trouble
@@ -214,30 +210,6 @@ class CpuLoad:
             worker.operations += rounds
             meters.record_slice((clock.boot_ns() - now_ns) / SECOND_NS, rounds)
             rounds = next_rounds(rounds, (thread_cpu_ns() - cpu_ns) / SECOND_NS, self._kernel.rounds_min)
-
-
-def check_slowdown(share: float, operation_id: str) -> None:
-    """Raise `InputError` (`invalid_value`) when a slowdown would leave others less than a tenth of a core."""
-    if share > SLOWDOWN_MAX + 1e-9:
-        raise InputError(
-            "invalid_value",
-            f"{operation_id} takes {share:.0%} of each core before all others, at most {SLOWDOWN_MAX:.0%} can be taken",
-            "lower the fraction, or use the mode `own`",
-        )
-
-
-def bound_realtime() -> None:
-    """Have the kernel end this process should it ever work for `REALTIME_US` without a rest at real-time priority.
-
-    Raises `RefusedError` (`capability`) when it may not have that priority.
-    """
-    resource.setrlimit(resource.RLIMIT_RTTIME, (REALTIME_US, REALTIME_US))
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    except PermissionError as error:
-        message = "the mode slowdown needs real-time priority, which this process may not have"
-        raise RefusedError("capability", message, "grant CAP_SYS_NICE, or use the mode `own`") from error
 
 
 def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:  # noqa: ARG001  # the kernel's memory is in all

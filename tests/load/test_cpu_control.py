@@ -29,6 +29,7 @@ from actors.cpu import CpuLoad
 from actors.heat import Reading
 from actors.host import BusyMeter
 from actors.lease import NOTE_SIMULATED_CLOCK, NOTES, LeaseWatch, read_heat
+from actors.lifecycle import EXIT_LEASE, Event
 from actors.limits import cpu_stalled_s, find_container
 from actors.messages import Capacity, Operation
 from actors.metrics.policy import RecordingPolicy
@@ -170,6 +171,18 @@ def test_a_lower_clock_rate_is_simulated(bench: Any) -> None:
 def is_shown(rate: float, before: float, slowed: float, after: float) -> bool:
     """Tell whether work was slowed to a rate within 10 %, and that before and after nothing slowed it."""
     return abs(slowed / before * rate - 1.0) <= 0.1 and abs(after / before - 1.0) <= 0.1
+
+
+@may_raise
+def test_a_slowdown_ends_with_its_lease(bench: Any) -> None:
+    """Whoever takes cores first gives them back by itself: the lease's end is seen between two pieces of work."""
+    one = bench(replace(CPU, shape={"kind": "constant", "level": 0.9}, options={"mode": "slowdown"}))
+    one.ready()
+    one.go(lease_s=0.6)
+    deadline_ns = one.guardian.control.lease(SLOT)[1]
+    event, _ = until(one.load.poll, 5, "the end of the load", every_s=0.005)
+    assert (event, one.load.exit_code) == (Event.LEASE_ENDED, EXIT_LEASE)
+    assert SystemClock().boot_ns() - deadline_ns < SECOND_NS
 
 
 PATTERNS = {
