@@ -38,7 +38,7 @@ HEAT_S: Final = 0.4
 
 
 @dataclass(slots=True)
-class _Worker:
+class Worker:
     """What one thread tells the others; each figure has one writer."""
 
     operations: int = 0
@@ -78,7 +78,7 @@ class CpuLoad:
         self._others_cores = 0.0
         self._kernels: list[Kernel] = []
         self._rounds = self._kernel.rounds_first
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._segment_path = segment_path
         self._meters: LoadMeters | None = None
 
@@ -121,7 +121,7 @@ class CpuLoad:
     def run(self, start_ns: int) -> None:
         """Load until the operation's end or a stop; leaves the process when the lease ends."""
         end_ns = start_ns + round(self._operation.duration_s * SECOND_NS)
-        self._workers = [_Worker() for _ in range(self._threads)]
+        self._workers = [Worker() for _ in range(self._threads)]
         for index, worker in enumerate(self._workers):
             worker.thread = threading.Thread(target=self._work, args=(worker, index, start_ns, end_ns), name=f"cpu-{index}", daemon=True)
             worker.thread.start()
@@ -179,7 +179,7 @@ class CpuLoad:
             operations=sum(worker.operations for worker in self._workers),
         )
 
-    def _work(self, worker: _Worker, index: int, start_ns: int, end_ns: int) -> None:
+    def _work(self, worker: Worker, index: int, start_ns: int, end_ns: int) -> None:
         try:
             if self._cpus:
                 os.sched_setaffinity(0, {self._cpus[index % len(self._cpus)]})
@@ -189,7 +189,7 @@ class CpuLoad:
         except BaseException as trouble:  # told by run(), which the main thread is in
             worker.trouble = trouble
 
-    def _pace(self, worker: _Worker, index: int, start_ns: int, end_ns: int) -> None:
+    def _pace(self, worker: Worker, index: int, start_ns: int, end_ns: int) -> None:
         """Keep one core as busy as asked; looks at the lease before each slice and each rest."""
         kernel, meters, watch, clock, pacer = self._kernels[index], self._meters, self._watch, self._watch.clock, Pacer()
         assert meters is not None, "warm_up comes before run"

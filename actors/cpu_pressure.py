@@ -1,7 +1,8 @@
 """CpuPressure: makes processes wait for a CPU for a share of the time, as the kernel's pressure stall information counts it.
 
-Two threads stay on each core, so that one waits while the other works. Both work the share of the core that a slow loop finds: more while
-fewer wait than was asked, less while more do. What others wait for counts, so that beside a busy neighbour the load rests.
+Two threads stay on each core and begin to work at the same instants, so that one waits while the other works. Both work the share of a
+core that a slow loop finds: more while fewer wait than was asked, less while more do, and never more than was asked at the peak, which is
+enough where nobody else makes wait. What others wait for counts, so that beside a busy neighbour the load rests.
 """
 
 from __future__ import annotations
@@ -10,21 +11,22 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from .clock import SECOND_NS
-from .cpu import HEAT_LIMIT, KERNEL, CpuLoad
+from .clock import SECOND_NS, thread_cpu_ns
+from .cpu import HEAT_LIMIT, KERNEL, CpuLoad, Worker
 from .errors import RefusedError
 from .heat import Reading
 from .host import read_heat
 from .lease import LeaseWatch
 from .limits import cpu_stalled_s, find_container
 from .messages import Amounts, Capacity, Operation
-from .pacing import PressureLoop
+from .pacing import LOOK_S, PressureLoop, next_rounds
 from .simulator import AVAILABLE, Capability, SimulatorRecord
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
 
 WINDOW_S: Final = 0.5
+PERIOD_S: Final = 0.05
 THREADS_A_CORE: Final = 2
 
 
@@ -41,16 +43,36 @@ class CpuPressure(CpuLoad):
         stalled_s: Callable[[], float | None] = cpu_stalled_s,
     ) -> None:
         super().__init__(operation, capacity, watch, segment_path, sensors)
-        self._cpus = sorted(find_container().cpus)
-        self._threads = THREADS_A_CORE * len(self._cpus)
+        self._cpus = sorted(find_container().cpus)[: self._threads]
+        self._threads *= THREADS_A_CORE
         self._stalled_s = stalled_s
-        self._loop = PressureLoop()
+        self._loop = PressureLoop(self._shape.peak(operation.duration_s))
         self._seen: deque[tuple[int, float]] = deque(maxlen=64)
         self._stalled = 0.0
 
     def _share(self, elapsed_s: float) -> float:
         """Return what one thread owes per second: what the loop has found, nothing while nothing is asked."""
         return self._loop.share if self.asked_cores(elapsed_s) > 0.0 else 0.0
+
+    def _pace(self, worker: Worker, index: int, start_ns: int, end_ns: int) -> None:
+        """Work a share of each period from its beginning on; looks at the lease before each slice and each rest."""
+        kernel, meters, watch, clock = self._kernels[index], self._meters, self._watch, self._watch.clock
+        assert meters is not None, "warm_up comes before run"
+        rounds, period_ns = self._rounds, round(PERIOD_S * SECOND_NS)
+        if watch.may_go_on():
+            watch.first_slice()
+        while watch.may_go_on() and (begun_ns := clock.boot_ns()) < end_ns:
+            next_ns, begun_cpu_ns = begun_ns + period_ns - (begun_ns - start_ns) % period_ns, thread_cpu_ns()
+            owed_ns = self._share((begun_ns - start_ns) / SECOND_NS) * period_ns
+            while (used_ns := thread_cpu_ns() - begun_cpu_ns) < owed_ns and watch.may_go_on():
+                then_ns = clock.boot_ns()
+                kernel(rounds)
+                worker.operations += rounds
+                meters.record_slice((clock.boot_ns() - then_ns) / SECOND_NS, rounds)
+                rounds = next_rounds(rounds, (thread_cpu_ns() - begun_cpu_ns - used_ns) / SECOND_NS, self._kernel.rounds_min)
+            worker.cpu_ns = thread_cpu_ns()
+            while watch.may_go_on() and (left_ns := next_ns - clock.boot_ns()) > 0:
+                clock.sleep(min(LOOK_S, left_ns / SECOND_NS))
 
     def _sample(self, elapsed_s: float) -> None:
         """See for which share of the last half second somebody waited, and follow it once the load has begun."""
@@ -72,9 +94,9 @@ class CpuPressure(CpuLoad):
         self._watch.report(asked=self.asked_cores(elapsed_s), own=self._stalled, cpu_ns=cpu_ns, operations=operations)
 
 
-def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:  # noqa: ARG001  # how much is worked follows from others
-    """Return all cores: how much has to be worked so that somebody waits is found by trying."""
-    return Amounts(cpu_cores=capacity.cpu_cores if peak > 0.0 else 0.0)
+def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:  # noqa: ARG001  # the peak says it
+    """Return the cores of two threads on each, which work no more than the share that is asked at the peak."""
+    return Amounts(cpu_cores=capacity.cpu_cores * min(1.0, THREADS_A_CORE * peak))
 
 
 def _supported(facts: NodeFacts) -> Capability:

@@ -53,11 +53,12 @@ def next_rounds(rounds: int, used_s: float, rounds_min: int = 100) -> int:
 class PressureLoop:
     """Decides which share of its core each thread works so that processes wait for so much of the time: an integrator. Pure."""
 
+    limit: float = 1.0  # of the share
     share: float = 0.0
 
     def settle(self, asked: float, stalled: float, elapsed_s: float) -> None:
         """Account for an interval in which somebody waited for `stalled` of the time; both are shares of it."""
-        self.share = min(1.0, max(0.0, self.share + PRESSURE_GAIN * (asked - stalled) * elapsed_s))
+        self.share = min(self.limit, max(0.0, self.share + PRESSURE_GAIN * (asked - stalled) * elapsed_s))
 
 
 def thread_count(cores: Value, capacity_cores: float, peak_cores: float, operation_id: str) -> int:

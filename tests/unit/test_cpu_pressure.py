@@ -40,6 +40,9 @@ def test_the_loop_finds_what_makes_them_wait(asked: float, slope: float, others:
         assert abs(seen[-1] - asked) <= 0.02
     else:
         assert loop.share == 1.0
+    limited = PressureLoop(limit=0.1)
+    limited.settle(asked, 0.0, 1e3)
+    assert limited.share == 0.1
 
 
 def test_what_the_kernel_says_is_read_as_it_is_written(tmp_path: Path) -> None:
@@ -53,10 +56,10 @@ def test_what_the_kernel_says_is_read_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_a_fraction_is_of_time_and_not_of_cores() -> None:
-    """Asked as a share of time on any node; all cores are reserved, for how much has to be worked is not known before."""
+    """Asked as a share of time on any node; two threads a core work no more than that share each."""
     assert absolute(OPERATION, CAPACITY).value(0.0) == 0.2
     assert whole_of(OPERATION, CAPACITY) == 1.0
-    assert peak_amounts(OPERATION, CAPACITY) == Amounts(cpu_cores=4.0)
+    assert peak_amounts(OPERATION, CAPACITY) == Amounts(cpu_cores=1.6)
 
 
 @pytest.mark.skipif(cpu_stalled_s() is None, reason="this kernel does not tell for how long processes wait")
