@@ -1,6 +1,7 @@
 """What this node can do: facts of kernel, control groups and privileges, and from them a verdict for each simulator.
 
-Asks the kernel and changes nothing but one page of its own memory. A verdict other than `available` has a reason in plain words.
+Asks the kernel and changes nothing but one page of its own memory; a file without a name that it opens ends at once.
+A verdict other than `available` has a reason in plain words.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from .exhaustion.place import open_nameless
 from .kernels.table import missing_kernels
 from .limits import PROC, Container, cpu_stalled_s, find_container, read_text
 from .memory import MADV_POPULATE_WRITE
@@ -62,6 +64,9 @@ class NodeFacts:
     state_filesystem: str
     state_local: bool
     systemd: bool
+    lists_children: bool
+    makes_nameless: bool  # STATE's file system has files without a name (O_TMPFILE)
+    direct_io: bool  # and direct access to them (O_DIRECT)
 
     @property
     def may_raise_nice(self) -> bool:
@@ -112,6 +117,15 @@ def populates_memory() -> bool:
     return True
 
 
+def makes_nameless(folder: Path, flags: int = 0) -> bool:
+    """Tell whether a file without a name can be opened in a folder with these flags."""
+    try:
+        os.close(open_nameless(folder, flags))
+    except OSError:
+        return False
+    return True
+
+
 def nice_limit(limits: str) -> int:
     """Return the lowest nice value allowed by RLIMIT_NICE (20 - soft limit), from /proc/self/limits."""
     line = next((line for line in limits.splitlines() if line.startswith("Max nice priority")), "")
@@ -155,6 +169,9 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         state_filesystem=filesystem,
         state_local=filesystem in _LOCAL,
         systemd=Path("/run/systemd/system").is_dir(),
+        lists_children=(proc / "self/task" / str(os.getpid()) / "children").exists(),
+        makes_nameless=makes_nameless(state_dir),
+        direct_io=makes_nameless(state_dir, os.O_DIRECT),
     )
 
 

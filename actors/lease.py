@@ -15,20 +15,33 @@ from typing import Final
 from . import control
 from .clock import Clock
 from .control import ControlPage, StatsPage
+from .exhaustion.refusal import errno_word
 from .lifecycle import EXIT_LEASE
+from .messages import Shortfall
 
 # Words of a load's stats slot beyond those that `control` names.
 BASELINE: Final = 9  # anonymous bytes before the ramp
 NOTES: Final = 10  # bits of Note
-HEAT: Final = 11  # 0 while nothing was decided; else 1 while the load yields, 2 once it goes on, and thousandths of a degree + 1 above
-SENSOR: Final = 12  # and the two words after it: the sensor's name
+SHORT_ERRNO: Final = 11  # the first error number of a partial allocation, 0 while there is none
+SHORT_REQUESTED: Final = 12  # the most that was asked for and not got
+SHORT_ALLOCATED: Final = 13  # what is held instead
+HEAT: Final = 14  # 0 while nothing was decided; else 1 while the load yields, 2 once it goes on, and thousandths of a degree + 1 above
+SENSOR: Final = 15  # and the two words after it: the sensor's name
 NOTE_NICE_REFUSED: Final = 1  # the load runs at a lower priority than asked: raising it is not permitted
 NOTE_NO_POPULATE: Final = 2  # memory is touched page by page: the kernel cannot populate it
 NOTE_NO_RECORDING: Final = 4  # the agent's segment could not be opened: the load records nothing
 NOTE_NO_SENSOR: Final = 8  # no temperature can be read: the load does not yield to heat
 NOTE_SIMULATED_CLOCK: Final = 16  # a lower clock rate is simulated: by taking cores, not by the governor
+NOTE_NO_DIRECT: Final = 32  # the file system has no direct access: input and output go through the page cache
 _NAME_WORDS: Final = 3
 _HEAT_SHIFT: Final = 2
+
+
+def read_shortfall(stats_page: StatsPage, slot: int, generation: int) -> Shortfall | None:
+    """Return what a load of this generation could not get, None when it got all."""
+    code, requested, allocated = (stats_page.word(slot, word) for word in (SHORT_ERRNO, SHORT_REQUESTED, SHORT_ALLOCATED))
+    ours = stats_page.word(slot, control.GENERATION) == generation
+    return Shortfall(errno_word(code), requested, allocated) if ours and requested else None
 
 
 def read_heat(stats: StatsPage, slot: int) -> tuple[bool, str, float | None] | None:
@@ -139,6 +152,11 @@ class LeaseWatch:
         """Publish one of the `NOTE_*` facts."""
         self._notes |= bit
         self.stats.put(self.slot, NOTES, self._notes)
+
+    def shortfall(self, code: int, requested: int, allocated: int) -> None:
+        """Publish that `requested` were asked for and only `allocated` are held, for the kernel refused with `code`; zeros take it back."""
+        for word, value in ((SHORT_ERRNO, code), (SHORT_ALLOCATED, allocated), (SHORT_REQUESTED, requested)):
+            self.stats.put(self.slot, word, value)
 
     def heat(self, *, yields: bool, sensor: str, celsius: float | None) -> None:
         """Publish that the load yields to heat, or that it goes on: the sensor's name (24 bytes of it) and its temperature."""

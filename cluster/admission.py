@@ -173,5 +173,7 @@ def check_machine(names: Sequence[str], amounts: Mapping[str, Amounts], limits: 
 def _told(amounts: Amounts) -> str:
     gib = 1 << 30
     memory, disk = amounts.memory_bytes / gib, amounts.disk_bytes / gib
-    counts = "".join(f", {getattr(amounts, name):,} {name}" for name in ("descriptors", "tasks", "inodes") if getattr(amounts, name))
+    counts = "".join(
+        f", {getattr(amounts, name):,} {name}" for name in ("descriptors", "tasks", "inodes", "locks") if getattr(amounts, name)
+    )
     return f"{amounts.cpu_cores:.2f} cores, {memory:.2f} GiB of memory and {disk:.2f} GiB of disk{counts}"

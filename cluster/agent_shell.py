@@ -26,15 +26,15 @@ from actors.capability import judge as judge_capability
 from actors.capability import read_facts
 from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.disk import check_place
 from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
+from actors.lease import read_shortfall
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
 from actors.plugin_shapes import digests
-from actors.simulator import peak_amounts
+from actors.simulator import check_here, peak_amounts
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
 
@@ -275,6 +275,8 @@ class AgentShell:
                 self._agent.events += self._notes.look(run.run, name, self._guardian.stats, op.slot)
             simulator = self._simulators.get(key)
             status = self._poll(simulator)
+            if ours:
+                self._agent.on_shortfall(run.run, name, read_shortfall(self._guardian.stats, op.slot, op.generation))
             first_ns = (load.first_slice_ns if ours else 0) or int(status.get("first_slice_ns", 0))
             if first_ns and op.stage in {"armed", "running"}:
                 self._agent.on_first_slice(run.run, name, first_ns)
@@ -380,8 +382,7 @@ class AgentShell:
         capacity: Capacity = effect.data["capacity"] or self._capacity
         limits: Amounts = effect.data["machine_limits"] or self._capacity.amounts
         amounts = peak_amounts(operation, capacity)
-        if operation.kind == "DiskFill":
-            check_place(operation, self.state_dir)
+        check_here(operation, self.state_dir)
         answer = self._guardian.call(
             "open_slot",
             run=effect.run,

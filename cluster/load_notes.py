@@ -14,6 +14,7 @@ TEXTS: Final[dict[int, tuple[str, str]]] = {  # bit -> severity, what it means
     lease.NOTE_NO_POPULATE: ("info", "loads touch memory page by page: the kernel cannot populate it"),
     lease.NOTE_NO_RECORDING: ("warning", "{} records nothing: the agent's segment could not be opened"),
     lease.NOTE_NO_SENSOR: ("info", "loads do not yield to heat: temperatures are unavailable"),
+    lease.NOTE_NO_DIRECT: ("info", "{} reads and writes through the page cache: its file system has no direct access"),
     lease.NOTE_SIMULATED_CLOCK: ("info", "{} slows the clock down, simulated: it takes cores first, the governor is left alone"),
 }
 Heat = tuple[bool, str, float | None]

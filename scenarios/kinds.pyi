@@ -89,3 +89,304 @@ class DiskFill(Simulator):
         dir: str = ...,
         reserve_bytes: int = ...,
     ) -> None: ...
+
+class Descriptors(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    source: Literal["open", "copy"]
+    device: str
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        source: Literal["open", "copy"] = ...,
+        device: str = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Mappings(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    form: Literal["private", "shared"]
+    size_bytes: int
+    touch: bool
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        form: Literal["private", "shared"] = ...,
+        size_bytes: int = ...,
+        touch: bool = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Sockets(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    protocol: Literal["tcp", "udp"]
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        protocol: Literal["tcp", "udp"] = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Connections(Simulator):
+    count: Shape
+    close: Literal["reset", "orderly"]
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        close: Literal["reset", "orderly"] = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Ports(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    ports: int
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        ports: int = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Threads(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    stack_bytes: int
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        stack_bytes: int = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Processes(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Inodes(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    dir: str
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        dir: str = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class SharedMemory(Simulator):
+    count: Shape
+    size_bytes: int
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        size_bytes: int = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class DiskIO(Simulator):
+    per_second: Shape
+    direction: Literal["write", "read"]
+    order: Literal["sequential", "random"]
+    direct: bool
+    sync: bool
+    block_bytes: int
+    file_bytes: int
+    dir: str
+    def __init__(
+        self,
+        per_second: Shape | float,
+        direction: Literal["write", "read"] = ...,
+        order: Literal["sequential", "random"] = ...,
+        direct: bool = ...,
+        sync: bool = ...,
+        block_bytes: int = ...,
+        file_bytes: int = ...,
+        dir: str = ...,
+    ) -> None: ...
+
+class LockContention(Simulator):
+    count: Shape
+    contenders: Literal["threads", "tasks", "processes"]
+    contention: float
+    hold_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        contenders: Literal["threads", "tasks", "processes"] = ...,
+        contention: float = ...,
+        hold_s: float = ...,
+    ) -> None: ...
+
+class LockConvoy(Simulator):
+    count: Shape
+    hold_s: float
+    work_s: float
+    stall_s: float
+    every_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        hold_s: float = ...,
+        work_s: float = ...,
+        stall_s: float = ...,
+        every_s: float = ...,
+    ) -> None: ...
+
+class Deadlock(Simulator):
+    count: Shape
+    order: Literal["crossed", "ordered"]
+    detect: bool
+    on_deadlock: Literal["resolve", "fail"]
+    hold_s: float
+    timeout_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        order: Literal["crossed", "ordered"] = ...,
+        detect: bool = ...,
+        on_deadlock: Literal["resolve", "fail"] = ...,
+        hold_s: float = ...,
+        timeout_s: float = ...,
+    ) -> None: ...
+
+class Livelock(Simulator):
+    count: Shape
+    backoff: Literal["equal", "random"]
+    backoff_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        backoff: Literal["equal", "random"] = ...,
+        backoff_s: float = ...,
+    ) -> None: ...
+
+class PriorityInversion(Simulator):
+    count: Shape
+    mechanism: Literal["queue", "nice"]
+    inheritance: bool
+    hold_s: float
+    burst_s: float
+    bound_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        mechanism: Literal["queue", "nice"] = ...,
+        inheritance: bool = ...,
+        hold_s: float = ...,
+        burst_s: float = ...,
+        bound_s: float = ...,
+    ) -> None: ...

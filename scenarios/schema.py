@@ -120,9 +120,9 @@ class Whole:
             return node.value
         raise expected(node, label, "a whole number")
 
-    def write(self, value: int) -> int:
-        """Return the number."""
-        return value
+    def write(self, value: float) -> int:
+        """Return the number without a point: shapes keep theirs as floats."""
+        return int(value)
 
     def schema(self) -> Schema:
         """Return the schema."""

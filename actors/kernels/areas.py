@@ -49,7 +49,7 @@ def level_bytes(processor: Processor, level: int) -> int:
     cache, below = processor.cache(level), processor.cache(level - 1)
     assert cache is not None, "asked for before: see KernelRecord.missing"
     part = cache.size_bytes // 2 // (cache.sharers if level > 2 else 1)
-    return max(largest_power(part), 2 * largest_power(below.size_bytes) if below else 4096)
+    return max(largest_power(part), 2 * largest_power(below.size_bytes) if below else mmap.PAGESIZE)
 
 
 def beyond_bytes(processor: Processor) -> int:

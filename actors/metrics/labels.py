@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..errors import CODES
+from ..exhaustion.refusal import ERRNOS
 from ..heap import SOURCES
 from ..kernels.orders import PATTERNS
 from ..messages import RESOURCES
@@ -20,6 +21,7 @@ _CODES: Final = {"code": tuple(CODES), "category": tuple(dict.fromkeys(category 
 
 CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> label -> words
     "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
+    "load.refused": {"errno": ERRNOS},
     "memory.overhead": {"source": SOURCES},
     **{metric: {"pattern": tuple(PATTERNS)} for metric in ("memory.access", "memory.bandwidth", "memory.sequence")},
     "safety.ceiling": {"resource": RESOURCES},
@@ -40,6 +42,7 @@ NAMES: Final[Mapping[str, str]] = {
     "core": "the number of a CPU",
     "simulator": "a simulator that is registered",
     "shape": "the name of a load shape",
+    "lock": "one of the first 16 locks of a load",
     "exporter": "an exporter of the run",
     "reason": "the class of the error that a destination raised",
     "metric": "a metric of the catalogue",

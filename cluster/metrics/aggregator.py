@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from .store import (
     Tagged,
     coverage_of,
     metrics_coverage,
-    pending_metrics,
+    pending_metrics_now,
     read_metrics,
     read_parts,
 )
@@ -87,9 +87,8 @@ class Aggregator:
         self._settle_bytes = settle_bytes
         self._samples = SampleStore(directory)  # before what makes its records count
         self._store = RunStore(directory)
-        announced = _announced(directory)
-        self._expected: set[Stream] = {*self._store.coverage.held, *announced}
-        self._forgotten = {stream: first for stream, first in announced.items() if first}  # the first number that will not come
+        self._forgotten = _announced(directory)  # the first number that will not come of a stream, 0 where nobody gave it up
+        self._expected: set[Stream] = {*self._store.coverage.held, *self._forgotten}
         self._live = Live(buckets)
         self._undecodable = 0
         self._is_closed = False
@@ -463,11 +462,11 @@ class Aggregator:
         with self._lock:
             return self._store.coverage.copy()
 
-    def stored(self) -> tuple[list[tuple[Path, Coverage]], list[Tagged]]:
-        """Return the Parquet parts of metrics with the records that each holds, and the metrics of the log's other records."""
+    def stored(self) -> tuple[list[tuple[Path, Coverage]], Iterator[Tagged]]:
+        """Return the Parquet parts of metrics with the records that each holds, and the log's other metrics, unpacked one after another."""
         with self._lock:
             parts = [(path, coverage_of([path])) for path in part_files(self.directory)]
-            return parts, list(pending_metrics(self.directory, metrics_coverage(self.directory)))
+            return parts, pending_metrics_now(self.directory, metrics_coverage(self.directory))
 
     def close(self) -> None:
         """Give up the directory; everything acknowledged is on disk."""

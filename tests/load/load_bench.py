@@ -95,6 +95,9 @@ class Told:
     def sum(self, name: str) -> float:
         return next((self.segment.read(row).sum for row, _, series, _ in self._rows() if series == name), 0.0)
 
+    def count(self, name: str) -> int:
+        return next((self.segment.read(row).count for row, _, series, _ in self._rows() if series == name), 0)
+
     def _rows(self) -> Iterator[tuple[int, object, str, dict[str, str]]]:
         for row, kind, series, labels in self.segment.series():
             yield row, kind, series, dict(labels)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -49,8 +49,16 @@ class Worker:
 
     def seal(self, size: int) -> dict[str, int]:
         """Record and seal windows until this many bytes more wait, one at least; return how many rows and bytes they are."""
+        before = self._stream.unacked_bytes
+        return self._seal(lambda _: self._stream.unacked_bytes >= before + size)
+
+    def windows(self, count: int) -> dict[str, int]:
+        """Record and seal this many windows."""
+        return self._seal(lambda rows: rows >= count * ROWS)
+
+    def _seal(self, is_enough: Callable[[int], bool]) -> dict[str, int]:
         before, rows = self._stream.unacked_bytes, 0
-        while rows == 0 or self._stream.unacked_bytes < before + size:
+        while rows == 0 or not is_enough(rows):
             for worker in range(ROWS):
                 self._stream.observe("host.cpu.busy", (worker + rows) / 7, f"load-{worker}-{LONG}", f"phase-{LONG}")
             assert self._stream.close_window(self._clock.wall_ns())
@@ -79,7 +87,7 @@ class Worker:
 def work(state_dir: str, socket: str) -> None:
     """Be the agent, and do what each line says."""
     worker = Worker(Path(state_dir), socket)
-    _answer({"seal": worker.seal, "deliver": worker.deliver, "far": worker.far})
+    _answer({"seal": worker.seal, "windows": worker.windows, "deliver": worker.deliver, "far": worker.far})
 
 
 # the aggregator's process
@@ -189,6 +197,11 @@ class Process:
         assert self._child.stdout is not None
         self._to, self._from = self._child.stdin, self._child.stdout
         self._read()
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._child.pid
 
     def ask(self, line: str) -> dict[str, int]:
         """Say a line and return the answer."""

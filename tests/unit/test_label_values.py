@@ -111,6 +111,9 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/exhaustion/holder.py",
+    "actors/exhaustion/connections.py",
+    *(f"actors/concurrency/{name}.py" for name in ("figures", "convoy", "deadlock", "livelock", "inversion")),
     "actors/memory.py",
     "actors/memory_access.py",
     "actors/memory_fragment.py",
@@ -122,7 +125,9 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(r"(operation|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
+DOTTED = re.compile(
+    r"(operation|concurrency|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+"
+)
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

@@ -14,11 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from actors.clock import SystemClock
 from actors.metrics.registry import Kind
+from cluster.metrics.aggregator import Aggregator
+from cluster.metrics.store import read_run
 from cluster.metrics.windows import Row, events_batch, metrics_batch, seal, seal_in_place, unseal
 from cluster.near import MAPPED_BYTES, NearFiles
 from cluster.outbox import Kind as RecordKind
-from cluster.outbox import Outbox, OutboxFullError, Place, parse
+from cluster.outbox import Outbox, OutboxFullError, parse
 from tests.support.killing import ROOT
 
 BIG = 2 * MAPPED_BYTES
@@ -156,6 +159,24 @@ def test_a_window_of_an_earlier_version_is_read() -> None:
     assert unseal(payload[:4] + payload[8:])[0].equals(metrics)
 
 
+def test_what_is_acknowledged_by_its_place_is_in_the_run_directory(box: Outbox, tmp_path: Path) -> None:
+    """The same rows as by their bytes, also when the aggregator and the outbox are gone the moment after."""
+    for rows in (5000, 3, 7000):
+        box.append(RecordKind.WINDOW, *seal_in_place(window(rows), events_batch([])))
+    by_bytes = Aggregator("run", tmp_path / "runs" / "bytes", SystemClock())
+    assert by_bytes.push("n1", "a", box.unacked(1 << 30)) == 3
+    by_place = Aggregator("run", tmp_path / "runs" / "places", SystemClock())
+    with NearFiles().frames(box.path, box.places(1 << 30)) as frames:
+        assert by_place.push("n1", "a", frames) == 3
+    box.remove()
+    by_place.close()
+    again = Aggregator("run", tmp_path / "runs" / "places", SystemClock())
+    assert again.held() == by_bytes.held()
+    assert read_run(again.directory).metrics.equals(read_run(by_bytes.directory).metrics)
+    again.close()
+    by_bytes.close()
+
+
 READER = """
 import os, sys, zlib
 from pathlib import Path
@@ -241,4 +262,3 @@ def test_a_second_name_of_an_outbox_is_no_way_to_cut_it(box: Outbox, monkeypatch
         box.ack(2)
         assert os.fstat(old.fileno()).st_size == size
     assert box.unacked(1 << 30) == before
-    assert Place(1, 2, 3).size == 3

@@ -17,6 +17,9 @@ import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
 from actors.errors import InputError
+from actors.exhaustion.connections import Pairs
+from actors.exhaustion.holder import HolderFigures
+from actors.exhaustion.refusal import ERRNOS
 from actors.memory import StepMeters
 from actors.memory_access import Figures
 from actors.memory_fragment import Shards, Teller
@@ -112,6 +115,18 @@ def of_a_load(folder: Path) -> Series:
     return series_of(stream.unacked(1 << 20))
 
 
+def of_exhaustion(_: Path) -> Series:
+    """A load that is refused for each reason there is, and leaves connections in TIME_WAIT."""
+    reporter = MemoryReporter()
+    figures = HolderFigures(reporter)
+    figures.moved(0.001, 5)
+    for word in ERRNOS:
+        figures.refused(word)
+    for name, value in Pairs.measured(0).items():
+        reporter.gauge(name).record(value)
+    return {(one.name, one.labels) for one in reporter.series()}
+
+
 def of_memory_loads(folder: Path) -> Series:
     """A fragmented load, before and after its split, one that reads a working set, and the steps of one that holds."""
     reporter, shards = MemoryReporter(), Shards(1 << 16)
@@ -194,7 +209,7 @@ def of_the_end(folder: Path) -> Series:
     return found
 
 
-PARTS = (of_an_agent, of_a_load, of_memory_loads, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
+PARTS = (of_an_agent, of_a_load, of_memory_loads, of_exhaustion, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
