@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from .exhaustion.place import open_nameless
 from .kernels.table import missing_kernels
-from .limits import PROC, Container, find_container, read_text
+from .limits import PROC, Container, cpu_stalled_s, find_container, read_text
 from .memory import MADV_POPULATE_WRITE
 from .proc import cgroup_root
 from .processor import read_processor
@@ -59,6 +59,7 @@ class NodeFacts:
     populates_memory: bool
     has_numba: bool
     kernels_missing: Mapping[str, str]  # kernels of CpuLoad that this processor cannot run, and why
+    has_cpu_pressure: bool
     has_pidfd: bool
     state_dir: str
     state_filesystem: str
@@ -164,6 +165,7 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         populates_memory=populates_memory(),
         has_numba=importlib.util.find_spec("numba") is not None,
         kernels_missing=missing_kernels(read_processor(proc)),
+        has_cpu_pressure=cpu_stalled_s(proc) is not None,
         has_pidfd=hasattr(os, "pidfd_open") and sys.platform == "linux",
         state_dir=str(state_dir),
         state_filesystem=filesystem,

@@ -15,7 +15,7 @@ from typing import Final
 
 from . import session
 from .host import BusyMeter, usage_seconds
-from .limits import PROC, read_text
+from .limits import PROC, cpu_stalled_s, read_text
 from .messages import Operation
 from .proc import session_members
 from .simulator import record_of
@@ -218,11 +218,6 @@ class OutsideMeter:
         """Whether it only ever grows, so that the dose is its growth a second."""
         return self._meter.cumulative
 
-    @property
-    def is_cpu(self) -> bool:
-        """Whether it counts CPU seconds."""
-        return self._meter in (METERS["cpu_seconds"], METERS["tree_cpu_seconds"])
-
     def set_baseline(self) -> float:
         """Take what is held now as zero, and return it. What grows, and blocks of a file of its own, need none."""
         self._baseline = 0.0 if self._meter.absolute else self._meter.read(self._seen) or 0.0
@@ -285,6 +280,10 @@ def _instances(seen: Seen) -> float | None:
     return float(sum(session.instances(session.members(process.pid), process.pid, "stress-ng") for process in seen.processes))
 
 
+def _cpu_pressure(seen: Seen) -> float | None:
+    return None if seen.total(ProcessFiles.cpu_ns) is None else cpu_stalled_s()
+
+
 def _blocks(seen: Seen) -> float | None:
     if seen.path is None:
         return None
@@ -304,21 +303,26 @@ def _links(is_counted: Callable[[str], bool]) -> Callable[[Seen], float | None]:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """How a dose is read. `cumulative`: it only grows; `absolute`: it starts at nothing, so that no baseline is taken."""
+    """How a dose is read. `cumulative`: it only grows; `absolute`: it starts at nothing, so that no baseline is taken.
+
+    `in_points`: a share is held to points of the node's capacity, else to a share of what is asked (contract, "Dose reached").
+    """
 
     read: Callable[[Seen], float | None]
     cumulative: bool = False
     absolute: bool = False
+    in_points: bool = False
 
 
 METERS: Final[Mapping[str, Meter]] = {
-    "cpu_seconds": Meter(_cpu_seconds, cumulative=True, absolute=True),
+    "cpu_seconds": Meter(_cpu_seconds, cumulative=True, absolute=True, in_points=True),
+    "cpu_pressure": Meter(_cpu_pressure, cumulative=True, absolute=True, in_points=True),
     "anonymous_bytes": Meter(lambda seen: seen.total(ProcessFiles.anonymous_bytes)),
     "blocks": Meter(_blocks, absolute=True),
     "major_faults": Meter(lambda seen: seen.total(ProcessFiles.major_faults), cumulative=True),
     "descriptors": Meter(lambda seen: seen.total(ProcessFiles.descriptors)),
     "mappings": Meter(lambda seen: seen.total(ProcessFiles.mappings)),
-    "tree_cpu_seconds": Meter(_tree_cpu_seconds, cumulative=True, absolute=True),
+    "tree_cpu_seconds": Meter(_tree_cpu_seconds, cumulative=True, absolute=True, in_points=True),
     "instances": Meter(_instances, absolute=True),
     "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
     # what the simulators of actors/exhaustion take

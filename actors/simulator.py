@@ -36,6 +36,7 @@ __all__ = [
     "check_here",
     "peak_amounts",
     "record_of",
+    "whole_of",
 ]
 
 Verdict = Literal["available", "fallback", "unavailable"]
@@ -98,6 +99,7 @@ class SimulatorRecord:
     `entry` is "module:attribute" below `actors`, loaded in the load process only; "" when the guardian applies the effect.
     `resource` names what of `Capacity` a fraction is of, and which of the node's ceilings throttles it. Of it the peak is reserved, unless
     `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
+    `of_time`: a fraction is of time, not of the resource.
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
     is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
     `check_here` looks at what can only be known on the node, before anything is reserved there.
@@ -123,6 +125,7 @@ class SimulatorRecord:
     undo: str = "what it holds ends with its process"
     entry: str = ""
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
+    of_time: bool = False
     check_here: Callable[[Operation, Path], None] | None = None
     meters: Mapping[Unit, str] = field(default_factory=dict)
     rule: Callable[[Mapping[str, Value]], None] | None = None
@@ -174,6 +177,7 @@ class SimulatorRecord:
 
 _MODULES: Final = (
     *("cpu", "memory", "memory_fragment", "memory_access", "vm_pressure", "disk"),
+    *("cpu", "cpu_pressure", "memory", "memory_fragment", "memory_access", "disk"),
     # those that use something up
     *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
     *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
@@ -211,10 +215,14 @@ def record_of(kind: str) -> SimulatorRecord:
 
 
 def absolute(operation: Operation, capacity: Capacity) -> shapes.Shape:
-    """Return the operation's shape in cores or bytes of this node."""
+    """Return the operation's shape in cores or bytes of this node, or in its own unit where that is no part of them."""
+    return shapes.from_spec(operation.shape).scaled(whole_of(operation, capacity))
+
+
+def whole_of(operation: Operation, capacity: Capacity) -> float:
+    """Return what 1 in the operation's unit is: all of the resource for a fraction of it, else 1."""
     record = record_of(operation.kind)
-    shape = shapes.from_spec(operation.shape)
-    return shape.scaled(float(getattr(capacity, record.resource))) if operation.unit == "fraction" else shape
+    return float(getattr(capacity, record.resource)) if operation.unit == "fraction" and not record.of_time else 1.0
 
 
 def check(operation: Operation) -> None:

@@ -28,7 +28,7 @@ from actors.metrics.registry import DOSE_UNITS
 from actors.metrics.ring import SAMPLE_COLUMNS, Consumer, Ring
 from actors.metrics.segment import check_policy_text
 from actors.proc import cgroup_pids
-from actors.simulator import absolute
+from actors.simulator import absolute, whole_of
 
 from .metrics.cardinality import Caps
 from .metrics.raw_samples import SampleReader
@@ -318,7 +318,7 @@ class NodeMetrics:
         if not watched.start_ns or read is None or now_ns < watched.start_ns:
             return None
         operation = watched.operation
-        whole = float(getattr(watched.capacity, watched.meter.resource)) if operation.unit == "fraction" else 1.0
+        whole = whole_of(operation, watched.capacity)
         if cumulative:
             if before is None:
                 return None
