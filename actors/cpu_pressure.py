@@ -101,9 +101,13 @@ def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels")
+        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
     if not facts.has_cpu_pressure:
-        return Capability("unavailable", "the kernel does not tell for how long processes wait (/proc/pressure/cpu: CONFIG_PSI, psi=1)")
+        return Capability(
+            "unavailable",
+            "the kernel does not tell for how long processes wait (/proc/pressure/cpu)",
+            "a kernel with CONFIG_PSI, started with psi=1 where that is not the default",
+        )
     return AVAILABLE
 
 

@@ -40,6 +40,7 @@ ABLE: Final = NodeFacts(
     lists_children=True,
     makes_nameless=True,
     direct_io=True,
+    has_cpu_pressure=True,
 )
 # What a node may lack, one at a time.
 LACKS: Final[tuple[Mapping[str, Any], ...]] = (
@@ -53,6 +54,7 @@ LACKS: Final[tuple[Mapping[str, Any], ...]] = (
     {"lists_children": False},
     {"makes_nameless": False},
     {"direct_io": False},
+    {"has_cpu_pressure": False},
     *({"capabilities": tuple(name for name in CAPABILITIES if name != left_out)} for left_out in CAPABILITIES),
 )
 

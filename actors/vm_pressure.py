@@ -207,7 +207,7 @@ def _supported(facts: NodeFacts) -> Capability:
     words = facts.kernel.split("-", 1)[0].split(".")
     version = tuple(int(word) for word in words[:2] if word.isdigit())
     if version < (5, 4):
-        return Capability("unavailable", "the kernel has no MADV_PAGEOUT (before 5.4): pages cannot be given up on demand")
+        return Capability("unavailable", "the kernel has no MADV_PAGEOUT: pages cannot be given up on demand", "a kernel of 5.4 or later")
     return AVAILABLE
 
 
