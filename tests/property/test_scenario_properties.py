@@ -41,7 +41,8 @@ def shape(level):
 
 
 LEVELS = {"fraction": fraction, "bytes": size, "count": st.integers(0, 1 << 40), "per_second": st.floats(0, 1e9)}
-STRENGTHS = {unit: shape(level) for unit, level in LEVELS.items()}  # once: a strategy that is made in each draw is checked in each
+# Made once: a strategy that is made in each draw is checked in each. Deferred: the words for one are not as long as all of them.
+STRENGTHS = {unit: st.deferred(lambda level=level: shape(level)) for unit, level in LEVELS.items()}
 
 
 def option_values(option):
