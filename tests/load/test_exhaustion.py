@@ -199,12 +199,25 @@ LIMITS = [
 ]
 
 
+ROLLED_BACK = [pytest.param(*one.values, id=one.id, marks=() if one.id == "Descriptors" else pytest.mark.soak) for one in LIMITS]
+
+
 @pytest.mark.parametrize(("kind", "limit", "value", "asked", "word"), LIMITS)
-@pytest.mark.parametrize("allow_partial", [True, False], ids=["kept", "rolled-back"])
-def test_a_limit_is_told_as_partial(
-    bench: Any, told: Told, kind: str, limit: int, value: int, asked: int, word: str, allow_partial: bool
+def test_a_limit_is_told_as_partial(bench: Any, told: Told, kind: str, limit: int, value: int, asked: int, word: str) -> None:
+    """Refused before it has all, a load keeps what it has and says how much; it never fails by it."""
+    refused(bench, told, kind, limit, value, asked, word, allow_partial=True)
+
+
+@pytest.mark.parametrize(("kind", "limit", "value", "asked", "word"), ROLLED_BACK)
+def test_all_is_given_back_where_a_part_is_not_enough(
+    bench: Any, told: Told, kind: str, limit: int, value: int, asked: int, word: str
 ) -> None:
-    """Refused before it has all, a load keeps what it has and says how much, or gives all back; it never fails by it."""
+    """Without `allow_partial` a refusal leaves nothing held, and is told all the same."""
+    refused(bench, told, kind, limit, value, asked, word, allow_partial=False)
+
+
+def refused(bench: Any, told: Told, kind: str, limit: int, value: int, asked: int, word: str, *, allow_partial: bool) -> None:
+    """Lower a limit of a load before its start, and look at what it holds and says then."""
     one = bench(operation(kind, asked, allow_partial=allow_partial), told=told)
     one.ready()
     value = value or int(held.status(one.pid)["VmSize"].split()[0]) * 1024 + (8 << 20)

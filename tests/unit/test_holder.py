@@ -34,6 +34,7 @@ from actors.exhaustion.sockets import Unconnected
 from actors.exhaustion.threads import Waiters
 from actors.messages import Capacity, Operation
 from actors.simulator import REGISTRY, check, peak_amounts
+from cluster.safety.profiles import check_planned, limits_for
 from scenarios import kinds
 
 CAPACITY = Capacity(4.0, 1 << 34, 1 << 40, 1, 10_000, 10_000, 10_000, 10_000, 10_000)
@@ -402,3 +403,20 @@ def test_a_wrong_unit_is_refused(unit: str) -> None:
     """A number of things is no number of bytes."""
     with pytest.raises(InputError, match="takes values in count or fraction"):
         check(replace(TEN, unit=unit))
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("Processes", "tasks"), ("Threads", "tasks"), ("Descriptors", "descriptors"), ("Inodes", "inodes")]
+)
+def test_more_than_the_limits_allow_is_refused_in_the_plan(kind: str, what: str) -> None:
+    """A plan may take its share of what there is: a little more is refused with the name of what is short, before anything starts."""
+    limits = limits_for("balanced")
+    most = int(limits.counts_fraction * getattr(CAPACITY, what))
+    for count, fits in ((most - 100, True), (most + 1, False)):
+        wanted = {"n1": peak_amounts(replace(TEN, kind=kind, shape={"kind": "constant", "level": count}), CAPACITY)}
+        if fits:
+            check_planned(wanted, {"n1": CAPACITY}, limits)
+        else:
+            with pytest.raises(RefusedError, match=what) as caught:
+                check_planned(wanted, {"n1": CAPACITY}, limits)
+            assert caught.value.code == "budget"
