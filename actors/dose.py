@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .concurrency import board
 from .host import BusyMeter, usage_seconds
 from .limits import PROC
 from .messages import Operation
@@ -99,6 +100,22 @@ class ProcessFiles:
                 return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 16), b""))
         except OSError:
             return None
+
+    def served(self) -> int | None:
+        """Return how many calls are counted on the board that the process holds, or None when it holds none or is gone."""
+        names = self._list("fd")
+        for name in names or ():
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(f"fd/{name}", dir_fd=self._fd).startswith(board.LINK):
+                    return self._count_on(f"fd/{name}")
+        return None
+
+    def _count_on(self, name: str) -> int:
+        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            return board.total(file)
+        finally:
+            os.close(file)
 
     def _entries(self, name: str) -> int | None:
         names = self._list(name)
@@ -196,6 +213,12 @@ def _blocks(seen: Seen) -> float | None:
     return held
 
 
+def _served_calls(seen: Seen) -> float | None:
+    """Return what is on the operation's board, which all of its processes hold: one is asked."""
+    found = (process.served() for process in seen.processes)
+    return next((float(served) for served in found if served is not None), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Meter:
     """How a dose is read. `cumulative`: it only grows; `absolute`: it starts at nothing, so that no baseline is taken."""
@@ -211,5 +234,6 @@ METERS: Final[Mapping[str, Meter]] = {
     "blocks": Meter(_blocks, absolute=True),
     "descriptors": Meter(lambda seen: seen.total(ProcessFiles.descriptors)),
     "mappings": Meter(lambda seen: seen.total(ProcessFiles.mappings)),
+    "served_calls": Meter(_served_calls, cumulative=True, absolute=True),
     "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
 }

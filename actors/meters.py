@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class LoadMeters:
     """The series of one load, in whatever reporter. `record_slice` is safe from any thread; `tick` at least every 100 ms."""
 
-    def __init__(self, reporter: Reporter, *, is_kept: bool = True) -> None:
+    def __init__(self, reporter: Reporter, is_kept: bool = True) -> None:
         self.is_kept = is_kept
         self._slice = reporter.histogram("load.slice").record
         self._operations = reporter.counter("load.operations").record
@@ -32,10 +32,15 @@ def open_meters(segment_path: str, seed: int) -> LoadMeters:
 
     What is chosen by chance when samples are thinned follows from `seed`.
     """
+    return LoadMeters(*open_reporter(segment_path, seed))
+
+
+def open_reporter(segment_path: str, seed: int) -> tuple[Reporter, bool]:
+    """Return a reporter, and whether it keeps what it is told: into the agent's segment, or nowhere where that cannot be opened."""
     from .metrics import Recorder, Segment  # noqa: PLC0415  # numpy is loaded only where something is recorded
     from .metrics.reporter import NullReporter  # noqa: PLC0415
 
     with contextlib.suppress(OSError, ValueError, StressError):  # a load without figures is bounded still
         if segment_path:
-            return LoadMeters(Recorder(Segment.open(segment_path), seed=seed))
-    return LoadMeters(NullReporter(), is_kept=False)
+            return Recorder(Segment.open(segment_path), seed=seed), True
+    return NullReporter(), False

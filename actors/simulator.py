@@ -1,7 +1,7 @@
 """What a simulator is: code plus a record. `list`, `describe`, the reference, the schema, scenarios and preflight come from the records.
 
 A simulator's file holds its `RECORD` and the code that the record's `entry` names. The code runs in a load process of its own
-(or in the simulator's actor, when the guardian applies the effect), never where the records are read: importing this
+(or in the simulator's actor, when the guardian or Ray carries the effect), never where the records are read: importing this
 module loads neither numba nor Ray.
 """
 
@@ -39,6 +39,7 @@ __all__ = [
 Verdict = Literal["available", "fallback", "unavailable"]
 Family = Literal["cpu", "memory", "disk", "exhaustion", "concurrency", "backend"]
 Unit = Literal["fraction", "bytes", "count", "per_second"]
+Carrier = Literal["process", "guardian", "ray"]
 
 # Unit of a strength -> what its values are, in words.
 UNITS: Final[Mapping[Unit, str]] = {
@@ -88,7 +89,8 @@ class SimulatorFactory(Protocol):
 class SimulatorRecord:
     """All that other parts need to know of a simulator.
 
-    `entry` is "module:attribute" below `actors`, loaded in the load process only; "" when the guardian applies the effect.
+    `carrier` says what carries the load: a process of its own, the guardian, or Ray, whose actors and tasks the simulator's actor owns.
+    `entry` is "module:attribute" below `actors`, loaded there only; "" when the guardian applies the effect.
     `resource` names what of `Capacity` a fraction is of, and which of the node's ceilings throttles it. Of it the peak is reserved, unless
     `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
@@ -110,6 +112,7 @@ class SimulatorRecord:
     needs: str = ""
     undo: str = "what it holds ends with its process"
     entry: str = ""
+    carrier: Carrier = "process"
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
 
     def resolve_options(self, given: Mapping[str, Any], label: str = "") -> dict[str, Value]:
@@ -125,9 +128,13 @@ class SimulatorRecord:
 
     def make(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> Simulator:
         """Return the simulator's code, loaded now; only where load may run."""
-        module, _, attribute = self.entry.partition(":")
-        factory: SimulatorFactory = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+        factory: SimulatorFactory = self.load_entry()
         return factory(operation, capacity, watch, segment_path)
+
+    def load_entry(self) -> Any:
+        """Import and return what `entry` names."""
+        module, _, attribute = self.entry.partition(":")
+        return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `list` and `describe` print."""
@@ -147,7 +154,10 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = ("cpu", "memory", "disk")
+_MODULES: Final = (
+    *("cpu", "memory", "disk"),
+    *("concurrency.mailbox_flood", "concurrency.task_explosion"),
+)
 
 
 class _Registry(Mapping[str, SimulatorRecord]):

@@ -44,3 +44,49 @@ class DiskFill(Simulator):
         dir: str = ...,
         reserve_bytes: int = ...,
     ) -> None: ...
+
+class MailboxFlood(Simulator):
+    per_second: Shape
+    actors: int
+    outstanding: int
+    backpressure: Literal["block", "drop_newest", "drop_oldest", "reject", "shed", "token_bucket"]
+    waiting: int
+    tokens_per_s: float
+    burst: int
+    work: float
+    payload_bytes: int
+    in_flight_bytes: int
+    def __init__(
+        self,
+        per_second: Shape | float,
+        actors: int = ...,
+        outstanding: int = ...,
+        backpressure: Literal["block", "drop_newest", "drop_oldest", "reject", "shed", "token_bucket"] = ...,
+        waiting: int = ...,
+        tokens_per_s: float = ...,
+        burst: int = ...,
+        work: float = ...,
+        payload_bytes: int = ...,
+        in_flight_bytes: int = ...,
+    ) -> None: ...
+
+class TaskExplosion(Simulator):
+    per_second: Shape
+    workers: int
+    outstanding: int
+    backpressure: Literal["block", "drop_newest", "drop_oldest", "reject", "shed", "token_bucket"]
+    waiting: int
+    tokens_per_s: float
+    burst: int
+    work: float
+    def __init__(
+        self,
+        per_second: Shape | float,
+        workers: int = ...,
+        outstanding: int = ...,
+        backpressure: Literal["block", "drop_newest", "drop_oldest", "reject", "shed", "token_bucket"] = ...,
+        waiting: int = ...,
+        tokens_per_s: float = ...,
+        burst: int = ...,
+        work: float = ...,
+    ) -> None: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from ..concurrency.flow import FATES
 from ..errors import CODES
 from ..messages import RESOURCES
 from .registry import CATALOGUE
@@ -22,6 +23,7 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},
     "samples.dropped": {"reason": ("outbox_full", "ring_full")},
+    "flood.calls": {"fate": FATES},
     "errors.seen": _CODES,
     "errors.rate": _CODES,
     "export.dropped": {

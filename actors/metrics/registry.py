@@ -141,6 +141,20 @@ _TABLE: Final = (
     # what loads say of themselves
     Metric("load.operations", C, "", "Units of work that a load finished."),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
+    # floods of Ray's actors and tasks
+    Metric(
+        "flood.calls",
+        C,
+        "",
+        "Calls by fate: offered; of these accepted, dropped, rejected; of the accepted finished, failed, cancelled; and missed.",
+        ("fate",),
+    ),
+    Metric("flood.outstanding", G, "", "Calls that Ray has accepted and that have not ended: what lies in the mailboxes."),
+    Metric("flood.waiting", G, "", "Offers that wait to be accepted."),
+    Metric("flood.payload", G, "bytes", "Payloads of the calls that have not ended."),
+    Metric("flood.response", H, "seconds", "Time from when an accepted call fell due to when its end was seen, to 5 ms."),
+    Metric("flood.blocked", C, "seconds", "Time that the source stood still because too many calls were outstanding."),
+    Metric("flood.spilled", C, "bytes", "Bytes that this node's object store wrote to disk meanwhile, as its raylet counts them."),
     # probes: response time counts from the intended start, service time from the real one
     Metric("probe.response", H, "seconds", "Time from a probe's intended start to its answer.", ("probe",)),
     Metric("probe.service", H, "seconds", "Time from a probe's real start to its answer.", ("probe",)),

@@ -111,6 +111,7 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/concurrency/figures.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",
@@ -119,7 +120,7 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(r"(operation|dose|host|load|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
+DOTTED = re.compile(r"(flood|operation|dose|host|load|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

@@ -16,9 +16,11 @@ import pyarrow as pa
 import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
+from actors.concurrency.figures import Figures
+from actors.concurrency.flow import Bounds, Flow, Outcome, Strategy
 from actors.errors import InputError
 from actors.messages import Capacity, NodeSpec, Operation
-from actors.meters import open_meters
+from actors.meters import open_meters, open_reporter
 from actors.metrics import Histogram, Recorder, Segment
 from actors.metrics.labels import strange
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
@@ -127,6 +129,27 @@ class Port:
         return records[-1][0]
 
 
+def of_a_flood(folder: Path) -> Series:
+    """A flood with a call of each fate."""
+    clock = VirtualClock()
+    box = Outbox(folder / RUN / "n-f.box", node="n", incarnation="f", run=RUN)
+    stream = MetricStream("n", "f", RUN, box, clock, RecordingPolicy())
+    segment = Segment.create()
+    stream.attach(segment, OPERATION.id, "main")
+    figures, flow = Figures(open_reporter(str(segment.path), 7)[0]), Flow(Bounds(3, Strategy.REJECT), 1)
+    flow.step(10.0, 100.0, 64)
+    flow.counts.dropped += 1
+    for outcome in Outcome:
+        flow.end(outcome)
+    figures.record(flow, 1024)
+    figures.spilled(10)
+    figures.response(0.1)
+    figures.close()
+    stream.detach(segment)
+    assert stream.close_window(clock.wall_ns())
+    return series_of(stream.unacked(1 << 20))
+
+
 def of_a_prober(folder: Path) -> Series:
     """Probes of which some fail."""
     port = Port()
@@ -174,7 +197,7 @@ def of_the_end(folder: Path) -> Series:
     return found
 
 
-PARTS = (of_an_agent, of_a_load, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
+PARTS = (of_an_agent, of_a_load, of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
