@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .concurrency import board
 from .host import BusyMeter, usage_seconds
 from .limits import PROC
 from .messages import Operation
+from .ray_loads import board
 from .simulator import record_of
 
 BLOCK_BYTES: Final = 512  # the unit of st_blocks: man 7 inode

@@ -23,9 +23,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from . import control
 from .carrier import Carrier, LoadProcess
 from .clock import SECOND_NS, Clock, SystemClock
-from .concurrency.flow import Outcome
-from .concurrency.ray_load import RayLoad, mark_of
-from .concurrency.ray_work import MARK, Ended, logical_share
 from .disk import DiskFill, leave_by_raising
 from .errors import HarnessError, StressError
 from .guardian.client import GuardianClient
@@ -33,6 +30,9 @@ from .lease import LeaseWatch, Order
 from .lifecycle import TERMINAL, Effect, Event, Life, Phase, step
 from .messages import Capacity, Operation, SimulatorStatus, SlotTicket
 from .origin import code_id
+from .ray_loads.flow import Outcome
+from .ray_loads.ray_load import RayLoad, mark_of
+from .ray_loads.ray_work import MARK, Ended, logical_share
 from .simulator import check, record_of
 
 LOOK_S: Final = 0.02

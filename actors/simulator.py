@@ -156,7 +156,7 @@ class SimulatorRecord:
 
 _MODULES: Final = (
     *("cpu", "memory", "disk"),
-    *("concurrency.mailbox_flood", "concurrency.task_explosion"),
+    *("ray_loads.mailbox_flood", "ray_loads.task_explosion", "ray_loads.cluster_lock"),
 )
 
 

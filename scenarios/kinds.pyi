@@ -90,3 +90,16 @@ class TaskExplosion(Simulator):
         burst: int = ...,
         work: float = ...,
     ) -> None: ...
+
+class ClusterLock(Simulator):
+    per_second: Shape
+    contenders: int
+    hold: float
+    lease: float
+    def __init__(
+        self,
+        per_second: Shape | float,
+        contenders: int = ...,
+        hold: float = ...,
+        lease: float = ...,
+    ) -> None: ...

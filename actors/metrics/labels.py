@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ..concurrency.flow import FATES
 from ..errors import CODES
 from ..messages import RESOURCES
+from ..ray_loads.flow import FATES
 from .registry import CATALOGUE
 
 OVERFLOW: Final = "__overflow__"  # what more label sets than are kept share

@@ -155,6 +155,9 @@ _TABLE: Final = (
     Metric("flood.response", H, "seconds", "Time from when an accepted call fell due to when its end was seen, to 5 ms."),
     Metric("flood.blocked", C, "seconds", "Time that the source stood still because too many calls were outstanding."),
     Metric("flood.spilled", C, "bytes", "Bytes that this node's object store wrote to disk meanwhile, as its raylet counts them."),
+    Metric("flood.lock.wait", H, "seconds", "Time that a contender waited for the lock, from its question to the token."),
+    Metric("flood.lock.hold", H, "seconds", "Time that a contender held the lock."),
+    Metric("flood.lock.lost", C, "", "Times that a holder lost the lock, because it did not give it back within its lease."),
     # probes: response time counts from the intended start, service time from the real one
     Metric("probe.response", H, "seconds", "Time from a probe's intended start to its answer.", ("probe",)),
     Metric("probe.service", H, "seconds", "Time from a probe's real start to its answer.", ("probe",)),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.clock import SECOND_NS, VirtualClock
-from actors.concurrency.flow import Outcome
-from actors.concurrency.ray_work import Ended
+from actors.ray_loads.flow import Outcome
+from actors.ray_loads.ray_work import Ended
 
 
 @dataclass(eq=False, slots=True)
@@ -66,9 +66,13 @@ class FakeRayWork:
     def submit(self, function: Callable[..., Any], *args: Any, at_once: int) -> Any:
         return self.put(min(self.pool, key=lambda one: one.free_ns), self.work_ns)
 
+    def value_of(self, call: FakeCall) -> Any:
+        """Return what a call returns: here, how long it waited and was served, as a lock's contender does."""
+        return (0.0, (call.ends_ns - call.begins_ns) / SECOND_NS, True)
+
     def see(self, call: FakeCall) -> Ended | None:
         if call.end is None and call.ends_ns <= self.clock.boot_ns():
-            call.end = Ended(Outcome.FINISHED)
+            call.end = Ended(Outcome.FINISHED, self.value_of(call))
         return call.end
 
     def look(self, calls: Sequence[FakeCall]) -> list[Ended | None]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.concurrency.flow import BLOCK_S, CATCH_UP_S, Bounds, Flow, Outcome, Strategy
+from actors.ray_loads.flow import BLOCK_S, CATCH_UP_S, Bounds, Flow, Outcome, Strategy
 
 STEP_S = 0.005
 

@@ -111,7 +111,7 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
-    "actors/concurrency/figures.py",
+    "actors/ray_loads/figures.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",

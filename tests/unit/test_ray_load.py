@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.fake_ray import FakeRayWork
 from support.waiting import until
 
 from actors import control
 from actors.clock import SECOND_NS, VirtualClock
-from actors.concurrency.board import Board, claim
-from actors.concurrency.calls import READY_S, CallFlood, bounds_of
-from actors.concurrency.flow import FATES, Strategy
-from actors.concurrency.mailbox_flood import RECORD as MAILBOX
-from actors.concurrency.mailbox_flood import MailboxFlood
-from actors.concurrency.ray_load import RayLoad
-from actors.concurrency.ray_work import logical_share
-from actors.concurrency.task_explosion import TaskExplosion
 from actors.control import ControlWriter, StatsPage
 from actors.disk import LeaseOverError, leave_by_raising
 from actors.dose import OutsideMeter
@@ -26,6 +21,17 @@ from actors.lease import LeaseWatch
 from actors.lifecycle import Event
 from actors.messages import Capacity, Operation
 from actors.metrics.reporter import MemoryReporter
+from actors.ray_loads.board import Board, claim
+from actors.ray_loads.calls import READY_S, CallFlood, bounds_of
+from actors.ray_loads.cluster_lock import ClusterLock
+from actors.ray_loads.flow import FATES, Strategy
+from actors.ray_loads.lock_actors import LockKeeper
+from actors.ray_loads.lock_line import LockLine
+from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
+from actors.ray_loads.mailbox_flood import MailboxFlood
+from actors.ray_loads.ray_load import RayLoad
+from actors.ray_loads.ray_work import logical_share
+from actors.ray_loads.task_explosion import TaskExplosion
 from actors.simulator import peak_amounts
 
 CAPACITY = Capacity(8.0, 1 << 34, 1 << 34, tasks=10_000)
@@ -52,8 +58,8 @@ class Page:
 
 
 def flood(operation: Operation, work: FakeRayWork, page: Page, reporter: MemoryReporter | None = None) -> CallFlood:
-    factory = MailboxFlood if operation.kind == "MailboxFlood" else TaskExplosion
-    return factory(operation, CAPACITY, page.watch, work, reporter or MemoryReporter(), "/nowhere")
+    factory = {"MailboxFlood": MailboxFlood, "TaskExplosion": TaskExplosion, "ClusterLock": ClusterLock}
+    return factory[operation.kind](operation, CAPACITY, page.watch, work, reporter or MemoryReporter(), "/nowhere")
 
 
 def run(operation: Operation, work_s: float, at_once: int = 1, page: Page | None = None) -> tuple[CallFlood, FakeRayWork, MemoryReporter]:
@@ -209,6 +215,54 @@ def test_what_does_not_start_is_told() -> None:
         flood(CALLS, work, page).warm_up()
 
 
+def test_contenders_are_bounded_and_what_they_tell_is_recorded() -> None:
+    """One question each at a time, one wait and one hold recorded for every time that the lock was held."""
+    lock = replace(CALLS, kind="ClusterLock", options={"contenders": 3})
+    made, work, reporter = run(lock, work_s=0.01)
+    assert work.outstanding_max <= 3 + 1  # the keeper and three tell their processes
+    assert len(work.servers) == 4
+    finished = made.flow.counts.finished
+    assert len(values(reporter, "flood.lock.wait")) == len(values(reporter, "flood.lock.hold")) == finished > 500
+    assert set(values(reporter, "flood.lock.lost")) == {0.0}
+    assert not any(server.alive for server in work.servers)
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from(["enter", "leave", "expire"]), st.integers(0, 40)), max_size=80))
+def test_a_lock_has_one_holder_and_a_fair_line(steps: list[tuple[str, int]]) -> None:
+    """Whoever leaves or expires, in whatever order: one holds it, by the order of asking; who lost it can give nothing back."""
+    line, model, expired = LockLine(), [], 0
+    for what, token in steps:
+        if what == "enter":
+            model.append(line.enter())
+        else:
+            held = bool(model) and model[0] == token
+            assert getattr(line, what)(token) is held
+            expired += held and what == "expire"
+            model = model[1:] if held else model
+        assert line.holder == (model[0] if model else None)
+        assert (line.waiting, line.expired) == (max(0, len(model) - 1), expired)
+    assert model == sorted(model)
+
+
+def test_a_keeper_gives_the_lock_on_when_a_holder_is_silent() -> None:
+    """Asked by three of whom the first never gives it back: the next two get it in turn, and the first is told that it lost it."""
+
+    async def life() -> tuple[list[int], tuple[int, int], list[bool]]:
+        keeper = LockKeeper(lease_s=0.05)
+        waiting = [asyncio.ensure_future(keeper.acquire()) for _ in range(3)]
+        first = await waiting[0]
+        assert not waiting[1].done()
+        second = await waiting[1]
+        kept = [await keeper.release(second)]
+        third = await waiting[2]
+        kept += [await keeper.release(first), await keeper.release(third)]
+        return [first, second, third], await keeper.figures(), kept
+
+    tokens, figures, kept = asyncio.run(life())
+    assert tokens == sorted(tokens)
+    assert (figures, kept) == ((0, 1), [True, False, True])
+
+
 class Carried:
     """A carrier on a page of its own."""
 
@@ -287,7 +341,7 @@ def test_words_of_a_board_belong_to_one_process_each() -> None:
     import sys
 
     board = Board()
-    code = "import sys; from actors.concurrency.board import claim; t = claim(sys.argv[1]); [t.add() for _ in range(20_000)]"
+    code = "import sys; from actors.ray_loads.board import claim; t = claim(sys.argv[1]); [t.add() for _ in range(20_000)]"
     for _ in range(2):
         some = [subprocess.Popen([sys.executable, "-c", code, board.path]) for _ in range(3)]
         assert [one.wait(60) for one in some] == [0, 0, 0]

@@ -16,8 +16,6 @@ import pyarrow as pa
 import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
-from actors.concurrency.figures import Figures
-from actors.concurrency.flow import Bounds, Flow, Outcome, Strategy
 from actors.errors import InputError
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.meters import open_meters, open_reporter
@@ -26,6 +24,8 @@ from actors.metrics.labels import strange
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
 from actors.metrics.registry import CATALOGUE, Verbosity
 from actors.metrics.ring import Consumer, Ring
+from actors.ray_loads.figures import Figures, LockFigures
+from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.shape import Constant
 from cluster import cli
 from cluster.aggregator_shell import AggregatorShell
@@ -136,7 +136,9 @@ def of_a_flood(folder: Path) -> Series:
     stream = MetricStream("n", "f", RUN, box, clock, RecordingPolicy())
     segment = Segment.create()
     stream.attach(segment, OPERATION.id, "main")
-    figures, flow = Figures(open_reporter(str(segment.path), 7)[0]), Flow(Bounds(3, Strategy.REJECT), 1)
+    reporter, _ = open_reporter(str(segment.path), 7)
+    figures, flow = Figures(reporter), Flow(Bounds(3, Strategy.REJECT), 1)
+    LockFigures(reporter).record(0.1, 0.2, kept=False)
     flow.step(10.0, 100.0, 64)
     flow.counts.dropped += 1
     for outcome in Outcome:

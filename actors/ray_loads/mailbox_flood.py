@@ -6,6 +6,7 @@ The simulator's actor sends to mailboxes in turn, at most `outstanding` to each 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ..lease import LeaseWatch
@@ -14,7 +15,7 @@ from ..option import Option
 from ..simulator import SimulatorRecord
 from .calls import CallFlood, bounds_of
 from .options import METRICS, MIB, backpressure, reserved, supported
-from .ray_work import RayWork
+from .ray_work import Ended, RayWork
 from .victims import Mailbox
 
 if TYPE_CHECKING:
@@ -29,14 +30,18 @@ class Mailboxes:
         self._work, self._board, self._payload, self._work_s, self._calls_max = work, board, payload, work_s, calls_max
         self._actors: list[Any] = []
 
-    def open(self) -> list[Any]:
-        """Create the actors; each is ready once it has told its process."""
-        self._actors = [self._work.spawn(Mailbox, self._board, calls_max=self._calls_max) for _ in range(self.lanes)]
-        return [self._work.call(actor, "pid") for actor in self._actors]
+    def open(self) -> Iterator[list[Any]]:
+        """Create the actors one after another; each is ready once it has told its process."""
+        for _ in range(self.lanes):
+            self._actors.append(self._work.spawn(Mailbox, self._board, calls_max=self._calls_max))
+            yield [self._work.call(self._actors[-1], "pid")]
 
     def send(self, lane: int) -> Any:
         """Send one call to an actor."""
         return self._work.call(self._actors[lane], "serve", self._payload, self._work_s)
+
+    def finished(self, end: Ended) -> None:
+        """Nothing is returned."""
 
     def close(self) -> None:
         """End the actors at once."""
@@ -87,7 +92,7 @@ RECORD: Final = SimulatorRecord(
     metrics=METRICS,
     needs="Ray worker processes for its actors",
     undo="its actors end with the simulator's actor, which owns them; the guardian ends their processes at the lease's end",
-    entry="concurrency.mailbox_flood:MailboxFlood",
+    entry="ray_loads.mailbox_flood:MailboxFlood",
     carrier="ray",
     reserves=_reserves,
 )

@@ -6,6 +6,7 @@ own (by a runtime environment of their own), so that none of the users' is loade
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ..lease import LeaseWatch
@@ -14,7 +15,7 @@ from ..option import Option
 from ..simulator import SimulatorRecord
 from .calls import CallFlood, bounds_of
 from .options import METRICS, backpressure, reserved, supported
-from .ray_work import RayWork
+from .ray_work import Ended, RayWork
 from .victims import serve
 
 if TYPE_CHECKING:
@@ -29,14 +30,17 @@ class Tasks:
     def __init__(self, work: RayWork, board: str, workers: int, work_s: float) -> None:
         self._work, self._board, self._workers, self._work_s = work, board, workers, work_s
 
-    def open(self) -> list[Any]:
+    def open(self) -> Iterator[list[Any]]:
         """Have Ray start worker processes, by as many tasks as may run at once."""
-        return [self.send(0) for _ in range(self._workers)]
+        yield [self.send(0) for _ in range(self._workers)]
 
     def send(self, lane: int) -> Any:
         """Submit one task."""
         del lane
         return self._work.submit(serve, self._board, b"", self._work_s, at_once=self._workers)
+
+    def finished(self, end: Ended) -> None:
+        """Nothing is returned."""
 
     def close(self) -> None:
         """Nothing is held here: what has not begun was cancelled, and the worker processes are ended by the carrier."""
@@ -74,7 +78,7 @@ RECORD: Final = SimulatorRecord(
     metrics=METRICS,
     needs="logical CPUs of Ray that nobody else holds",
     undo="tasks end with the simulator's actor, which owns them; the guardian ends their processes at the lease's end",
-    entry="concurrency.task_explosion:TaskExplosion",
+    entry="ray_loads.task_explosion:TaskExplosion",
     carrier="ray",
     reserves=_reserves,
 )

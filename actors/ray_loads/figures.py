@@ -50,3 +50,18 @@ class Figures:
         before, then_ns = self._rated
         self._rated = (finished, now_ns)
         return (finished - before) * SECOND_NS / max(1, now_ns - then_ns) if then_ns else 0.0
+
+
+class LockFigures:
+    """What contenders for a lock tell of each time that they held it."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._wait = reporter.histogram("flood.lock.wait").record
+        self._hold = reporter.histogram("flood.lock.hold").record
+        self._lost = reporter.counter("flood.lock.lost").record
+
+    def record(self, wait_s: float, hold_s: float, kept: bool) -> None:
+        """Record one time: the wait for it, its length, and whether it was held to its end."""
+        self._wait(wait_s)
+        self._hold(hold_s)
+        self._lost(0 if kept else 1)

@@ -6,7 +6,7 @@ Response times count from when a call fell due to when its end was seen, which i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -40,12 +40,16 @@ class Targets(Protocol):
 
     lanes: int
 
-    def open(self) -> list[Any]:
-        """Begin to start it; return the calls whose end says that it is ready."""
+    def open(self) -> Iterator[list[Any]]:
+        """Start it step by step, for processes that start keep a core busy: each step gives the calls whose end lets the next begin."""
         ...
 
     def send(self, lane: int) -> Any:
         """Send one call; None when it was refused."""
+        ...
+
+    def finished(self, end: Ended) -> None:
+        """Take what a call returned."""
         ...
 
     def close(self) -> None:
@@ -117,9 +121,20 @@ class CallFlood:
 
     def warm_up(self) -> None:
         """Start what is flooded, and return when it is ready. Raises `HarnessError`."""
-        waiting = self._targets.open()
         deadline_ns = self._watch.clock.boot_ns() + round(READY_S * SECOND_NS)
-        while not self._stopping and (ends := self._work.look(waiting)).count(None):
+        for waiting in self._targets.open():
+            self._await(waiting, deadline_ns)
+            if self._stopping:
+                return
+        self._spilled_before = self._work.store_bytes()[1]
+
+    def _await(self, waiting: list[Any], deadline_ns: int) -> None:
+        """Wait until these calls have ended, or a stop."""
+        while not self._stopping:
+            ends = self._work.look(waiting)
+            self._fail_on(ends)
+            if not ends.count(None):
+                return
             if self._watch.look() is Order.DEAD:
                 self._watch.expire()
             if self._watch.clock.boot_ns() > deadline_ns:
@@ -128,10 +143,7 @@ class CallFlood:
                     f"{self._operation.id}: Ray did not start {ends.count(None)} of {len(ends)} within {READY_S:g} s",
                     "its logical CPUs may be in use by others",
                 )
-            self._fail_on(ends)
             self._watch.clock.sleep(STEP_S)
-        self._fail_on(self._work.look(waiting))
-        self._spilled_before = self._work.store_bytes()[1]
 
     def _fail_on(self, ends: Sequence[Ended | None]) -> None:
         broken = next((end for end in ends if end is not None and end.outcome is Outcome.FAILED), None)
@@ -199,6 +211,7 @@ class CallFlood:
         self.flow.end(end.outcome)
         if end.outcome is Outcome.FINISHED:
             self._figures.response(max(0.0, now_s - sent.due_s))
+            self._targets.finished(end)
         if end.outcome is Outcome.FAILED:
             raise HarnessError("lost", f"{self._operation.id}: a call failed: {end.reason}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from ..messages import Amounts, Capacity
@@ -49,7 +50,7 @@ def backpressure(outstanding: Option) -> tuple[Option, ...]:
     )
 
 
-def reserved(per_s: float, options: dict[str, Value], processes: int, lanes: int, capacity: Capacity) -> Amounts:
+def reserved(per_s: float, options: Mapping[str, Value], processes: int, lanes: int, capacity: Capacity) -> Amounts:
     """Return what a flood takes at a peak rate: cores of both sides, memory of processes, calls and payloads, and disk to spill these."""
     calls = int(options["outstanding"]) * lanes + int(options["waiting"])
     in_flight = min(int(options.get("in_flight_bytes", 0)), int(options.get("payload_bytes", 0)) * calls)
