@@ -256,7 +256,7 @@ class SimulatorShell:
     def _make_carrier(self, guardian: GuardianClient) -> Carrier:
         carrier = record_of(self._operation.kind).carrier
         if carrier == "ray":
-            work = NodeWork(mark_of(self._operation, self._ticket.slot, self._ticket.generation))
+            work = NodeWork(mark_of(self._operation.id, self._ticket.slot, self._ticket.generation))
             return RayLoad(self._operation, self._capacity, self._watch(guardian), guardian, work, self._ticket.segment_path)
         if carrier == "process":
             return LoadProcess(

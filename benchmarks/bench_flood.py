@@ -1,6 +1,6 @@
 """What do floods of Ray do? Each strategy at twice what is served, tasks at 100, at 1,000 and at the most a node does, on a Ray of its own.
 
-Goals: a rate that a node can do is done within 5 %; beyond it the most is done, no more than may be is outstanding, and every count is exact.
+Goals: a rate that a node can do is done within 5 %, beyond it the most; no more than may be is outstanding; every count is exact.
 Loads are simulators' actors under a real guardian; rates are read from shared memory that the serving processes write.
 """
 
@@ -21,6 +21,7 @@ from machine import store
 
 FOR_S = 5.0
 SERVED_PER_S = 100.0  # of one actor with 10 ms of work
+TASKS_OUTSTANDING = 1000  # the default
 TASK_RATES = (100.0, 1000.0, 20_000.0)
 
 
@@ -67,8 +68,8 @@ def flood(agent: Any, folder: Path, operation: Any) -> dict[str, float]:
     return {
         "served_per_s": round(rate, 1),
         "outstanding_max": by_name["flood.outstanding"]["max"],
-        "response_p50_ms": round(by_name["flood.response"]["p50"] * 1000, 1),
-        "response_p99_ms": round(by_name["flood.response"]["p99"] * 1000, 1),
+        "response_mean_ms": round(1000 * by_name["flood.response"]["sum"] / by_name["flood.response"]["count"], 1),
+        "response_max_ms": round(1000 * by_name["flood.response"]["max"], 1),
         "blocked_s": round(by_name["flood.blocked"]["sum"], 2),
         **counts,
     }
@@ -76,9 +77,9 @@ def flood(agent: Any, folder: Path, operation: Any) -> dict[str, float]:
 
 def exact(found: dict[str, float]) -> bool:
     """Tell whether every offer has its fate and every accepted call its end."""
-    get = lambda name: found.get(name, 0.0)
-    offers = get("offered") == get("accepted") + get("dropped") + get("rejected")
-    return offers and get("accepted") == get("finished") + get("failed") + get("cancelled")
+    fates = {name: found.get(name, 0.0) for name in ("offered", "accepted", "dropped", "rejected", "finished", "failed", "cancelled")}
+    offers = fates["offered"] == fates["accepted"] + fates["dropped"] + fates["rejected"]
+    return offers and fates["accepted"] == fates["finished"] + fates["failed"] + fates["cancelled"]
 
 
 def measured(agent: Any, folder: Path) -> dict[str, dict[str, float]]:
@@ -111,12 +112,15 @@ def main() -> int:
         finally:
             ray.shutdown()
     strategies = {name: one for name, one in found.items() if not name.startswith("tasks")}
-    most = found[f"tasks-{TASK_RATES[-1]:g}"]["served_per_s"]
-    rates = {rate: found[f"tasks-{rate:g}"]["served_per_s"] for rate in TASK_RATES[:-1]}
+    tasks = {rate: found[f"tasks-{rate:g}"] for rate in TASK_RATES}
+    full = {rate: one["outstanding_max"] >= TASKS_OUTSTANDING and one["blocked_s"] > 0 for rate, one in tasks.items()}
     goals = {
         "every offer has one fate, every accepted call one end": (1.0, all(map(exact, found.values()))),
         "calls outstanding at twice what is served": (50.0, all(one["outstanding_max"] <= 50 for one in strategies.values())),
-        "a rate of tasks, or nine tenths of the most": (0.95, all(got >= min(0.95 * rate, 0.9 * most) for rate, got in rates.items())),
+        "share of a rate of tasks, or as many outstanding as may be and told as blocked": (
+            0.95,
+            all(one["served_per_s"] >= 0.95 * rate or full[rate] for rate, one in tasks.items()),
+        ),
     }
     return store("flood", found, goals, ("ray",))
 

@@ -33,6 +33,7 @@ from actors.host import HostSampler, machine_facts
 from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
+from actors.ray_loads.ray_load import Processes, mark_of
 from actors.simulator import peak_amounts
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
@@ -416,6 +417,7 @@ class AgentShell:
         simulator = self._simulators.pop((effect.run, effect.operation), None)
         if simulator is not None:
             simulator.kill()
+            Processes(mark_of(effect.operation, data["slot"], data["generation"])).end()  # Ray's that idle, and that nobody else ends
         with self._lock:
             self._agent.on_closed(
                 effect.run, effect.operation, answer["stopped_ns"] or answer["released_ns"], answer["outcomes"], answer["released_ns"]

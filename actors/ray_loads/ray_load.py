@@ -67,20 +67,21 @@ class RayPatternFactory(Protocol):
         ...
 
 
-def mark_of(operation: Operation, slot: int, generation: int) -> str:
-    """Return what the environment of every process of an operation holds under `MARK`."""
-    return f"{hashlib.sha256(operation.id.encode()).hexdigest()[:12]}-{slot}-{generation}"
+def mark_of(operation: str, slot: int, generation: int) -> str:
+    """Return what the environment of every process of an operation, named by its id, holds under `MARK`."""
+    return f"{hashlib.sha256(operation.encode()).hexdigest()[:12]}-{slot}-{generation}"
 
 
 class Processes:
-    """The processes that Ray started for one operation: siblings of this one that carry the operation's mark."""
+    """The processes that Ray started for one operation: children of the raylet, our own parent, that carry the operation's mark."""
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, mark: str, raylet: int | None = None) -> None:
         self._text = f"{MARK}={mark}".encode()
+        self._raylet = os.getppid() if raylet is None else raylet
 
     def find(self) -> list[int]:
         """Return those that live."""
-        return proc.marked(self._text, os.getppid())
+        return proc.marked(self._text, self._raylet)
 
     def end(self) -> None:
         """Kill them."""
@@ -103,7 +104,7 @@ class RayLoad:
         self._watch = watch
         self._guardian = guardian
         self._board: Board | None = Board()
-        self._processes = Processes(mark_of(operation, watch.slot, watch.generation))
+        self._processes = Processes(mark_of(operation.id, watch.slot, watch.generation))
         reporter, kept = open_reporter(segment_path, operation.seed)
         if segment_path and not kept:
             watch.note(NOTE_NO_RECORDING)

@@ -17,6 +17,8 @@ from actors.guardian.client import GuardianClient
 from actors.messages import Operation, SimulatorStatus, SlotTicket
 from actors.metrics import Segment
 from actors.origin import code_id
+from actors.proc import read_stat
+from actors.ray_loads.ray_load import Processes, mark_of
 from actors.simulator import peak_amounts
 from cluster.metrics.stream import MetricStream
 from cluster.metrics.windows import unseal
@@ -32,6 +34,7 @@ class Leased:
     operation: Operation
     ticket: SlotTicket
     call: Callable[..., Any]  # of a method of the actor
+    raylet: int  # the process whose child the actor is
 
     def status(self) -> SimulatorStatus:
         return self.call("status")
@@ -64,6 +67,7 @@ class Leasing:
         self._renewer.join()
         for one in self.given:
             self.client.call("close_slot", slot=one.ticket.slot, generation=one.ticket.generation, grace_s=0)
+            Processes(mark_of(one.operation.id, one.ticket.slot, one.ticket.generation), one.raylet).end()
         status = until(lambda: not (now := self.client.call("status"))["slots"] and now, 10, "every slot free")
         self.client.close()
         for pid in (status["standby_pid"], status["pid"]):  # rather than wait for them to go by themselves
@@ -91,7 +95,10 @@ class Leasing:
             sharers=1,
         )
         ticket = SlotTicket(opened["slot"], opened["generation"], segment_path)
-        leased = Leased(operation, ticket, self._create(operation, self.capacity, ticket, str(self.state_dir)))
+        call = self._create(operation, self.capacity, ticket, str(self.state_dir))
+        stat = read_stat(call("hello")["pid"])
+        assert stat is not None
+        leased = Leased(operation, ticket, call, stat.ppid)
         self.given.append(leased)
         leased.call("prepare")
         self.lease_s[ticket.slot, ticket.generation] = 2.0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,7 +23,7 @@ from actors.dose import OutsideMeter
 from actors.errors import HarnessError, RefusedError
 from actors.lease import LeaseWatch
 from actors.lifecycle import Event
-from actors.messages import Capacity, Operation
+from actors.messages import Capacity, NodeSpec, Operation
 from actors.metrics.reporter import MemoryReporter
 from actors.ray_loads.board import Board, claim
 from actors.ray_loads.calls import READY_S, CallFlood, bounds_of
@@ -33,6 +37,10 @@ from actors.ray_loads.ray_load import RayLoad
 from actors.ray_loads.ray_work import logical_share
 from actors.ray_loads.task_explosion import TaskExplosion
 from actors.simulator import peak_amounts
+from scenarios import kinds
+from scenarios.combinators import hold, sequence
+from scenarios.model import Scenario
+from scenarios.plan import resolve
 
 CAPACITY = Capacity(8.0, 1 << 34, 1 << 34, tasks=10_000)
 CALLS = Operation("m@n1", "MailboxFlood", "n1", 0.0, 4.0, "per_second", {"kind": "constant", "level": 500.0})
@@ -108,6 +116,16 @@ def test_overload_is_bounded_by_each_strategy(strategy: Strategy) -> None:
     responses = values(reporter, "flood.response")
     assert len(responses) == counts.finished
     assert max(responses) <= (20 + 10 / 2 + 2) * 0.008 + 0.06
+
+
+def test_what_has_not_begun_is_cancelled_at_the_end() -> None:
+    """Of 100 outstanding calls that take a tenth of a second each, those that run end by themselves, and the end waits for no more."""
+    page = Page()
+    begun_ns = page.clock.boot_ns()
+    made, _, _ = run(replace(CALLS, options={"outstanding": 50}), work_s=0.1, page=page)
+    assert made.flow.counts.cancelled >= 98
+    assert made.flow.counts.finished == pytest.approx(2 * 40, abs=4)
+    assert page.clock.boot_ns() - begun_ns < 4.2 * SECOND_NS
 
 
 def test_what_ray_refuses_is_rejected() -> None:
@@ -321,11 +339,15 @@ def test_what_breaks_a_carrier_is_its_reason() -> None:
     assert one.page.stats.read(SLOT).state == control.LOAD_FAILED
 
 
+def fresh_board() -> Board:
+    """Return a board for a process that has served none: paths come back here, in a served process they do not."""
+    claim.cache_clear()
+    return Board()
+
+
 def test_a_board_counts_what_processes_claim() -> None:
     """A process has one word; the meter reads it from outside by the process that holds the board."""
-    import os
-
-    board = Board()
+    board = fresh_board()
     meter = OutsideMeter(CALLS, [os.getpid()])
     assert claim(board.path) is claim(board.path)
     for _ in range(7):
@@ -335,12 +357,20 @@ def test_a_board_counts_what_processes_claim() -> None:
     board.close()
 
 
+def test_a_word_of_a_board_is_taken_while_its_process_lives() -> None:
+    """Another process gets another word, so that no count is lost between them."""
+    board = fresh_board()
+    claim(board.path).add()
+    code = "import sys; from actors.ray_loads.board import claim; claim(sys.argv[1]).add(); claim(sys.argv[1]).add()"
+    subprocess.run([sys.executable, "-c", code, board.path], check=True, timeout=60)
+    words = memoryview(Path(board.path).read_bytes()).cast("Q")
+    assert [word for word in words if word] == [1, 2]
+    board.close()
+
+
 def test_words_of_a_board_belong_to_one_process_each() -> None:
     """Processes that serve at once lose no count; one that comes after another's death counts on."""
-    import subprocess
-    import sys
-
-    board = Board()
+    board = fresh_board()
     code = "import sys; from actors.ray_loads.board import claim; t = claim(sys.argv[1]); [t.add() for _ in range(20_000)]"
     for _ in range(2):
         some = [subprocess.Popen([sys.executable, "-c", code, board.path]) for _ in range(3)]
@@ -360,6 +390,20 @@ def test_a_node_without_logical_cpus_is_refused() -> None:
     """Ray would wait for ever."""
     with pytest.raises(RefusedError, match="no logical CPUs"):
         logical_share(0.0, 2)
+
+
+def test_floods_one_after_another_have_exact_times() -> None:
+    """Flood 10 s, explode 5 s, lock 10 s: a plan has each at its instant, on each node, whatever the seed."""
+    parts = [(kinds.MailboxFlood(per_second=100), 10), (kinds.TaskExplosion(per_second=100), 5), (kinds.ClusterLock(per_second=100), 10)]
+    scenario = Scenario("chain", sequence(*(hold(simulator, for_s=seconds) for simulator, seconds in parts)))
+    for seed in (1, 2):
+        plan = resolve(scenario, (NodeSpec("n1"), NodeSpec("n2")), seed)
+        found = [(one.kind, one.node, one.start_s, one.duration_s) for one in plan.operations]
+        assert found == [
+            (kind, node, start_s, duration_s)
+            for kind, start_s, duration_s in (("MailboxFlood", 0.0, 10.0), ("TaskExplosion", 10.0, 5.0), ("ClusterLock", 15.0, 10.0))
+            for node in ("n1", "n2")
+        ]
 
 
 @pytest.mark.parametrize("level", [10.0, 1e6])
