@@ -1,6 +1,7 @@
 """What this node can do: facts of kernel, control groups and privileges, and from them a verdict for each simulator.
 
-Asks the kernel and changes nothing but one page of its own memory. A verdict other than `available` has a reason in plain words.
+Asks the kernel and changes nothing but one page of its own memory; a file without a name that it opens ends at once.
+A verdict other than `available` has a reason in plain words.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from .exhaustion.place import open_nameless
+from .kernels.table import missing_kernels
 from .limits import PROC, Container, find_container, read_text
 from .memory import MADV_POPULATE_WRITE
 from .proc import cgroup_root
+from .processor import read_processor
 from .simulator import REGISTRY, Capability
 
 # Bits of CapEff: linux/capability.h
@@ -53,11 +57,15 @@ class NodeFacts:
     swap_bytes: int
     populates_memory: bool
     has_numba: bool
+    kernels_missing: Mapping[str, str]  # kernels of CpuLoad that this processor cannot run, and why
     has_pidfd: bool
     state_dir: str
     state_filesystem: str
     state_local: bool
     systemd: bool
+    lists_children: bool
+    makes_nameless: bool  # STATE's file system has files without a name (O_TMPFILE)
+    direct_io: bool  # and direct access to them (O_DIRECT)
 
     @property
     def may_raise_nice(self) -> bool:
@@ -108,6 +116,15 @@ def populates_memory() -> bool:
     return True
 
 
+def makes_nameless(folder: Path, flags: int = 0) -> bool:
+    """Tell whether a file without a name can be opened in a folder with these flags."""
+    try:
+        os.close(open_nameless(folder, flags))
+    except OSError:
+        return False
+    return True
+
+
 def nice_limit(limits: str) -> int:
     """Return the lowest nice value allowed by RLIMIT_NICE (20 - soft limit), from /proc/self/limits."""
     line = next((line for line in limits.splitlines() if line.startswith("Max nice priority")), "")
@@ -144,11 +161,15 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         swap_bytes=_swap_bytes(proc),
         populates_memory=populates_memory(),
         has_numba=importlib.util.find_spec("numba") is not None,
+        kernels_missing=missing_kernels(read_processor(proc)),
         has_pidfd=hasattr(os, "pidfd_open") and sys.platform == "linux",
         state_dir=str(state_dir),
         state_filesystem=filesystem,
         state_local=filesystem in _LOCAL,
         systemd=Path("/run/systemd/system").is_dir(),
+        lists_children=(proc / "self/task" / str(os.getpid()) / "children").exists(),
+        makes_nameless=makes_nameless(state_dir),
+        direct_io=makes_nameless(state_dir, os.O_DIRECT),
     )
 
 

@@ -20,6 +20,7 @@ from .lease import LeaseWatch
 from .lifecycle import Event, classify_exit
 from .load import LoadSpec
 from .messages import Capacity, Operation, SlotTicket
+from .state import ENV_STATE_DIR
 
 REASON_BYTES: Final = 16_384
 _DROPPED: Final = ("LD_PRELOAD", "PYTHONSTARTUP", "PYTHONHOME")
@@ -66,11 +67,12 @@ class Carrier(Protocol):
 
 
 def load_environment(environ: Mapping[str, str], state_dir: Path) -> dict[str, str]:
-    """Return a load's environment: this code first on the path, kernels cached in STATE, no thread pools, no preloads."""
+    """Return a load's environment: this code first on the path, STATE named and kernels cached in it, no thread pools, no preloads."""
     code = str(Path(__file__).resolve().parent.parent)
     kept = {name: value for name, value in environ.items() if name not in _DROPPED}
     path = os.pathsep.join([code, *(part for part in kept.get("PYTHONPATH", "").split(os.pathsep) if part and part != code)])
-    return {**kept, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONPATH": path, "NUMBA_CACHE_DIR": str(state_dir / "kernels")}
+    ours = {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(state_dir / "kernels"), ENV_STATE_DIR: str(state_dir)}
+    return {**kept, **dict.fromkeys(_ONE_THREAD, "1"), **ours}
 
 
 def last_line(text: str) -> str:

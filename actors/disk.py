@@ -239,4 +239,5 @@ RECORD: Final = SimulatorRecord(
     carrier="guardian",
     needs="STATE on a local file system",
     undo="the guardian arms it in its journal before any block is taken, and removes the tagged file",
+    check_here=check_place,
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Final
 from .host import BusyMeter, usage_seconds
 from .limits import PROC
 from .messages import Operation
+from .proc import session_members
 from .ray_loads import board
 from .simulator import record_of
 
 BLOCK_BYTES: Final = 512  # the unit of st_blocks: man 7 inode
+SOCKET: Final = "socket:["  # what a descriptor of a socket leads to, before its inode
+ESTABLISHED: Final = "01"  # state in /proc/net/tcp: include/net/tcp_states.h
 
 __all__ = ["BusyMeter", "OutsideMeter", "ProcessFiles"]  # BusyMeter is the meter of a host's total
 
@@ -91,6 +95,24 @@ class ProcessFiles:
         """Return how many threads the kernel counts, or None when the process is gone."""
         return self._entries("task")
 
+    def event_descriptors(self) -> int | None:
+        """Return how many event descriptors are open, or None when the process is gone."""
+        names = self._list("fd")
+        return None if names is None else sum(self._is_event(name) for name in names)
+
+    def _is_event(self, descriptor: str) -> bool:
+        try:
+            return os.readlink(f"fd/{descriptor}", dir_fd=self._fd) == "anon_inode:[eventfd]"
+        except OSError:  # closed meanwhile
+            return False
+
+    def contenders(self) -> int | None:
+        """Return how many threads, event descriptors and further processes of its session there are, or None when it is gone."""
+        threads, descriptors = self.threads(), self.event_descriptors()
+        if threads is None or descriptors is None:
+            return None
+        return threads + descriptors + sum(member.pid != self.pid for member in session_members(self.pid))
+
     def mappings(self) -> int | None:
         """Return how many map entries there are, or None when the process is gone."""
         if self._fd is None:
@@ -117,6 +139,50 @@ class ProcessFiles:
         finally:
             os.close(file)
 
+    def children(self) -> int | None:
+        """Return how many children its threads have, or None when the process is gone or the kernel lists none."""
+        tasks = self._list("task")
+        lists = [] if tasks is None else [text for task in tasks if (text := self._read_whole(f"task/{task}/children")) is not None]
+        return sum(len(text.split()) for text in lists) if lists else None
+
+    def io_bytes(self) -> int | None:
+        """Return the bytes read from storage and written to it so far, or None when the process is gone. Fields: man 5 proc_pid_io."""
+        rows = dict(line.split(": ") for line in (self._read("io") or "").splitlines())
+        return int(rows["read_bytes"]) + int(rows["write_bytes"]) if rows else None
+
+    def links(self, is_counted: Callable[[str], bool]) -> int | None:
+        """Return how many descriptors lead to something that counts (`socket:[7]`, `/memfd:x (deleted)`), None when the process is gone."""
+        found = self._targets()
+        return None if found is None else sum(map(is_counted, found))
+
+    def connections(self) -> int | None:
+        """Return how many established TCP connections have both of their ends in it, or None when the process is gone."""
+        found = self._targets()
+        if found is None:
+            return None
+        table = "".join(self._read_whole(name) or "" for name in ("net/tcp", "net/tcp6"))
+        return count_established(table, {target[len(SOCKET) : -1] for target in found if target.startswith(SOCKET)})
+
+    def _targets(self) -> list[str] | None:
+        names = self._list("fd")
+        if names is None:
+            return None
+        found = []
+        for name in names:
+            with suppress(OSError):  # closed meanwhile
+                found.append(os.readlink(f"fd/{name}", dir_fd=self._fd))  # below the open folder
+        return found
+
+    def _read_whole(self, name: str) -> str | None:
+        """Return all of a file that may be long, or None when the process is gone."""
+        if self._fd is None:
+            return None
+        try:
+            with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd), "rb") as file:  # noqa: PTH123  # below the open folder
+                return file.read().decode("ascii", "replace")
+        except OSError:
+            return None
+
     def _entries(self, name: str) -> int | None:
         names = self._list(name)
         return None if names is None else len(names)
@@ -126,6 +192,13 @@ class ProcessFiles:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def count_established(table: str, inodes: AbstractSet[str]) -> int:
+    """Return how many connections of /proc/net/tcp are established with both ends among these inodes. Fields: man 5 proc_pid_net."""
+    rows = [row for line in table.splitlines() if len(row := line.split()) > 9]
+    ends = {(row[1], row[2]) for row in rows if row[3] == ESTABLISHED and row[9] in inodes}
+    return sum((remote, local) in ends for local, remote in ends) // 2
 
 
 class OutsideMeter:
@@ -191,6 +264,11 @@ class Seen:
         found = [value for process in self.processes if (value := read(process)) is not None]
         return float(sum(found)) if found else None
 
+    def groups_of(self, threads: int) -> float | None:
+        """Return how many groups of so many threads its processes have, parts included."""
+        found = self.total(ProcessFiles.threads)
+        return None if found is None else found / threads
+
 
 def _cpu_seconds(seen: Seen) -> float | None:
     used_ns = seen.total(ProcessFiles.cpu_ns)
@@ -219,6 +297,10 @@ def _served_calls(seen: Seen) -> float | None:
     return next((float(served) for served in found if served is not None), None)
 
 
+def _links(is_counted: Callable[[str], bool]) -> Callable[[Seen], float | None]:
+    return lambda seen: seen.total(lambda process: process.links(is_counted))
+
+
 @dataclass(frozen=True, slots=True)
 class Meter:
     """How a dose is read. `cumulative`: it only grows; `absolute`: it starts at nothing, so that no baseline is taken."""
@@ -236,4 +318,14 @@ METERS: Final[Mapping[str, Meter]] = {
     "mappings": Meter(lambda seen: seen.total(ProcessFiles.mappings)),
     "served_calls": Meter(_served_calls, cumulative=True, absolute=True),
     "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
+    # what the simulators of actors/exhaustion take
+    "children": Meter(lambda seen: seen.total(ProcessFiles.children)),
+    "connections": Meter(lambda seen: seen.total(ProcessFiles.connections)),
+    "io_bytes": Meter(lambda seen: seen.total(ProcessFiles.io_bytes), cumulative=True, absolute=True),
+    "sockets": Meter(_links(lambda target: target.startswith(SOCKET))),
+    "segments": Meter(_links(lambda target: target.startswith("/memfd:"))),
+    "nameless_files": Meter(_links(lambda target: target.endswith(" (deleted)") and not target.startswith("/memfd:"))),
+    "thread_pairs": Meter(lambda seen: seen.groups_of(2)),
+    "thread_triples": Meter(lambda seen: seen.groups_of(3)),
+    "contenders": Meter(lambda seen: seen.total(ProcessFiles.contenders)),
 }

@@ -14,6 +14,7 @@ from typing import Final
 import psutil
 
 from .clock import SECOND_NS, Clock, SystemClock
+from .heat import Reading
 from .limits import PROC, Container, MemoryLevel, find_container, read_integer
 from .messages import HostSnapshot
 
@@ -192,3 +193,15 @@ def machine_facts() -> dict[str, int | float | None]:
         "memory_total_bytes": psutil.virtual_memory().total,
         "boot_time": psutil.boot_time(),
     }
+
+
+SENSORS: Final = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "x86_pkg_temp")
+_THROTTLES: Final = "cpu*/thermal_throttle/*_throttle_count"
+
+
+def read_heat(cpus: Path = Path("/sys/devices/system/cpu")) -> Reading:
+    """Return the processor's temperatures and how often it throttled itself; empty where the platform does not say."""
+    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
+    celsius = {f"{chip}/{one.label or index}": one.current for chip in SENSORS for index, one in enumerate(sensors.get(chip, ()))}
+    counts = [count for path in cpus.glob(_THROTTLES) if (count := read_integer(path)) is not None]
+    return Reading(celsius, sum(counts) if counts else None)

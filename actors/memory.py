@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .clock import SECOND_NS, process_cpu_ns
-from .lease import NOTE_NO_POPULATE, LeaseWatch
+from .lease import NOTE_NO_POPULATE, NOTE_NO_RECORDING, LeaseWatch
 from .messages import Capacity, Operation
+from .meters import open_reporter
 from .simulator import AVAILABLE, Capability, SimulatorRecord, absolute
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
+    from .metrics.reporter import Reporter
 
 MIB: Final = 1 << 20
 SEGMENT_BYTES: Final = 16 * MIB
 GRAIN_BYTES: Final = 64 << 10
 LOOK_S: Final = 0.05
 MADV_POPULATE_WRITE: Final = 23  # linux/mman.h, since 5.14; not in Python's mmap module
+METRICS: Final = ("memory.populated", "memory.released", "memory.step")
 _PAGE_BYTES: Final = mmap.PAGESIZE
 
 
@@ -132,20 +135,43 @@ def own_anonymous_bytes() -> int:
     return next((int(row[1]) * 1024 for row in rows if row[0] == "RssAnon:"), 0)
 
 
+class StepMeters:
+    """What a load records of its steps: bytes up, bytes down, and how long each took. Call `record` at least every 100 ms."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._populated = reporter.counter("memory.populated").record
+        self._released = reporter.counter("memory.released").record
+        self._step = reporter.histogram("memory.step").record
+        self._tick, self.close = reporter.tick, reporter.close
+        for first in (self._populated, self._released):
+            first(0.0)  # what recording takes of memory it takes now, before the ramp
+        self._tick()
+
+    def record(self, gained_bytes: int, took_s: float) -> None:
+        """Record one step; one that moved nothing was only a look."""
+        if gained_bytes:
+            (self._populated if gained_bytes > 0 else self._released)(float(abs(gained_bytes)))
+            self._step(took_s)
+        self._tick()
+
+
 class MemoryPressure:
     """Runs in a load process: `warm_up`, then `run`."""
 
-    def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:  # noqa: ARG002
-        """Make it; it records nothing in a segment, so that its own memory stays as it is before the ramp."""
+    def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:
         RECORD.resolve_options(operation.options)
-        self._operation = operation
-        self._watch = watch
+        self._operation, self._watch, self._segment_path = operation, watch, segment_path
         self._shape = absolute(operation, capacity)
         self._unit_bytes = float(capacity.memory_bytes) if operation.unit == "fraction" else 1.0
         self._reservoir = Reservoir()
+        self._steps: StepMeters | None = None
 
     def warm_up(self) -> None:
-        """Take the code path once with one grain, so that the ramp brings nothing but its own pages."""
+        """Take the code path once with one grain, so that the ramp brings nothing but its own pages; recording has its memory by then."""
+        reporter, is_kept = open_reporter(self._segment_path, self._operation.seed)
+        if self._segment_path and not is_kept:
+            self._watch.note(NOTE_NO_RECORDING)
+        self._steps = StepMeters(reporter)
         self._reservoir.step_towards(GRAIN_BYTES)
         if not self._reservoir.populates:
             self._watch.note(NOTE_NO_POPULATE)
@@ -159,24 +185,34 @@ class MemoryPressure:
 
     def run(self, start_ns: int) -> None:
         """Follow the shape until the operation's end or a stop, then release; leaves the process when the lease ends."""
+        assert self._steps is not None, "warm_up comes before run"
+        try:
+            self._follow(start_ns, self._steps)
+        finally:  # also of a load that fails nothing is lost
+            self._steps.close()
+        self._reservoir.release()
+
+    def _follow(self, start_ns: int, meters: StepMeters) -> None:
         end_ns = start_ns + round(self._operation.duration_s * SECOND_NS)
         clock, steps = self._watch.clock, 0
         self._watch.first_slice()
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on():
             asked = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
+            before = self._reservoir.held_bytes
             reached = self._reservoir.step_towards(asked)
+            meters.record(self._reservoir.held_bytes - before, (clock.boot_ns() - now_ns) / SECOND_NS)
             steps += 1
             self._publish(asked, steps)  # a sign of life with each step: on a starved machine a few of them take a second
             if reached:
                 clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
-        self._reservoir.release()
 
     def _publish(self, asked_bytes: float, steps: int) -> None:
         unit = self._unit_bytes
         self._watch.report(asked=asked_bytes / unit, own=self._reservoir.held_bytes / unit, cpu_ns=process_cpu_ns(), operations=steps)
 
 
-def _supported(facts: NodeFacts) -> Capability:
+def supported(facts: NodeFacts) -> Capability:
+    """Return whether a node can hold memory as asked: populated in one call, and never swapped out."""
     if not facts.populates_memory:
         return Capability(
             "fallback", "the kernel has no MADV_POPULATE_WRITE (before 5.14): pages are touched one by one, the ramp takes more CPU"
@@ -197,6 +233,7 @@ RECORD: Final = SimulatorRecord(
     tolerance=0.02,
     look_ms=50,
     options=(),
-    supported=_supported,
+    metrics=METRICS,
+    supported=supported,
     entry="memory:MemoryPressure",
 )

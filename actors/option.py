@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from .errors import InputError
@@ -34,6 +34,7 @@ class Option:
     choices: tuple[str, ...] = ()
     low: float = 0
     high: float | None = None
+    choice_help: Mapping[str, str] = field(default_factory=dict)  # where `help` does not say what each choice is
 
     @property
     def top(self) -> float:
@@ -88,6 +89,8 @@ class Option:
     def to_schema(self) -> dict[str, Any]:
         """Return the option's JSON Schema."""
         about: dict[str, Any] = {"description": self.help, "default": self.default}
+        if self.kind == "choice" and self.choice_help:
+            return {"oneOf": [{"const": choice, "description": self.choice_help[choice]} for choice in self.choices], **about}
         if self.kind == "choice":
             return {"enum": list(self.choices), **about}
         if self.kind == "flag":

@@ -2,7 +2,7 @@
 
 A shape's values are in its operation's unit (a fraction of the node's capacity, or bytes). They are finite and not
 negative; a time before the start counts as the start. `from_spec(shape.to_spec()) == shape` for every shape.
-Standard library only.
+`Custom` takes its values from a function that an installed package offers (`plugin_shapes`). Standard library only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from . import plugin_shapes
 from .errors import InputError
 
 
@@ -246,7 +247,103 @@ class Burst:
         return _spec(self)
 
 
-Shape = Constant | Ramp | Steps | Sine | Square | Burst
+@dataclass(frozen=True, slots=True)
+class Sawtooth:
+    """A line up from low to high in every period, then back at once: f(t) = low + (high - low) * (t mod period_s) / period_s."""
+
+    low: float
+    high: float
+    period_s: float
+
+    def __post_init__(self) -> None:
+        _check(self, "low")
+        _check(self, "high", self.low)
+        _check(self, "period_s", above=True)
+
+    def value(self, elapsed_s: float) -> float:
+        """Return f(elapsed_s)."""
+        share = _position(elapsed_s, self.period_s) / self.period_s
+        return self.low * (1.0 - share) + self.high * share
+
+    def peak(self, duration_s: float) -> float:
+        """Return the highest value within [0, duration_s]; over a whole period it is high, which is approached and never met."""
+        return self.high if duration_s >= self.period_s else self.value(duration_s)
+
+    def scaled(self, factor: float) -> Sawtooth:
+        """Return the shape with all values times a factor of at least 0."""
+        scale = _check_scale(factor)
+        return Sawtooth(self.low * scale, self.high * scale, self.period_s)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return the shape as JSON-ready data."""
+        return _spec(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A constant rate without end: f(t) = start + rate * t. What is reserved is its value at the operation's end."""
+
+    start: float
+    rate: float
+
+    def __post_init__(self) -> None:
+        _check(self, "start")
+        _check(self, "rate")
+
+    def value(self, elapsed_s: float) -> float:
+        """Return f(elapsed_s)."""
+        return self.start + self.rate * max(elapsed_s, 0.0)
+
+    def peak(self, duration_s: float) -> float:
+        """Return the highest value within [0, duration_s]: the last one."""
+        return self.value(duration_s)
+
+    def scaled(self, factor: float) -> Leak:
+        """Return the shape with all values times a factor of at least 0."""
+        scale = _check_scale(factor)
+        return Leak(self.start * scale, self.rate * scale)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return the shape as JSON-ready data."""
+        return _spec(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """A function of an installed package, held within its limit, which is reserved: f(t) = min(max(function(t), 0), limit)."""
+
+    function: str
+    limit: float
+    factor: float = 1.0  # what `scaled` multiplies every value by; a plan needs no package, `check` and `value` do
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.function, str) or not self.function.strip():
+            raise InputError("invalid_value", f"Custom.function must be the name of an installed shape, got {self.function!r}")
+        _check(self, "limit")
+        _check(self, "factor")
+
+    def check(self, duration_s: float) -> None:
+        """Raise `InputError` where the function is not installed, or is not what a shape must be within [0, duration_s]."""
+        plugin_shapes.check(self.function, self.limit, duration_s)
+
+    def value(self, elapsed_s: float) -> float:
+        """Return f(elapsed_s). Raises `InputError` where the function is not installed."""
+        return plugin_shapes.value(self.function, max(elapsed_s, 0.0), self.limit) * self.factor
+
+    def peak(self, duration_s: float) -> float:  # noqa: ARG002  # it holds for any span
+        """Return the limit: no value is above it."""
+        return self.limit * self.factor
+
+    def scaled(self, factor: float) -> Custom:
+        """Return the shape with all values times a factor of at least 0."""
+        return Custom(self.function, self.limit, self.factor * _check_scale(factor))
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return the shape as JSON-ready data."""
+        return _spec(self)
+
+
+Shape = Constant | Ramp | Steps | Sine | Square | Burst | Sawtooth | Leak | Custom
 
 KINDS: Final[dict[str, type[Shape]]] = {
     "constant": Constant,
@@ -255,6 +352,9 @@ KINDS: Final[dict[str, type[Shape]]] = {
     "sine": Sine,
     "square": Square,
     "burst": Burst,
+    "sawtooth": Sawtooth,
+    "leak": Leak,
+    "custom": Custom,
 }
 
 

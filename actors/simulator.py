@@ -12,6 +12,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from . import shape as shapes
@@ -32,6 +33,7 @@ __all__ = [
     "SimulatorRecord",
     "absolute",
     "check",
+    "check_here",
     "peak_amounts",
     "record_of",
 ]
@@ -95,6 +97,7 @@ class SimulatorRecord:
     `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
     is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
+    `check_here` looks at what can only be known on the node, before anything is reserved there.
     """
 
     name: str
@@ -114,6 +117,7 @@ class SimulatorRecord:
     entry: str = ""
     carrier: Carrier = "process"
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
+    check_here: Callable[[Operation, Path], None] | None = None
 
     def resolve_options(self, given: Mapping[str, Any], label: str = "") -> dict[str, Value]:
         """Return all options with defaults filled in. `label` is put before their names in messages.
@@ -155,7 +159,12 @@ class SimulatorRecord:
 
 
 _MODULES: Final = (
-    *("cpu", "memory", "disk"),
+    *("cpu", "memory", "memory_fragment", "memory_access", "disk"),
+    # those that use something up
+    *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
+    *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
+    *("concurrency.contention", "concurrency.convoy", "concurrency.deadlock", "concurrency.livelock", "concurrency.inversion"),
+    # those that Ray carries
     *("ray_loads.mailbox_flood", "ray_loads.task_explosion", "ray_loads.cluster_lock"),
 )
 
@@ -207,6 +216,15 @@ def check(operation: Operation) -> None:
     peak = shape.peak(operation.duration_s)
     if operation.unit == "fraction" and peak > 1.0:
         raise InputError("invalid_value", f"{operation.id} asks {peak:.0%} of the node's capacity; at most 100% can be asked")
+    if isinstance(shape, shapes.Custom):
+        shape.check(operation.duration_s)
+
+
+def check_here(operation: Operation, state_dir: Path) -> None:
+    """Check on the operation's own node what can only be known there; raise `InputError` or `RefusedError`."""
+    check = record_of(operation.kind).check_here
+    if check is not None:
+        check(operation, state_dir)
 
 
 def peak_amounts(operation: Operation, capacity: Capacity) -> Amounts:

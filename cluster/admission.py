@@ -36,6 +36,7 @@ def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_frac
     by_node = plan.by_node
     amounts = plan.reservations(capacities)
     _check_capability(by_node, hellos)
+    _check_shapes(by_node, hellos)
     scenario = plan.scenario
     check_planned(amounts, capacities, limits_for(submission.profile, scenario.limits, allow_starve=submission.allow_starve))
     plans.check_budget(plan, scenario.budget, capacities)
@@ -73,6 +74,28 @@ def _check_capability(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos
         for kind in sorted({op.kind for op in operations}):
             if can[kind]["verdict"] == "unavailable":
                 raise RefusedError("capability", f"{name} cannot run {kind}: {can[kind]['reason']}", "see `stress-cluster doctor`")
+        lacking = hellos[name]["report"].get("kernels_missing", {})
+        for op in operations:
+            if reason := lacking.get(op.options.get("kernel"), ""):
+                raise RefusedError("capability", f"{name} cannot run {op.id}: {reason}", "see `stress-cluster describe CpuLoad`")
+
+
+def _check_shapes(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos) -> None:
+    """Refuse a function of an installed package that a node lacks, or that two nodes have differently."""
+    users: dict[str, list[str]] = {}
+    for name, operations in by_node.items():
+        for function in sorted({str(op.shape["function"]) for op in operations if op.shape["kind"] == "custom"}):
+            users.setdefault(function, []).append(name)
+    for function, names in users.items():
+        found = {name: hellos[name]["report"]["shapes"].get(function, "") for name in names}
+        lacking = [name for name in names if not found[name]]
+        if lacking:
+            hint = "install the same package on every node; its entry point belongs to the group stress_cluster.shapes"
+            raise RefusedError("capability", f"{', '.join(lacking)} has no shape {function!r}", hint)
+        other = next((name for name in names if found[name] != found[names[0]]), "")
+        if other:
+            message = f"{names[0]} and {other} have different packages for the shape {function!r}"
+            raise RefusedError("capability", message, "install the same version on every node")
 
 
 def budget_of(config: OrchestratorConfig, hellos: Hellos) -> Budget:
@@ -150,5 +173,7 @@ def check_machine(names: Sequence[str], amounts: Mapping[str, Amounts], limits: 
 def _told(amounts: Amounts) -> str:
     gib = 1 << 30
     memory, disk = amounts.memory_bytes / gib, amounts.disk_bytes / gib
-    counts = "".join(f", {getattr(amounts, name):,} {name}" for name in ("descriptors", "tasks", "inodes") if getattr(amounts, name))
+    counts = "".join(
+        f", {getattr(amounts, name):,} {name}" for name in ("descriptors", "tasks", "inodes", "locks") if getattr(amounts, name)
+    )
     return f"{amounts.cpu_cores:.2f} cores, {memory:.2f} GiB of memory and {disk:.2f} GiB of disk{counts}"

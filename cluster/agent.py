@@ -7,14 +7,15 @@ the answer (`on_reply`), and hands deadlines to the guardian that count from its
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from actors.clock import SECOND_NS
-from actors.messages import Amounts, Capacity, Event, Halt, HostSnapshot, Operation
+from actors.messages import Capacity, Event, Halt, HostSnapshot, Shortfall
 from actors.simulator import record_of
 
 from . import agent_state
+from .agent_records import OperationHere, RunHere
 from .agent_state import Effect, Stage
 from .exchange import Goal, OperationReport, Order, Reply, Report, RunReport
 from .exchange import Stage as RunStage
@@ -31,61 +32,6 @@ class Do:
     run: str = ""
     operation: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class OperationHere:
-    """One operation on this node."""
-
-    operation: Operation
-    stage: Stage = Stage.WANTED
-    slot: int = -1
-    generation: int = 0
-    reason: str = ""
-    finished: bool = False  # its load ended as planned
-    close_early: bool = False  # asked to close while the slot was still being opened
-    first_slice_ns: int = 0  # this node's clock
-    gone_ns: int = 0  # when its load had ended
-    released_ns: int = 0  # when all of it had been given back
-    ask_again_ns: int = 0  # it is stuck: when to ask the guardian for it again
-    outcomes: tuple[dict[str, Any], ...] = ()
-    requested: float | None = None
-    achieved: float | None = None
-
-
-@dataclass(slots=True)
-class RunHere:
-    """One run on this node."""
-
-    run: str
-    operations: dict[str, OperationHere]
-    goal: Goal = Goal.PREPARE
-    capacity: Capacity | None = None
-    machine_limits: Amounts | None = None
-    recording: str = ""  # the recording policy that it goes by, as text
-    failure: str = ""
-    failure_code: str = ""
-    start_at_ns: int = 0
-    lease_ended: bool = False
-    sealing: bool = False  # asked of the shell: done, or on its way
-    delivered: bool = False
-    foreign: bool = False  # left by an earlier agent of this node; only ended, sealed and forgotten here
-    unswept: bool = False  # the guardian has not yet confirmed that nothing of the earlier agent is left
-
-    def stage(self) -> RunStage:
-        """Return how far this node is, from the stages of its operations."""
-        stages = {op.stage for op in self.operations.values()}
-        if self.delivered:
-            return RunStage.DELIVERED
-        if self.unswept:
-            return RunStage.STOPPING
-        if stages <= {Stage.CLEAN}:
-            return RunStage.CLEAN if self.goal in {Goal.STOP, Goal.SEAL, Goal.FORGET} or self.failure else RunStage.RUNNING
-        if self.goal is Goal.STOP or self.failure:
-            return RunStage.STOPPING
-        if stages & {Stage.ARMED, Stage.RUNNING, Stage.CLOSING}:
-            return RunStage.RUNNING
-        return RunStage.READY if stages <= {Stage.READY} else RunStage.PREPARING
 
 
 class Agent:
@@ -149,6 +95,7 @@ class Agent:
                     op.operation.unit,
                     op.requested,
                     op.achieved,
+                    op.shortfall,
                 )
                 for op in run.operations.values()
             ),
@@ -286,6 +233,18 @@ class Agent:
             return
         op.first_slice_ns = at_ns
         self._step(run, op, agent_state.Event.FIRST_SLICE)
+
+    def on_shortfall(self, run_id: str, op_id: str, shortfall: Shortfall | None) -> None:
+        """Take what an operation's load could not get, None when it has all; the first time it is an event."""
+        _, op = self._find(run_id, op_id)
+        if op is None or op.shortfall == shortfall:
+            return
+        if shortfall is not None and op.shortfall is None:
+            data = {"run": run_id, "operation": op_id, **asdict(shortfall)}
+            self._event(
+                "partial", f"{op_id}: {shortfall.allocated:,} of {shortfall.requested:,} were allocated, {shortfall.errno}", "warning", data
+            )
+        op.shortfall = shortfall
 
     def on_load_ended(self, run_id: str, op_id: str, *, planned: bool, reason: str, code: str = "internal") -> None:
         """Take the end of an operation's load: as planned, or a failure that ends this node's part.

@@ -37,8 +37,10 @@ from .metrics.stream import MetricStream
 from .metrics.subscription import Subscription
 from .metrics.window_feed import Window, WindowFeed
 from .mirror import identity
-from .outbox import Outbox
+from .near import NearFiles
+from .outbox import Frames, Outbox, box_path
 from .recovery import end_dead
+from .stored import scenario_name
 
 if TYPE_CHECKING:
     from .run_exports import RunExports
@@ -61,6 +63,7 @@ class AggregatorShell:
         self._prometheus = read_json(self.directory / "manifest.json") or {}
         options = _options_of(run, self._prometheus)
         self._core = Aggregator(run, self.directory, self._clock, buckets=options.buckets)
+        self._near = NearFiles()
         self._server: MetricsServer | None = None
         self._outcome: dict[str, Any] | None = None
         self._touched_ns = self._clock.boot_ns()
@@ -120,10 +123,16 @@ class AggregatorShell:
             write_json_atomic(self.directory / "manifest.json", {**document, "heartbeat": self._now()})
         return {"prometheus": endpoint}
 
-    def push(self, node: str, incarnation: str, records: list[tuple[int, bytes]]) -> int:
-        """Take windows of one stream; return the last sequence number that is on disk."""
+    def push(self, node: str, incarnation: str, records: Frames) -> int:
+        """Take windows of one stream, by their bytes or by their places in an outbox on this machine; see `near`.
+
+        They are the oldest that their sender keeps, so it was told that all before the first of them is safe.
+        Returns the last sequence number that is on disk: one before the first of these where that cannot be read here.
+        """
         self._touched_ns = self._clock.boot_ns()
-        held = self._core.push(node, incarnation, records)
+        path = box_path(self.directory.parent.parent, self._run, node, incarnation)
+        with self._near.frames(path, records) as frames:
+            held = self._core.push(node, incarnation, frames, records[0][0] - 1 if records else 0)
         if self._is_concluded:
             with self._manifest_lock:
                 self._core.finish(self._outdated_summary())  # late data: a new segment and a new revision of the summary
@@ -190,6 +199,13 @@ class AggregatorShell:
         with self._manifest_lock:
             return end_dead(self._core, exported) if dead else self._core.finish(self._summary_with(exported))
 
+    def forget(self, node: str) -> list[dict[str, Any]]:
+        """Give up what a run that has its end still waits for from a node; return those streams. A run that goes on waits."""
+        if not self._is_concluded:
+            return []
+        with self._manifest_lock:
+            return self._core.forget(node)
+
     def files(self) -> list[dict[str, Any]]:
         """Return the run directory's files, for mirroring."""
         self._touched_ns = self._clock.boot_ns()
@@ -243,6 +259,7 @@ class AggregatorShell:
         """Start what the run's scenario asks for. Raises `StressError` where it cannot be had."""
         if not (manifest.get("scenario") or {}).get("exporters"):
             return None  # and nothing of theirs is imported
+        from .exporters.context import Context  # noqa: PLC0415
         from .exporters.destinations import check  # noqa: PLC0415
         from .run_exports import RunExports, exporters_of  # noqa: PLC0415
 
@@ -251,7 +268,7 @@ class AggregatorShell:
             return None
         if not self._replaced_ns:
             check(wanted, self.directory)
-        return RunExports(self._core, wanted, self._clock)
+        return RunExports(self._core, wanted, self._clock, context=Context.of(manifest, self._run))
 
     def _go_on_exporting(self) -> None:
         """Take over from a predecessor that died; what cannot be had costs the exporters, never the run."""
@@ -420,7 +437,7 @@ def _options_of(run: str, manifest: Mapping[str, Any]) -> Options:
         return Options.of_manifest(manifest)
     except StressError as error:
         _LOG.warning("run %s: the endpoint is served as by default: %s", run, error)
-        return Options()
+        return Options(scenario=scenario_name(manifest))
 
 
 def _linger_s(manifest: Mapping[str, Any]) -> float:

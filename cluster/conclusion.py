@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from actors.clock import SECOND_NS
-from actors.messages import Event, Operation
+from actors.messages import Event, Operation, Shortfall
 from actors.simulator import record_of
 from scenarios.hypotheses import ActorProbe, Hypothesis, HypothesisResult, Observed, Threshold, title
 from scenarios.hypotheses import judge as judge_hypothesis
@@ -18,6 +18,7 @@ from scenarios.plan import Plan
 
 from . import dose
 from .dose import DoseResult, DoseWindow
+from .overlap import Stretch, longest_overlap
 from .verdict import Cause, Conclusion, Evidence, Finding, judge
 
 AFTER_S = 60.0  # how long after the load "after" reaches at most
@@ -37,6 +38,7 @@ class NodeEnding:
     failure: str = ""
     stopped_ms: float | None = None  # from the decision to stop until its last load had ended
     released_ms: float | None = None  # and until the last of it was given back
+    partial: Mapping[str, Shortfall] = field(default_factory=dict)  # by operation: what its load could not get
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,10 @@ class Concluded:
 def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
     """Return the verdict and the summary document of a run."""
     started = ending.start_at_wall_ns > 0
-    doses = _doses(ending, plan, figures) if started else ()
+    measured = _measured(ending, plan, figures) if started else ()
+    doses = tuple(one.dose() for one in measured)
     hypotheses = tuple(_hypothesis(one, ending, plan, figures) for one in plan.scenario.hypotheses) if started else ()
+    partial = _partial(ending)
     cut_short = bool(ending.causes)  # what could not be judged for lack of time is no unknown outcome then
     evidence = Evidence(
         hypotheses=tuple(result for result in hypotheses if result.held is not None or not cut_short),
@@ -99,7 +103,7 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
         unknown=_unknown(ending),
         outstanding=_outstanding(ending, figures),
         unclean=tuple(f"{node.name}: {words}" for node in ending.nodes for words in node.unclean),
-        partial=tuple(f"{node.name} took no part to the end: {node.lost_reason}" for node in ending.nodes if node.lost),
+        partial=(*(f"{node.name} took no part to the end: {node.lost_reason}" for node in ending.nodes if node.lost), *_told(partial)),
         causes=tuple((Cause(cause), reason) for cause, reason in ending.causes),
     )
     conclusion, findings = judge(evidence)
@@ -110,9 +114,11 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
         "reasons": [{"cause": str(finding.cause), "reason": finding.reason} for finding in findings],
         "hypotheses": [asdict(result) for result in hypotheses],
         "dose": [asdict(result) for result in doses],
+        "partial": partial,
+        "overlap": asdict(longest_overlap([one.held() for one in measured])),
         "high_water": _high_water(figures),
         "violations": [finding.reason for finding in findings if finding.cause is Cause.SAFETY],
-        "nodes": [asdict(node) for node in ending.nodes],
+        "nodes": [_node(node) for node in ending.nodes],
         "start_skew_ms": ending.start_skew_ms,
         "halt_latency_ms": ending.halt_latency_ms,
         "drift": list(ending.drift),
@@ -121,27 +127,64 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
     return Concluded(conclusion, findings, summary)
 
 
-def _doses(ending: Ending, plan: Plan, figures: Figures) -> tuple[DoseResult, ...]:
-    found = (_dose(operation, ending, figures) for operation in plan.operations)
-    return tuple(result for result in found if result is not None)
+def _partial(ending: Ending) -> list[dict[str, Any]]:
+    """Return each operation that did not get all it asked for: how many it asked for, got, and the kernel's first refusal."""
+    return [
+        {"operation": operation, "node": node.name, **asdict(shortfall)}
+        for node in ending.nodes
+        for operation, shortfall in node.partial.items()
+    ]
 
 
-def _dose(operation: Operation, ending: Ending, figures: Figures) -> DoseResult | None:
-    start_s = ending.start_at_wall_ns / SECOND_NS + operation.start_s
-    rows = figures.windows(operation.id)
-    if not rows:
-        return None
-    windows = [DoseWindow(at_s - start_s, requested, achieved, own=own) for at_s, requested, achieved, own in rows]
-    return dose.reached(
-        windows,
-        operation=operation.id,
-        node=operation.node,
-        unit=operation.unit,
-        relative=record_of(operation.kind).meter != "cpu_seconds",
-        duration_s=operation.duration_s,
-        tolerance=record_of(operation.kind).tolerance if operation.tolerance is None else operation.tolerance,
-        host_total=operation.options.get("mode") == "host_total",
+def _told(partial: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(
+        f"{one['operation']} got {one['allocated']:,} of the {one['requested']:,} that it asked for: {one['errno']}" for one in partial
     )
+
+
+def _node(node: NodeEnding) -> dict[str, Any]:
+    return {name: value for name, value in asdict(node).items() if name != "partial"}  # which has a place of its own
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """An operation and its windows, as they are judged."""
+
+    operation: Operation
+    windows: list[DoseWindow]
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """Return what the judgement goes by."""
+        operation, record = self.operation, record_of(self.operation.kind)
+        return {
+            "unit": operation.unit,
+            "relative": record.meter != "cpu_seconds",
+            "duration_s": operation.duration_s,
+            "tolerance": record.tolerance if operation.tolerance is None else operation.tolerance,
+            "host_total": operation.options.get("mode") == "host_total",
+        }
+
+    def dose(self) -> DoseResult:
+        """Return whether the dose was reached."""
+        return dose.reached(self.windows, operation=self.operation.id, node=self.operation.node, **self.terms)
+
+    def held(self) -> list[Stretch]:
+        """Return the times at target, in seconds from the start of the run."""
+        begun_s = self.operation.start_s
+        return [(begun_s + begin_s, begun_s + end_s) for begin_s, end_s in dose.at_target(self.windows, **self.terms)]
+
+
+def _measured(ending: Ending, plan: Plan, figures: Figures) -> tuple[_Measured, ...]:
+    """Return the operations of which there are windows."""
+    found = []
+    for operation in plan.operations:
+        start_s = ending.start_at_wall_ns / SECOND_NS + operation.start_s
+        rows = figures.windows(operation.id)
+        if rows:
+            windows = [DoseWindow(at_s - start_s, requested, achieved, own=own) for at_s, requested, achieved, own in rows]
+            found.append(_Measured(operation, windows))
+    return tuple(found)
 
 
 def _hypothesis(one: Hypothesis, ending: Ending, plan: Plan, figures: Figures) -> HypothesisResult:

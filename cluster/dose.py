@@ -107,6 +107,15 @@ def reached(
     return DoseResult(operation, node, requested, achieved, unit, verdict, len(chosen), reason)
 
 
+def at_target(
+    windows: Sequence[DoseWindow], *, unit: str, duration_s: float, tolerance: float | None, host_total: bool, relative: bool
+) -> list[tuple[float, float]]:
+    """Return begin and end of each whole window in which something was asked and achieved, settled or not. Arguments as of `reached`."""
+    judge = _Judge(unit, tolerance, host_total, relative)
+    hits = (window for window in _whole(windows, duration_s) if window.requested > 0.0 and judge.is_hit(window))
+    return [(window.start_s, window.start_s + window.window_s) for window in hits]
+
+
 def _whole(windows: Sequence[DoseWindow], duration_s: float | None) -> list[DoseWindow]:
     """Return the whole windows within the operation, in order; windows cut by its edges are left out."""
     end_s = float("inf") if duration_s is None else duration_s + EDGE_S

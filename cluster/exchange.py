@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from actors.messages import Amounts, Capacity, Halt, Operation
+from actors.messages import Amounts, Capacity, Halt, Operation, Shortfall
 
 
 class Goal(StrEnum):
@@ -47,6 +47,7 @@ class OperationReport:
     unit: str = ""
     requested: float | None = None  # the last window's dose, in `unit`
     achieved: float | None = None
+    shortfall: Shortfall | None = None  # what its load asked for and did not get
 
 
 @dataclass(frozen=True, slots=True)

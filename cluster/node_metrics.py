@@ -32,7 +32,7 @@ from actors.simulator import absolute
 from .metrics.cardinality import Caps
 from .metrics.raw_samples import SampleReader
 from .metrics.stream import MetricStream
-from .outbox import Outbox, OutboxFullError, leftovers
+from .outbox import Frames, Outbox, OutboxFullError, box_path, leftovers
 
 UNIT_OF_OPERATION: Final = frozenset({"dose.requested", "dose.achieved"})
 STEPS: Final = 20  # points at which a shape is read within a window
@@ -43,7 +43,7 @@ SEAL_TRIES: Final = 5  # how often the last window of a stream is tried, about a
 
 _Key = tuple[str, str]  # run, operation: runs that share a scenario have operations of the same name
 
-Push = Callable[[str, str, str, list[tuple[int, bytes]], float], int]
+Push = Callable[[str, str, str, Frames, float], int]
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class NodeMetrics:
 
     def begin(self, run: str, policy: RecordingPolicy, caps: Caps | None = None) -> None:
         """Open a run's stream and its outbox file; its loads and this agent record by `policy`, and this agent's series have `caps`."""
-        path = self._state_dir / "outbox" / run / f"{self._node}-{self._incarnation}.box"
+        path = box_path(self._state_dir, run, self._node, self._incarnation)
         box = Outbox(path, node=self._node, incarnation=self._incarnation, run=run, max_bytes=self._outbox_max_bytes)
         with self._lock:
             self._policies[run] = policy
@@ -176,6 +176,7 @@ class NodeMetrics:
                 self._drain(run, box.incarnation, box.unacked, box.ack, push)
             stream = self._streams.get(run)
             if stream is not None:
+                self._drain_near(run, stream, push)
                 self._drain(run, self._incarnation, stream.unacked, stream.ack, push)
             with self._lock:
                 self._delivered |= {run} if is_sealed else set()
@@ -193,6 +194,13 @@ class NodeMetrics:
             if held < records[0][0]:
                 raise HarnessError("internal", f"the aggregator of {run} holds {held} of stream {incarnation} and refuses {records[0][0]}")
             ack(held)
+
+    def _drain_near(self, run: str, stream: MetricStream, push: Push) -> None:
+        """Push the places of records for as long as the aggregator can read them; what it cannot read is pushed as bytes."""
+        while places := stream.places(PUSH_BYTES):
+            held = push(run, self._node, stream.incarnation, places, PUSH_S)
+            stream.set_near(is_near=held >= places[0][0])
+            stream.ack(held)
 
     # ---- operations
 

@@ -273,12 +273,14 @@ class OrchestratorShell:
             self._clock.sleep(LOOK_S)
 
     def forget(self, node: str) -> dict[str, Any]:
-        """Give back what a node that will not come back still owes to ended runs; raises `RefusedError` while it may hold load."""
+        """Give back what a node that will not come back owes to ended runs, and close its streams; see `recovery.forgotten`."""
+        from .recovery import forgotten  # noqa: PLC0415  # needs pyarrow, which no run needs here
+
         with self._at_work():
             self._clock.sleep(max(0.0, (self._core.quiet_until_ns - self._clock.boot_ns()) / SECOND_NS))
             with self._deciding():
                 runs = self._core.forget(node, self._clock.boot_ns())
-        return {"node": node, "runs": list(runs)}
+            return forgotten(self._port, node, runs, self._known())
 
     def status(self) -> dict[str, Any]:
         """Return what runs where, asked against achieved."""

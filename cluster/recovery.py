@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.clock import SystemClock
-from actors.errors import HarnessError, StressError
+from actors.errors import HarnessError, RefusedError, StressError
 
 from .files import read_json
 from .metrics.aggregator import Aggregator
@@ -96,12 +96,49 @@ def end_on_this_node(
 def on_absent_nodes(state_dir: Path, alive: Collection[str], nodes: Collection[str]) -> list[str]:
     """Say which streams of ended runs that lie here have not arrived whole because their node is none of these: its disk has the rest."""
     found = []
-    for path in sorted((state_dir / "runs").glob("*/summary.json")):
-        outstanding = (read_json(path) or {}).get("outstanding", []) if path.parent.name not in alive else []
-        for stream in (stream for stream in outstanding if stream["node"] not in nodes):
-            what = f"metrics of run {path.parent.name} from window {stream['from']} on have not arrived, and Ray has no such node"
-            found.append(f"{stream['node']}: {what}; start Ray there again, then `stress-cluster recover`")
+    for run, stream in _outstanding(state_dir, alive):
+        if stream["node"] not in nodes:
+            what = f"metrics of run {run} from window {stream['from']} on have not arrived, and Ray has no such node"
+            hint = f"start Ray there again, then `stress-cluster recover`; gone for good: `stress-cluster forget {stream['node']}`"
+            found.append(f"{stream['node']}: {what}; {hint}")
     return found
+
+
+def forgotten(port: OrchestratorPort, node: str, released: Sequence[str], alive: Collection[str]) -> dict[str, Any]:
+    """Give up what ended runs that lie here wait for from a node that will not come back; return those runs and the `released` ones.
+
+    Runs that are `alive` wait on, and so do all while Ray has the node: it delivers by itself. Raises `RefusedError` when there is nothing
+    to forget, `HarnessError` for a run whose documents cannot be written; asking again goes on from there.
+    """
+    is_here = any(one.name == node for one in port.nodes())
+    closed = [] if is_here else [run for run in _waiting_for(port.state_dir(), node, alive) if _give_up(port, run, node)]
+    if not (released or closed):
+        hint = "`stress-cluster status` lists the nodes under stress, `recover` the metrics that are outstanding"
+        raise RefusedError("no_target", f"no run holds or waits for anything of {node}", hint)
+    return {"node": node, "runs": list(released), "streams": closed}
+
+
+def _waiting_for(state_dir: Path, node: str, alive: Collection[str]) -> list[str]:
+    return [run for run, stream in _outstanding(state_dir, alive) if stream["node"] == node]
+
+
+def _give_up(port: OrchestratorPort, run: str, node: str) -> bool:
+    living = port.aggregator(run, {}, create=False)
+    if living is not None:
+        return bool(living.call("forget", node, timeout_s=60.0))
+    aggregator = Aggregator(run, port.state_dir() / "runs" / run, SystemClock())
+    try:
+        return bool(aggregator.forget(node))
+    finally:
+        aggregator.close()
+
+
+def _outstanding(state_dir: Path, alive: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield ended runs that lie here, each with a stream that has not arrived whole."""
+    for path in sorted((state_dir / "runs").glob("*/summary.json")):
+        if path.parent.name not in alive:
+            for stream in (read_json(path) or {}).get("outstanding", []):
+                yield path.parent.name, stream
 
 
 def _deliver(aggregator: Aggregator, path: Path) -> None:
@@ -117,7 +154,7 @@ def _deliver(aggregator: Aggregator, path: Path) -> None:
         box.close()
         return
     while records := box.unacked():
-        held = aggregator.push(box.node, box.incarnation, records)
+        held = aggregator.push(box.node, box.incarnation, records, records[0][0] - 1)
         if held < records[0][0]:
             break
         box.ack(held)

@@ -38,6 +38,7 @@ from .export_traces import TraceLog
 from .export_traces import settle as settle_traces
 from .exporters import destinations as kinds
 from .exporters.base import Exporter
+from .exporters.context import Context
 from .exporters.figures import ExporterReport, PipelineReport
 from .exporters.pipeline import ExportPipeline
 from .exporters.pressure import PressurePolicy
@@ -65,9 +66,10 @@ Reports = list[dict[str, Any]]
 
 
 class RunExports:
-    """See the module. `tells`: its own metrics and events go into the run, as a stream of the aggregator's own.
+    """See the module. `context` is on each row that a destination gets.
 
-    `traced`: how many paths of records may be under way and traced at once. Raises `StressError` when a spill cannot be had.
+    `tells`: its own metrics and events go into the run, as a stream of the aggregator's own. `traced`: how many paths of records may be
+    under way and traced at once. Raises `StressError` when a spill cannot be had.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class RunExports:
         wanted: Exporters,
         clock: Clock,
         *,
+        context: Context | None = None,
         tells: bool = True,
         make: Callable[[Destination, Path], Exporter] = kinds.make,
         memory: Callable[[], float] | None = None,
         traced: int = KEPT,
     ) -> None:
         self._core, self._clock, self._make = core, clock, make
+        self._context = context or Context(core.run_id)
         self._folder = kinds.state_folder(core.directory)
         self._wanted, self._paused = changes.load(self._folder, wanted)
         self._tracer, self._traces = Tracer(traced), TraceLog(core.directory, clock)
@@ -214,7 +218,7 @@ class RunExports:
         self._loop = asyncio.get_running_loop()
         self._ended, self._closing = asyncio.Event(), asyncio.Event()
         self._changing = asyncio.Lock()
-        self._pipeline = ExportPipeline(clock=self._clock, tracer=self._tracer)
+        self._pipeline = ExportPipeline(context=self._context, clock=self._clock, tracer=self._tracer)
         for one in self._wanted.destinations:
             self._add(one)
         for name in self._paused:
@@ -454,7 +458,8 @@ def bring_up_to_date(core: Aggregator, clock: Clock, timeout_s: float) -> Report
     Never raises: a run's files do not depend on its exporters.
     """
     try:
-        wanted = exporters_of(read_json(core.directory / "manifest.json") or {})
+        manifest = read_json(core.directory / "manifest.json") or {}
+        wanted = exporters_of(manifest)
         if not wanted.destinations:
             return None
         end_streams(core, PART)
@@ -463,7 +468,7 @@ def bring_up_to_date(core: Aggregator, clock: Clock, timeout_s: float) -> Report
         done = [kept[one.name] for one in wanted.destinations if one.name in kept]
         if len(done) == len(wanted.destinations) and all(one.report is not None and one.held.holds(held) for one in done):
             return None
-        return RunExports(core, wanted, clock, tells=False).finish(timeout_s)
+        return RunExports(core, wanted, clock, context=Context.of(manifest, core.run_id), tells=False).finish(timeout_s)
     except Exception:
         _LOG.exception("run %s: its exporters could not be brought up to date", core.run_id)
         return None

@@ -183,7 +183,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("prometheus.tls_key", "text", "PEM file with the certificate's key"),
     Field("prometheus.auth_file", "text", "TOML file with users and tokens that may read, hashed; empty lets everybody"),
     Field("prometheus.buckets", "text", "bounds of histograms by metric: probe.response=0.005,0.01,0.1; load.slice=0.001,0.01"),
-    Field("prometheus.max_series", "whole", "series of a run that the endpoint shows; what passes it is hidden and counted", 1, 10_000_000),
+    Field("prometheus.max_series", "whole", "series (lines of a page) that are shown; what passes it is hidden and counted", 1, 10_000_000),
     Field("prometheus.max_scrapes", "whole", "requests that are answered at once; one more is told to come again", 1, 1000),
     Field("prometheus.idle_s", "seconds", "counters and histograms not seen for this long are hidden until they come back", 1, 86400),
     Field("prometheus.timeout_s", "seconds", "how long a client may take to send its request, and to take the answer", 0.1, 300),
@@ -213,7 +213,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         120,
         optional=True,
     ),
-    Field("metrics.anomaly", "text", "anomaly hooks by name, on the aggregator's node: robust_z, ewma, or a package's; empty is none"),
+    Field("metrics.anomaly", "text", "anomaly hooks on the aggregator's node: robust_z, ewma, leak, or a package's; empty is none"),
     Field("metrics.anomaly_window_s", "seconds", "length of the windows that anomaly hooks look at", 1, 3600),
     Field(
         "outbox.max_bytes", "bytes", "bytes of undelivered metrics kept per run and node; what passes it is dropped and counted", 1 << 20

@@ -26,6 +26,12 @@ def judge_status(manifest: Mapping[str, Any], summary: Mapping[str, Any], now_wa
     return "running", None, ""
 
 
+def scenario_name(manifest: Mapping[str, Any]) -> str:
+    """Return the name of the run's scenario; empty when the manifest does not say."""
+    scenario = manifest.get("scenario")
+    return str(scenario.get("name") or "") if isinstance(scenario, Mapping) else ""
+
+
 def setting_of(manifest: Mapping[str, Any], name: str) -> Any:
     """Return a setting that the run had, or None."""
     settings = manifest.get("settings")

@@ -80,7 +80,7 @@ class Evidence:
     unknown: Sequence[str] = ()  # operations whose outcome is not known, nodes only presumed ended
     outstanding: Sequence[str] = ()  # metric streams that have not arrived whole
     unclean: Sequence[str] = ()  # effects whose undo is not verified
-    partial: Sequence[str] = ()  # targets that were planned and not loaded
+    partial: Sequence[str] = ()  # targets that were planned and not loaded, loads that did not get all they asked for
     causes: Sequence[tuple[Cause, str]] = ()  # what ended the run: stop, safety, timeout, error
 
 

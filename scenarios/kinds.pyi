@@ -12,15 +12,19 @@ def stub() -> str: ...
 
 class CpuLoad(Simulator):
     fraction: Shape
-    mode: Literal["own", "host_total"]
-    kernel: Literal["integer", "float"]
+    mode: Literal["own", "host_total", "slowdown"]
+    kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"]
     cores: int | str
+    affinity: Literal["free", "pinned"]
+    heat_limit_c: int
     def __init__(
         self,
         fraction: Shape | float,
-        mode: Literal["own", "host_total"] = ...,
-        kernel: Literal["integer", "float"] = ...,
+        mode: Literal["own", "host_total", "slowdown"] = ...,
+        kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"] = ...,
         cores: int | str = ...,
+        affinity: Literal["free", "pinned"] = ...,
+        heat_limit_c: int = ...,
     ) -> None: ...
 
 class MemoryPressure(Simulator):
@@ -30,6 +34,36 @@ class MemoryPressure(Simulator):
         self,
         fraction: Shape | float | None = None,
         bytes: Shape | float | None = None,
+    ) -> None: ...
+
+class MemoryFragment(Simulator):
+    fraction: Shape | None
+    bytes: Shape | None
+    fragmentation: float
+    block: int
+    def __init__(
+        self,
+        fraction: Shape | float | None = None,
+        bytes: Shape | float | None = None,
+        fragmentation: float = ...,
+        block: int = ...,
+    ) -> None: ...
+
+class MemoryAccess(Simulator):
+    fraction: Shape
+    pattern: Literal["sequential", "strided", "random", "pointer_chase", "hot_spot"]
+    working_set: int
+    stride: int
+    seed: int
+    cores: int | str
+    def __init__(
+        self,
+        fraction: Shape | float,
+        pattern: Literal["sequential", "strided", "random", "pointer_chase", "hot_spot"] = ...,
+        working_set: int = ...,
+        stride: int = ...,
+        seed: int = ...,
+        cores: int | str = ...,
     ) -> None: ...
 
 class DiskFill(Simulator):
@@ -43,6 +77,307 @@ class DiskFill(Simulator):
         fraction: Shape | float | None = None,
         dir: str = ...,
         reserve_bytes: int = ...,
+    ) -> None: ...
+
+class Descriptors(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    source: Literal["open", "copy"]
+    device: str
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        source: Literal["open", "copy"] = ...,
+        device: str = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Mappings(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    form: Literal["private", "shared"]
+    size_bytes: int
+    touch: bool
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        form: Literal["private", "shared"] = ...,
+        size_bytes: int = ...,
+        touch: bool = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Sockets(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    protocol: Literal["tcp", "udp"]
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        protocol: Literal["tcp", "udp"] = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Connections(Simulator):
+    count: Shape
+    close: Literal["reset", "orderly"]
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        close: Literal["reset", "orderly"] = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Ports(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    ports: int
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        ports: int = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Threads(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    stack_bytes: int
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        stack_bytes: int = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Processes(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class Inodes(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    dir: str
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        dir: str = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class SharedMemory(Simulator):
+    count: Shape
+    size_bytes: int
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        size_bytes: int = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
+class DiskIO(Simulator):
+    per_second: Shape
+    direction: Literal["write", "read"]
+    order: Literal["sequential", "random"]
+    direct: bool
+    sync: bool
+    block_bytes: int
+    file_bytes: int
+    dir: str
+    def __init__(
+        self,
+        per_second: Shape | float,
+        direction: Literal["write", "read"] = ...,
+        order: Literal["sequential", "random"] = ...,
+        direct: bool = ...,
+        sync: bool = ...,
+        block_bytes: int = ...,
+        file_bytes: int = ...,
+        dir: str = ...,
+    ) -> None: ...
+
+class LockContention(Simulator):
+    count: Shape
+    contenders: Literal["threads", "tasks", "processes"]
+    contention: float
+    hold_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        contenders: Literal["threads", "tasks", "processes"] = ...,
+        contention: float = ...,
+        hold_s: float = ...,
+    ) -> None: ...
+
+class LockConvoy(Simulator):
+    count: Shape
+    hold_s: float
+    work_s: float
+    stall_s: float
+    every_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        hold_s: float = ...,
+        work_s: float = ...,
+        stall_s: float = ...,
+        every_s: float = ...,
+    ) -> None: ...
+
+class Deadlock(Simulator):
+    count: Shape
+    order: Literal["crossed", "ordered"]
+    detect: bool
+    on_deadlock: Literal["resolve", "fail"]
+    hold_s: float
+    timeout_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        order: Literal["crossed", "ordered"] = ...,
+        detect: bool = ...,
+        on_deadlock: Literal["resolve", "fail"] = ...,
+        hold_s: float = ...,
+        timeout_s: float = ...,
+    ) -> None: ...
+
+class Livelock(Simulator):
+    count: Shape
+    backoff: Literal["equal", "random"]
+    backoff_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        backoff: Literal["equal", "random"] = ...,
+        backoff_s: float = ...,
+    ) -> None: ...
+
+class PriorityInversion(Simulator):
+    count: Shape
+    mechanism: Literal["queue", "nice"]
+    inheritance: bool
+    hold_s: float
+    burst_s: float
+    bound_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        mechanism: Literal["queue", "nice"] = ...,
+        inheritance: bool = ...,
+        hold_s: float = ...,
+        burst_s: float = ...,
+        bound_s: float = ...,
     ) -> None: ...
 
 class MailboxFlood(Simulator):

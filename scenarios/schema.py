@@ -120,9 +120,9 @@ class Whole:
             return node.value
         raise expected(node, label, "a whole number")
 
-    def write(self, value: int) -> int:
-        """Return the number."""
-        return value
+    def write(self, value: float) -> int:
+        """Return the number without a point: shapes keep theirs as floats."""
+        return int(value)
 
     def schema(self) -> Schema:
         """Return the schema."""
@@ -407,9 +407,11 @@ def _single(key: str, schema: Schema) -> Schema:
 def _shape_record(cls: Any, of: str, helps: Mapping[str, str]) -> Record:
     """Return a shape's table: times lose their unit, levels take the strength's."""
     level = _level(of)
-    kinds: dict[str, Kind] = {"duty": Quantity("fraction"), "levels": Listed(level, least=1)}
+    kinds: dict[str, Kind] = {"duty": Quantity("fraction"), "levels": Listed(level, least=1), "function": Text()}
     table = []
     for item in fields(cls):
+        if item.name == "factor":
+            continue  # what `scaled` multiplies by, not what an author writes
         kind = kinds.get(item.name, Quantity("duration") if item.name.endswith("_s") else level)
         table.append(Field(_shape_key(item.name), item.name, kind, helps[item.name]))
     return Record(cls, tuple(table), (cls.__doc__ or "").strip())
@@ -437,6 +439,9 @@ _SHAPE_HELP: Final[Mapping[str, str]] = {
     "period_s": "from one start to the next",
     "length_s": "how long each peak lasts",
     "duty": "share of the period spent high",
+    "rate": "how much is added in each second",
+    "function": "name of a shape that an installed package offers",
+    "limit": "what no value may be above; it is what is reserved",
 }
 
 

@@ -69,7 +69,7 @@ def levels(shape: Shape) -> dict[str, float]:
         value = getattr(shape, one.name)
         if one.name == "levels":
             found |= {f"levels[{at}]": level for at, level in enumerate(value)}
-        elif one.name != "duty" and not one.name.endswith("_s"):
+        elif one.name not in ("duty", "function", "factor") and not one.name.endswith("_s"):
             found[one.name] = value
     return found
 

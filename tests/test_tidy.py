@@ -26,6 +26,13 @@ FUNCTION_LINES, FILE_LINES, TEST_FILE_LINES, EXPORTS = 70, 500, 800, 12  # test 
 CLOCK_FILES = {
     "actors/clock.py": "it is the clock",
 }
+# Files that map memory and may name 4096, and why.
+PAGE_FILES = {
+    "actors/memory_access.py": "so many indexes of a pattern are compared",
+    "actors/metrics/ring.py": "its header takes so much in the format of the file, whatever a page is",
+    "actors/metrics/segment.py": "its header takes so much in the format of the file, whatever a page is",
+}
+PAGE_BYTES = {1 << 12, 1 << 14, 1 << 16}  # pages of 4, 16 and 64 KiB
 # Functions that may be longer, and why.
 LONG_FUNCTIONS: dict[str, str] = {}
 # Files that may be longer, and why.
@@ -313,6 +320,29 @@ def wheel_holds_three_packages(repository: Repository) -> Iterator[str]:
             yield f"{source.name} would be missing in the wheel: name it in [tool.setuptools.package-data]"
 
 
+def page_size_is_asked(repository: Repository) -> Iterator[str]:
+    """What maps memory asks for the size of a page (`mmap.PAGESIZE`): none is a literal beside `mmap` calls or named a page."""
+    for source in repository.packages():
+        if source.name in PAGE_FILES or not any(name == "mmap" for _, name, level in source.imports() if level == 0):
+            continue
+        for node in ast.walk(source.tree):
+            if isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                named = any("page" in ast.unparse(target).lower() for target in targets)
+                if named and node.value is not None and _integer(node.value) in PAGE_BYTES:
+                    yield f"{source.name}:{node.lineno} says how large a page is; ask mmap.PAGESIZE"
+            elif isinstance(node, (ast.Constant, ast.BinOp)) and _integer(node) == 1 << 12:
+                yield f"{source.name}:{node.lineno} has the literal 4096; ask mmap.PAGESIZE"
+
+
+def _integer(node: ast.expr) -> int | None:
+    """Return the value of a whole number that is written as it is or as a shift, None for anything else."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.LShift):
+        left, right = _integer(node.left), _integer(node.right)
+        return None if left is None or right is None else left << right
+    return node.value if isinstance(node, ast.Constant) and type(node.value) is int else None
+
+
 CHECKS: tuple[Callable[[Repository], Iterator[str]], ...] = (
     imports_point_left,
     ray_in_two_files,
@@ -330,6 +360,7 @@ CHECKS: tuple[Callable[[Repository], Iterator[str]], ...] = (
     nothing_of_one_machine,
     links_resolve,
     wheel_holds_three_packages,
+    page_size_is_asked,
 )
 
 
@@ -380,6 +411,9 @@ BAD = [
     (nothing_of_one_machine, "Makefile", "\tcd /home" + "/jane/src"),
     (links_resolve, "docs/a.md", "see [b](b.md)"),
     (links_resolve, "docs/a.md", "# Some title\n\nsee [it](#other-title)"),
+    (page_size_is_asked, "actors/a.py", "import mmap\nmap = mmap.mmap(-1, 4096)"),
+    (page_size_is_asked, "actors/a.py", "import mmap\ndef f(size=4 << 10): ..."),
+    (page_size_is_asked, "actors/a.py", "import mmap\nPAGE = 1 << 14"),
     (wheel_holds_three_packages, "actors_old/a.py", ""),
     (wheel_holds_three_packages, "actors/inner/a.py", ""),
     (wheel_holds_three_packages, "cluster/page.html", "<html>"),

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..errors import CODES
+from ..exhaustion.refusal import ERRNOS
+from ..heap import SOURCES
+from ..kernels.orders import PATTERNS
 from ..messages import RESOURCES
 from ..ray_loads.flow import FATES
 from .registry import CATALOGUE
@@ -19,6 +22,9 @@ _CODES: Final = {"code": tuple(CODES), "category": tuple(dict.fromkeys(category 
 
 CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> label -> words
     "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
+    "load.refused": {"errno": ERRNOS},
+    "memory.overhead": {"source": SOURCES},
+    **{metric: {"pattern": tuple(PATTERNS)} for metric in ("memory.access", "memory.bandwidth", "memory.sequence")},
     "safety.ceiling": {"resource": RESOURCES},
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},
@@ -35,8 +41,10 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
 }
 NAMES: Final[Mapping[str, str]] = {
     "probe": "a probe of the scenario",
+    "core": "the number of a CPU",
     "simulator": "a simulator that is registered",
     "shape": "the name of a load shape",
+    "lock": "one of the first 16 locks of a load",
     "exporter": "an exporter of the run",
     "reason": "the class of the error that a destination raised",
     "metric": "a metric of the catalogue",

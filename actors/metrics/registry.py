@@ -15,7 +15,8 @@ from typing import Final
 from ..errors import InputError
 
 PREFIX: Final = "stress_cluster"
-RESERVED_LABELS: Final = ("run", "node", "worker", "phase", "le")
+CONTEXT: Final = ("run", "scenario", "node", "worker", "phase")  # what each point that leaves a run says of itself, whatever its metric
+RESERVED_LABELS: Final = (*CONTEXT, "le")
 # Operation.unit -> unit of its dose
 DOSE_UNITS: Final = {"fraction": "ratio", "bytes": "bytes", "count": "objects", "per_second": "per_second"}
 
@@ -140,6 +141,7 @@ _TABLE: Final = (
     ),
     # what loads say of themselves
     Metric("load.operations", C, "", "Units of work that a load finished."),
+    Metric("load.core.busy", G, "ratio", "Share of a CPU that the thread of a load that stays on it uses.", ("core",), level=Level.DETAIL),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
     # floods of Ray's actors and tasks
     Metric(
@@ -158,6 +160,61 @@ _TABLE: Final = (
     Metric("flood.lock.wait", H, "seconds", "Time that a contender waited for the lock, from its question to the token."),
     Metric("flood.lock.hold", H, "seconds", "Time that a contender held the lock."),
     Metric("flood.lock.lost", C, "", "Times that a holder lost the lock, because it did not give it back within its lease."),
+    # what loads that use something up say of it
+    Metric(
+        "load.refused", C, "", "Times that the kernel refused a load one more of what it holds, by error number.", ("errno",), vital=True
+    ),
+    Metric("load.sockets.waiting", G, "", "Sockets that a load's connections left in TIME_WAIT when it had closed both of their ends."),
+    # what loads of concurrency count at their locks, and what they plant and find there
+    Metric("concurrency.lock.acquisitions", C, "", "Locks that were acquired, whether after a wait or not."),
+    Metric("concurrency.lock.contended", C, "", "Locks that were asked for while they were held or others waited for them."),
+    Metric("concurrency.lock.wait", H, "seconds", "Time waited for a lock that was contended, until it was given or refused."),
+    Metric("concurrency.lock.hold", H, "seconds", "Time for which a lock was held."),
+    Metric("concurrency.lock.waiters", G, "", "Tasks that wait for a lock now, of the first 16 locks of a load.", ("lock",)),
+    Metric("concurrency.lock.holder", G, "", "Kernel's number of the thread or process that holds a lock now, 0 for none.", ("lock",)),
+    Metric("concurrency.lock.held", G, "seconds", "For how long its present holder has a lock, 0 while it is free.", ("lock",)),
+    Metric("concurrency.deadlock.planted", C, "", "Cycles of waiting that a load closed."),
+    Metric("concurrency.deadlock.detected", C, "", "Rounds of pairs in which a cycle was named and resolved.", vital=True),
+    Metric("concurrency.deadlock.timeouts", C, "", "Rounds of pairs that only the timeout ended.", vital=True),
+    Metric("concurrency.deadlock.completed", C, "", "Rounds of pairs in which both threads got both locks."),
+    Metric("concurrency.deadlock.cut", C, "", "Cycles that the end of their load cut short: planted, neither detected nor timed out."),
+    Metric("concurrency.deadlock.detection", H, "seconds", "Time from a cycle's closing to its being named."),
+    Metric("concurrency.livelock.tries", C, "", "Tries of threads for their second lock."),
+    Metric("concurrency.livelock.progress", C, "", "Tries that succeeded."),
+    Metric("concurrency.livelock.detected", C, "", "Pairs found to try for a second without any progress, once each time.", vital=True),
+    Metric("concurrency.convoy.stalls", C, "", "Holders that stalled with their lock."),
+    Metric("concurrency.convoy.formed", C, "", "Stalls at whose end at least half of the threads waited."),
+    Metric("concurrency.convoy.length", H, "", "Threads that waited at the end of a stall."),
+    Metric("concurrency.convoy.clearing", H, "seconds", "Time from a stall's end until fewer than half of the threads waited."),
+    Metric("concurrency.inversion.planted", C, "", "Episodes in which a priority inversion was planted."),
+    Metric(
+        "concurrency.inversion.detected",
+        C,
+        "",
+        "Waits of urgent threads, longer than allowed, for a less urgent holder while one of between ran.",
+        vital=True,
+    ),
+    # what memory loads say of their blocks and of their accesses
+    Metric("memory.populated", C, "bytes", "Bytes that a memory load populated."),
+    Metric("memory.released", C, "bytes", "Bytes that a memory load gave back while it ran."),
+    Metric("memory.step", H, "seconds", "Time to populate or to give back at most 16 MiB."),
+    Metric("memory.live", G, "bytes", "Bytes in blocks that a fragmented load has not freed."),
+    Metric("memory.free", G, "bytes", "Bytes in the holes of a fragmented load: freed, and still resident."),
+    Metric("memory.hole", G, "bytes", "Largest hole of a fragmented load: the most that one request can get without growth."),
+    Metric("memory.fragmentation", G, "ratio", "Which share of the free bytes one request cannot get: 1 less largest hole by free bytes."),
+    Metric("memory.overhead", G, "ratio", "Resident bytes for each live one, by what it was read from.", ("source",)),
+    Metric("memory.allocated", C, "", "Blocks that a fragmented load allocated."),
+    Metric("memory.freed", C, "", "Blocks that a fragmented load freed."),
+    Metric("memory.refused", C, "", "Requests of fewer than the free bytes that found no hole and were not met by growth."),
+    Metric("memory.access", H, "seconds", "Time of one read of a working set: the mean of a slice.", ("pattern",)),
+    Metric("memory.bandwidth", G, "bytes_per_second", "Bytes that a load reads of its working set in a second.", ("pattern",)),
+    Metric(
+        "memory.sequence",
+        G,
+        "",
+        "Hash of the first 4096 indexes that a load reads: alike wherever pattern, working set, stride and seed are.",
+        ("pattern",),
+    ),
     # probes: response time counts from the intended start, service time from the real one
     Metric("probe.response", H, "seconds", "Time from a probe's intended start to its answer.", ("probe",)),
     Metric("probe.service", H, "seconds", "Time from a probe's real start to its answer.", ("probe",)),

@@ -162,6 +162,10 @@ class MemoryReporter(_Kinds):
         series, _ = series_of(name, find(name).kind, labels)
         return list(self._kept[series].samples) if series in self._kept else []
 
+    def series(self) -> list[Series]:
+        """Return the series that took samples."""
+        return [series for series, kept in self._kept.items() if kept.samples]
+
     def clear(self) -> None:
         """Forget the samples; the series stay."""
         for kept in self._kept.values():

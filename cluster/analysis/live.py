@@ -34,7 +34,7 @@ _ANY: Final = ("", "0.0.0.0", "::")  # noqa: S104  # who listens on all listens 
 def follow(
     run: str | Path, metric: str = "*", *, out: str | Path = "runs", headers: Mapping[str, str] | None = None, **words: str | Sequence[str]
 ) -> LiveWindows:
-    """Return the windows that come from now on, as dictionaries with the columns of `export --to jsonl` and `run` and `scenario`.
+    """Return the windows that come from now on, as dictionaries with the columns of `export --to jsonl`.
 
     `run` is a run that has an endpoint (`--prometheus-port`), as `load` takes it, or the URL of an endpoint. `words` choose windows as in
     a query (`node`, `worker`, `phase`, `label`) and may set `bound` (how many wait at most) and `overflow` (`drop_oldest`,

@@ -59,9 +59,12 @@ def _scenarios() -> Records:
 
 
 def _metrics() -> Records:
-    from actors.metrics.registry import CATALOGUE  # noqa: PLC0415
+    from actors.metrics.registry import CATALOGUE, CONTEXT  # noqa: PLC0415
 
-    return {name: {**plain(metric), "summary": metric.help, "family": metric.family()} for name, metric in CATALOGUE.items()}
+    return {
+        name: {**plain(metric), "summary": metric.help, "family": metric.family(), "context": list(CONTEXT)}
+        for name, metric in CATALOGUE.items()
+    }
 
 
 def _probes() -> Records:

@@ -214,12 +214,17 @@ def forget(
     nothing is left there; `status` names it. A node that comes back confirms by itself, with its next run or `recover`. Of one that
     never will, say so here; it is kept in the orchestrator's journal. Refused while load may live there.
 
+    Ended runs wait no more for its metrics: `recover` is clean again, and their summaries count the streams whose rest is lost. Their
+    verdict stays. What it delivers all the same, should it come back, is taken.
+
     Example:
       stress-cluster forget n3 --address auto
     """
     with connection(address, config) as link:
         found = link.forget(node)
-    emit(found, as_json, [f"{node} is no longer counted; it was charged to {', '.join(found.get('runs') or ())}"])
+    charged, waiting = ", ".join(found.get("runs") or ()), ", ".join(found.get("streams") or ())
+    lines = [f"{node} is no longer counted; it was charged to {charged}"] if charged else []
+    emit(found, as_json, [*lines, *([f"what had not arrived of its metrics is given up in {waiting}"] if waiting else [])])
     return 0
 
 

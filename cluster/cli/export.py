@@ -49,9 +49,10 @@ def export(
 ) -> int:
     """Write a run's metrics to one file: a row for each series and window, with the columns of the run directory.
 
-    The file appears whole or not at all; one that is there is replaced only with --force. JSON and CSV leave out the digests
-    (binary, mergeable) and write NaN and infinities as NaN, Infinity and -Infinity; parquet and arrow keep everything.
-    A run that still runs is exported as it stands; that, and what of its log cannot be read, is said on standard error.
+    Before those columns each row names its run and scenario. The file appears whole or not at all; one that is there is replaced
+    only with --force. JSON and CSV leave out the digests (binary, mergeable) and write NaN and infinities as NaN, Infinity and
+    -Infinity; parquet and arrow keep everything. A run that still runs is exported as it stands; that, and what of its log
+    cannot be read, is said on standard error.
 
     Examples:
       stress-cluster export latest --to csv
@@ -61,12 +62,14 @@ def export(
     from actors.metrics.registry import CATALOGUE  # noqa: PLC0415
 
     from ..exporters.base import UnfinishedError  # noqa: PLC0415
+    from ..exporters.context import Context  # noqa: PLC0415
     from ..exporters.files import check_destination  # noqa: PLC0415
     from ..exporters.forms import FORMS, write_file  # noqa: PLC0415
 
     form = FORMS[to]
     settings = options.resolve(config)
     folder, data, status = _read(run, settings, address)
+    context = Context.of(data.manifest or {}, folder.resolve().name)
     path = out or Path(f"{folder.resolve().name}{form.suffix}")
     check_destination(path, may_replace=force)
     table = data.metrics
@@ -75,7 +78,7 @@ def export(
     table = _chosen(table, "node", node or [], nodes)
     labels = sorted({name for batch in table.column("labels").chunks for name in batch.keys.unique().to_pylist()})
     try:
-        size = write_file(form, path, table.to_batches(max_chunksize=_BATCH_ROWS), labels)
+        size = write_file(form, path, table.to_batches(max_chunksize=_BATCH_ROWS), context, labels)
     except (OSError, UnfinishedError) as error:
         stands = "; the old file stands" if path.exists() else "; no file was left"
         raise HarnessError("os", f"cannot write {path}: {error}{stands}", "make room, or give another --out") from error

@@ -1,7 +1,7 @@
 """What a destination is, and how it says that it failed. A destination moves rows and decides nothing: see `lane`.
 
-Rows are Arrow record batches with the contract's metric columns (`cluster.metrics.windows.METRICS`). The caller is one thread, and
-calls `open`, then `write` and `flush` in any number, then `close`; `health` may be asked at any time.
+Rows are Arrow record batches with the columns of `context.EXPORTED`: run and scenario, then the contract's metric columns. The caller is
+one thread, and calls `open`, then `write` and `flush` in any number, then `close`; `health` may be asked at any time.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..files import sync_folder
 from .arrow_file import ArrowFile, ParquetFile
 from .base import Exporter
+from .context import Context
 from .csv_file import CsvFile, CsvForm
 from .files import sweep
 from .json_file import JsonArray, JsonLines
@@ -44,14 +45,14 @@ FORMS: Final[dict[str, Form]] = {
         Form(
             "parquet",
             ".parquet",
-            "Parquet with the contract's columns and types, digests included.",
+            "Parquet with the columns and types of the run directory, run and scenario before, digests included.",
             False,
             lambda path, _: ParquetFile(path),
         ),
         Form(
             "arrow",
             ".arrow",
-            "Arrow IPC file with the contract's columns and types, digests included.",
+            "Arrow IPC file with the columns and types of the run directory, run and scenario before, digests included.",
             False,
             lambda path, _: ArrowFile(path),
         ),
@@ -59,8 +60,8 @@ FORMS: Final[dict[str, Form]] = {
 }
 
 
-def write_file(form: Form, path: Path, batches: Iterable[pa.RecordBatch], labels: Sequence[str] = ()) -> int:
-    """Write rows to a file that appears whole, replacing one of that name, and return its size in bytes.
+def write_file(form: Form, path: Path, batches: Iterable[pa.RecordBatch], context: Context, labels: Sequence[str] = ()) -> int:
+    """Write the rows of a run to a file that appears whole, replacing one of that name, and return its size in bytes.
 
     Raises `OSError` or `UnfinishedError`; then no file appears, and one that was there stands.
     """
@@ -71,7 +72,7 @@ def write_file(form: Form, path: Path, batches: Iterable[pa.RecordBatch], labels
     try:
         exporter.open()
         for batch in batches:
-            exporter.write(batch)
+            exporter.write(context.on(batch))
         exporter.close()
         if form.appends:
             target.replace(path)

@@ -7,6 +7,7 @@ buffer is the page. Not thread-safe.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.metrics.registry import CATALOGUE, Kind, Metric
+from actors.metrics.registry import CATALOGUE, CONTEXT, Kind, Metric
 
 from ..metrics.buckets import Buckets
 from ..metrics.live import Sample, SeriesKey
 from .exposition import END, Family, Form, exemplar_text
 from .numbers import Floats, texts
 
-COMMON: Final = ("run", "node", "worker", "phase")
 _NAN: Final = float("nan")
 _NEWLINE: Final = pa.scalar("\n")
 _NOTHING: Final = pa.scalar("")
@@ -75,10 +75,14 @@ class _Layout:
 class Page:
     """Renders samples of one run in one form. Metrics that the catalogue does not know are left out."""
 
-    def __init__(self, run: str, form: Form, buckets: Buckets | None = None, catalogue: Mapping[str, Metric] = CATALOGUE) -> None:
-        self._run, self._form, self._buckets, self._catalogue = run, form, buckets or Buckets(), catalogue
+    def __init__(
+        self, run: str, form: Form, buckets: Buckets | None = None, catalogue: Mapping[str, Metric] = CATALOGUE, *, scenario: str = ""
+    ) -> None:
+        self._run, self._scenario = run, scenario
+        self._form, self._buckets, self._catalogue = form, buckets or Buckets(), catalogue
         self._layout = _Layout([], False, (), pa.array([], pa.string()), np.empty(0, np.intp), np.empty(0, np.intp))
         self._starts: dict[SeriesKey, list[str]] = {}
+        self._heights: dict[tuple[str, str], int] = {}
 
     def render(self, samples: Sequence[Sample]) -> Rendered:
         """Return the page of these samples. A series may be among them once."""
@@ -88,6 +92,37 @@ class Page:
         ends = self._exemplars(layout, samples) if self._form is Form.OPENMETRICS else None
         body = _assembled(layout, values, ends, keep)
         return Rendered(body + END if self._form is Form.OPENMETRICS else body, values.size, malformed)
+
+    # how long it is
+
+    def fitting(self, samples: Sequence[Sample], most: int) -> tuple[Sequence[Sample], int]:
+        """Return the first samples that have no more than this many lines together, and how many these have.
+
+        A line is what Prometheus stores as a series: a histogram has one for each bucket, and `_count` and `_sum`.
+        """
+        lines = self.lines(samples)
+        if lines <= most:
+            return samples, lines
+        ends = list(itertools.accumulate(map(self._height, samples)))
+        at = bisect.bisect_right(ends, most)
+        return samples[:at], ends[at - 1] if at else 0
+
+    def lines(self, samples: Sequence[Sample]) -> int:
+        """Return how many lines with a number these have in this form; those that OpenMetrics does not allow count as well."""
+        histogram, counter = Kind.HISTOGRAM, Kind.COUNTER  # a member costs more to look up than the rest of a turn
+        tall = [one for one in samples if one.kind is histogram]
+        lines = len(samples) - len(tall) + sum(map(self._height, tall))
+        if self._form is Form.OPENMETRICS:
+            lines += sum([one.created_s is not None for one in samples if one.kind is counter])
+        return lines
+
+    def _height(self, one: Sample) -> int:
+        kind = one.key.metric, one.key.unit
+        if kind not in self._heights:
+            metric = self._catalogue.get(one.key.metric)
+            self._heights[kind] = family_of(metric, one.key.unit, self._buckets).height() if metric else 0
+        has_created = self._form is Form.OPENMETRICS and one.created_s is not None and one.kind is not Kind.GAUGE
+        return self._heights[kind] + has_created
 
     # the layout
 
@@ -129,7 +164,7 @@ class Page:
 
     def _labels(self, metric: Metric, key: SeriesKey) -> list[str]:
         declared = dict(key.labels)
-        return [self._run, key.node, key.worker, key.phase, *(declared.get(label, "") for label in metric.labels)]
+        return [self._run, self._scenario, key.node, key.worker, key.phase, *(declared.get(label, "") for label in metric.labels)]
 
     # the numbers
 
@@ -189,7 +224,7 @@ def family_of(metric: Metric, unit: str, buckets: Buckets) -> Family:
     """Return the family that shows a metric in a unit."""
     name = metric.family(unit).removesuffix("_total") if metric.kind is Kind.COUNTER else metric.family(unit)
     bounds = buckets.bounds(metric.name, unit) if metric.kind is Kind.HISTOGRAM else ()
-    return Family(name, metric.kind, metric.help, unit, (*COMMON, *metric.labels), bounds)
+    return Family(name, metric.kind, metric.help, unit, (*CONTEXT, *metric.labels), bounds)
 
 
 def _histograms(family: Family, samples: Sequence[Sample]) -> Floats:

@@ -24,6 +24,7 @@ from actors.metrics.histogram import Histogram
 from ..metrics.windows import METRICS, Row
 from .base import Exporter, Health
 from .breaker import BreakerPolicy
+from .context import Context
 from .figures import ExporterReport, PipelineReport, rows_of
 from .lane import Lane
 from .limits import Limits, Overflow, Reason
@@ -45,9 +46,18 @@ class AuditEvent:
 
 
 class ExportPipeline:
-    """See the module. Make it inside a running loop, and end it with `shutdown`."""
+    """See the module. Make it inside a running loop, and end it with `shutdown`. `context` says whose rows they are."""
 
-    def __init__(self, *, clock: Clock | None = None, seed: int | None = None, tracer: Tracer | None = None, wait: Wait = wait_for) -> None:
+    def __init__(
+        self,
+        *,
+        context: Context | None = None,
+        clock: Clock | None = None,
+        seed: int | None = None,
+        tracer: Tracer | None = None,
+        wait: Wait = wait_for,
+    ) -> None:
+        self._context = context or Context()
         self._clock = clock or SystemClock()
         self._chance = random.Random(seed)
         self._wait = wait
@@ -91,7 +101,7 @@ class ExportPipeline:
         if self._told is not None:
             self._told = replace(self._told, exporters={other: told for other, told in self._told.exporters.items() if other != name})
         rules = self._rules.chains.get(name, ())
-        self._ports[name] = Port(name, exporter, lane, rules, self._clock, self._chance.random, self._wait)
+        self._ports[name] = Port(name, exporter, lane, rules, self._context, self._clock, self._chance.random, self._wait)
         self._ports[name].shrink(self._pressure.share)
         self._note(f"added {name}")
 

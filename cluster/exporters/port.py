@@ -17,6 +17,7 @@ from actors.metrics.histogram import Histogram
 
 from .base import Exporter, Health, RejectedError, UnfinishedError
 from .breaker import BreakerPolicy, State
+from .context import Context
 from .figures import ExporterReport, Latencies
 from .lane import Lane
 from .limits import Limits, Overflow, Reason
@@ -46,12 +47,20 @@ class Port:
     """See the module. `chance` gives numbers in 0..1 for the jitter of retries; `wait` is replaced where time is virtual."""
 
     def __init__(
-        self, name: str, exporter: Exporter, lane: Lane, rules: Iterable[Rule], clock: Clock, chance: Callable[[], float], wait: Wait
+        self,
+        name: str,
+        exporter: Exporter,
+        lane: Lane,
+        rules: Iterable[Rule],
+        context: Context,
+        clock: Clock,
+        chance: Callable[[], float],
+        wait: Wait,
     ) -> None:
         self.name, self.exporter, self.lane = name, exporter, lane
         self.chain = Chain(tuple(rules))
         self._limits, self._share = lane.limits, 1.0
-        self._clock, self._chance, self._wait = clock, chance, wait
+        self._context, self._clock, self._chance, self._wait = context, clock, chance, wait
         self._worker = Worker(name)
         self._wake = asyncio.Event()
         self._waiting: deque[_Waiting] = deque()
@@ -197,7 +206,7 @@ class Port:
         if not self._is_opened:
             self.exporter.open()
             self._is_opened = True
-        self.exporter.write(batch)
+        self.exporter.write(self._context.on(batch))
 
     async def _flush(self) -> None:
         self._unflushed_ns = None

@@ -6,11 +6,12 @@ TLS and credentials where set.
 /exporters/NAME/readyz say the same of one exporter. /healthz does not follow the exporters: who restarts what is not alive would end a run
 because a destination of its metrics is down.
 
-Families are named by the catalogue (`Metric.family`), carry its help, and have the labels run, node, worker, phase and those that the
-metric declares. Counters are totals of the run so far; histograms have classic buckets (`Buckets`). The endpoint tells of itself
+Families are named by the catalogue (`Metric.family`), carry its help, and have the labels run, scenario, node, worker, phase and those
+that the metric declares. Counters are totals of the run so far; histograms have classic buckets (`Buckets`). The endpoint tells of itself
 too: how many series it shows and hides, and why, and how requests ended.
 
-Series beyond the limit are hidden, the youngest first; so are those that were not seen for a while, until they come back.
+Series are counted as Prometheus stores them: each line is one. Those beyond the limit are hidden, the youngest first; so are those
+that were not seen for a while, until they come back.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from actors.metrics.registry import CATALOGUE, Kind, Metric
 from ..metrics import buckets as bucket_settings
 from ..metrics.buckets import Buckets
 from ..metrics.live import Sample, SeriesKey
+from ..metrics.own_stream import OWN as OWN_NODE
+from ..stored import scenario_name
 from . import access, tls
 from .exposition import Form
 from .http_message import Refused, Request, Response
@@ -105,7 +108,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to serve. Paths are on the node that serves; `checks` are asked at each look at /readyz.
+    """How to serve. Paths are on the node that serves; `scenario` is on each series; `checks` are asked at each look at /readyz.
 
     `exporters` give, by name, what the /healthz and the /readyz of one exporter say.
     """
@@ -120,6 +123,7 @@ class Options:
     timeout_s: float = 10.0
     checks: tuple[Callable[[], Finding], ...] = ()
     exporters: Mapping[str, Callable[[], tuple[Finding, Finding]]] = field(default_factory=dict)
+    scenario: str = ""
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any]) -> Options:
@@ -127,12 +131,12 @@ class Options:
         said = {path.removeprefix("prometheus."): one["value"] for path, one in (manifest.get("settings") or {}).items()}
         names = ("tls_cert", "tls_key", "auth_file", "max_series", "max_scrapes", "idle_s", "timeout_s")
         known = {name: said[name] for name in names if name in said}
-        return cls(buckets=bucket_settings.parse(said.get("buckets", "")), **known)
+        return cls(buckets=bucket_settings.parse(said.get("buckets", "")), scenario=scenario_name(manifest), **known)
 
 
-def render(run: str, samples: Sequence[Sample], form: Form = Form.TEXT, buckets: Buckets | None = None) -> bytes:
+def render(run: str, samples: Sequence[Sample], form: Form = Form.TEXT, buckets: Buckets | None = None, *, scenario: str = "") -> bytes:
     """Return the page of these samples, without what an endpoint tells of itself."""
-    return Page(run, form, buckets).render(samples).body
+    return Page(run, form, buckets, scenario=scenario).render(samples).body
 
 
 class _Shown:
@@ -144,7 +148,7 @@ class _Shown:
         self._source, self._options, self._clock, self._counted = source, options, clock, counted
         self._lock = threading.Lock()
         catalogue = {**CATALOGUE, **OWN}
-        self._pages = {form: Page(source.run_id, form, options.buckets, catalogue) for form in Form}
+        self._pages = {form: Page(source.run_id, form, options.buckets, catalogue, scenario=options.scenario) for form in Form}
         self._kept: dict[Form, tuple[int, Rendered]] = {}
         self._zipped: dict[Form, bytes] = {}
         self._malformed = 0
@@ -170,7 +174,7 @@ class _Shown:
         kept = self._kept.get(form)
         if kept is None or now_ns - kept[0] >= self._fresh_ns:
             try:
-                rendered = self._pages[form].render(self._samples(now_ns))
+                rendered = self._pages[form].render(self._samples(self._pages[form], now_ns))
             except Exception as error:
                 self._trouble = f"cannot render metrics: {error}"
                 raise
@@ -180,13 +184,15 @@ class _Shown:
             self._zipped.pop(form, None)
         return kept[1]
 
-    def _samples(self, now_ns: int) -> list[Sample]:
+    def _samples(self, page: Page, now_ns: int) -> list[Sample]:
         latest = self._source.latest()
         since_ns = now_ns - int(self._options.idle_s * SECOND_NS)
         alive = [one for one in latest if one.seen_ns >= since_ns or _is_vital(one)]
-        shown = alive[: self._options.max_series]
-        hidden = {"limit": len(alive) - len(shown), "idle": len(latest) - len(alive) + self._source.stale(), "malformed": self._malformed}
-        return [*shown, *self._own(len(shown), hidden)]
+        idle = [one for one in latest if one.seen_ns < since_ns and not _is_vital(one)] if len(alive) < len(latest) else []
+        shown, lines = page.fitting(alive, self._options.max_series)
+        beyond = page.lines(alive[len(shown) :])
+        hidden = {"limit": beyond, "idle": page.lines(idle) + self._source.stale(), "malformed": self._malformed}
+        return [*shown, *self._own(lines, hidden)]
 
     def _own(self, shown: int, hidden: Mapping[str, int]) -> Iterable[Sample]:
         yield _own_sample("exposition.series", shown)
@@ -203,7 +209,7 @@ def _is_vital(sample: Sample) -> bool:
 
 
 def _own_sample(name: str, value: float, *labels: tuple[str, str]) -> Sample:
-    return Sample(SeriesKey(name, "", "", "", "", labels), OWN[name].kind, float(value))
+    return Sample(SeriesKey(name, "", OWN_NODE, "", "", labels), OWN[name].kind, float(value))
 
 
 class MetricsServer:

@@ -1,6 +1,6 @@
 """/api/v1/stream: new windows of a run as JSON lines, for as long as the client reads and the run lasts.
 
-A line is a window, as `export --to jsonl` writes it, with `run` and `scenario` before; or `{"stream": {...}}` with the client's own counts
+A line is a window, as `export --to jsonl` writes it; or `{"stream": {...}}` with the client's own counts
 of windows: `offered` = `delivered` + `dropped` + `waiting`. That line comes first, whenever more was dropped, after 5 s of silence, and,
 with `"ended": true`, last. A client that reads too slowly loses windows of its own queue, by count, and nobody else's.
 """
@@ -18,6 +18,7 @@ from actors.errors import InputError, RefusedError
 from ..metrics.asking import About
 from ..metrics.subscription import Subscription
 from ..metrics.window_feed import Window, rows_of
+from .context import Context
 from .http_message import Response
 from .query_api import told, words_of
 from .text import TextForm
@@ -46,7 +47,7 @@ class Lines:
 
     def __init__(self, subscription: Subscription[Window], about: About, beat_s: float = BEAT_S) -> None:
         self._subscription, self._beat_s = subscription, beat_s
-        self._where = {"run": about.run, "scenario": about.scenario}
+        self._context = Context(about.run, about.scenario)
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._counts()
@@ -59,7 +60,7 @@ class Lines:
                 yield self._counts(ended=is_last)
             if windows:
                 form = TextForm()
-                yield b"".join(_line(self._where | row) for batch in rows_of(windows) for row in form.rows(batch))
+                yield b"".join(_line(row) for batch in rows_of(windows) for row in form.rows(self._context.on(batch)))
             elif is_last:
                 return
 
@@ -68,7 +69,7 @@ class Lines:
         self._subscription.cancel()
 
     def _counts(self, *, ended: bool = False) -> bytes:
-        return _line({"stream": self._where | asdict(self._subscription.counts()) | {"ended": ended}})
+        return _line({"stream": asdict(self._context) | asdict(self._subscription.counts()) | {"ended": ended}})
 
 
 def _line(document: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from actors.errors import InputError
 
-from ..metrics.windows import METRICS
+from .context import EXPORTED
 
 DECIMALS_MAX: Final = 15
 
@@ -51,10 +51,10 @@ class TextForm:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns that are written."""
-        return tuple(name for name in METRICS.names if self.digests or name != "digest")
+        return tuple(name for name in EXPORTED.names if self.digests or name != "digest")
 
     def rows(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-        """Yield each row with text-ready values: None, int, finite float, str, and labels as a dictionary."""
+        """Yield each row of `EXPORTED` columns with text-ready values: None, int, finite float, str, and labels as a dictionary."""
         columns = {name: self._column(batch.column(name), name) for name in self.columns}
         for values in zip(*columns.values(), strict=True):
             yield dict(zip(columns, values, strict=True))

@@ -2,6 +2,7 @@
 
     robust_z    |value - median| / scale > 5.25  of the last 240 windows; scale: 1.4826 x MAD, which is sigma of a normal distribution
     ewma        |value - mean| / sigma > 5.25    mean and variance with weights that fall by 1 % a window; steps count up to 3 sigma
+    leak        bytes held that rise evenly for 20 s and 10 windows: see `leaks`
 
 A scale is at least 1 % of the level, so that a series which hardly moves is not judged by its last digit; one that never moved from 0 is
 not judged. Nothing is judged before 100 windows. After a finding a detector learns anew: a step is found once, not in each window after.
@@ -23,6 +24,8 @@ import pyarrow as pa
 
 from actors.errors import InputError
 from actors.metrics.registry import Kind
+
+from .leaks import Leaks
 
 GROUP: Final = "stress_cluster.anomaly_hooks"
 LEAST: Final = 100
@@ -120,7 +123,11 @@ class PerSeries:
         return self._detectors[key](reading.value)
 
 
-BUILTIN: Final[dict[str, Callable[[], Hook]]] = {"robust_z": lambda: PerSeries(RobustZ), "ewma": lambda: PerSeries(Ewma)}
+BUILTIN: Final[dict[str, Callable[[], Hook]]] = {
+    "robust_z": lambda: PerSeries(RobustZ),
+    "ewma": lambda: PerSeries(Ewma),
+    "leak": Leaks,
+}
 
 
 def hooks_of(text: str, found: Iterable[EntryPoint] | None = None) -> dict[str, Hook]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from actors.errors import InputError
 from actors.metrics.registry import CATALOGUE, Metric, find
 
+from ..stored import scenario_name
 from ..words import moment
 from .answer import Answer, answer
 from .query import Between
@@ -34,9 +35,7 @@ class About:
     @classmethod
     def of(cls, manifest: Mapping[str, Any], run: str, status: str) -> About:
         """Return what a manifest says."""
-        scenario = manifest.get("scenario")
-        name = str(scenario.get("name", "")) if isinstance(scenario, Mapping) else ""
-        return cls(str(manifest.get("run") or run), name, status, str(manifest.get("start") or ""))
+        return cls(str(manifest.get("run") or run), scenario_name(manifest), status, str(manifest.get("start") or ""))
 
 
 def understand(words: Words, about: About, span: Between | None) -> Query:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from actors.metrics.labels import CLOSED, NAMES
-from actors.metrics.registry import CATALOGUE, Kind, Metric, Verbosity
+from actors.metrics.registry import CATALOGUE, CONTEXT, Kind, Metric, Verbosity
 
 from .buckets import BY_UNIT, Buckets
 
@@ -21,13 +21,13 @@ a metric is a row for each series and window ([columns](files.md#metrics)); `str
 | | meaning |
 |---|---|
 | kind | `counter`: increases add up; `gauge`: states, the last one counts; `histogram`: distributions merge |
-| family | name at the Prometheus endpoint, where each has the labels `run`, `node`, `worker` and `phase` beside its own |
+| family | name at the Prometheus endpoint, where each has the labels {context} beside its own; exported rows have these as columns |
 | recorded | from which level on: `minimal`, `normal` (the default), `verbose`; `always` is under every level, filter and sampling |
 
 At its level a run has of its nodes all that begins with {prefixes}, where an operation of that kind loads;
 others are there where what they tell of happens, or was asked for.
 
-""".format(prefixes=", ".join(f"`{one}`" for one in OF_NODES))
+""".format(prefixes=", ".join(f"`{one}`" for one in OF_NODES), context=", ".join(f"`{one}`" for one in CONTEXT))
 _COLUMNS: Final = "| metric | kind | unit | family | labels | recorded | what it is |\n|---|---|---|---|---|---|---|\n"
 _OWN: Final = """
 ## Of the Prometheus endpoint itself

@@ -11,7 +11,10 @@ from actors.errors import InputError
 
 from ..model import Scenario
 
-NAMES: Final[tuple[str, ...]] = ("burst",)
+NAMES: Final[tuple[str, ...]] = (
+    "burst",
+    "exhaustion",
+)
 
 
 def get(name: str) -> Scenario:

@@ -16,7 +16,7 @@ from cluster.exporters.csv_file import CsvFile
 from cluster.exporters.files import rotated
 from cluster.exporters.json_file import JsonArray
 from tests.support.killing import ROOT, killed
-from tests.support.sinks import numbered
+from tests.support.sinks import CONTEXT, numbered
 
 QUEUE = 60
 
@@ -83,7 +83,7 @@ from pathlib import Path
 from cluster.exporters.csv_file import CsvFile
 from cluster.exporters.json_file import JsonArray, JsonLines
 from cluster.exporters.wal import Sync
-from tests.support.sinks import numbered
+from tests.support.sinks import CONTEXT, numbered
 
 folder, rotations, chance = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
 batches = [numbered(first, 3) for first in range(0, 30, 3)]
@@ -92,10 +92,10 @@ def live(say):
     growing = [CsvFile(folder / "x.csv", rotate_bytes=1, sync=Sync.NEVER), JsonLines(folder / "x.jsonl", rotate_bytes=1, sync=Sync.NEVER)]
     for at, batch in enumerate(itertools.cycle(batches)):
         for sink in growing:
-            sink.write(batch)
+            sink.write(CONTEXT.on(batch))
         if at % 4 == 0:
             whole = JsonArray(folder / "whole.json")
-            whole.write(batch)
+            whole.write(CONTEXT.on(batch))
             whole.close()
         os.write(say, b".")
 
@@ -151,6 +151,6 @@ def test_a_reader_never_sees_a_part_of_a_file_that_has_its_name(tmp_path: Path, 
     assert kills >= 10
     assert polls > 10
     for sink in (CsvFile(tmp_path / "x.csv"), JsonArray(tmp_path / "whole.json")):
-        sink.write(numbered(0, 1))
+        sink.write(CONTEXT.on(numbered(0, 1)))
         sink.close()
     assert not list(tmp_path.glob(".*"))

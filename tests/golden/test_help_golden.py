@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from actors.errors import CODES
+from actors.kernels.table import to_page
 from actors.metrics.registry import CATALOGUE
 from cluster import cli
 from cluster.exporters.prometheus import OWN
@@ -88,6 +89,11 @@ def test_metrics_reference():
     """docs/reference/metrics.md is the catalogue, and what the Prometheus endpoint tells of itself."""
     check(REFERENCE / "metrics.md", reference.page(OWN.values()))
     assert all(f"| `{name}` |" in reference.page() for name in CATALOGUE)
+
+
+def test_kernels_reference():
+    """docs/reference/kernels.md is the table of kernels."""
+    check(REFERENCE / "kernels.md", to_page())
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in cli.COMMANDS])

@@ -13,23 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from load_pages import PageGuardian
+from load_bench import CAPACITY, GENERATION, SLOT, Bench
 from support.observe import anonymous_bytes, promised
 from support.waiting import until
 
-from actors.carrier import LoadProcess, load_environment
+from actors.carrier import load_environment
 from actors.clock import SECOND_NS, SystemClock
 from actors.dose import OutsideMeter
 from actors.errors import HarnessError
 from actors.host import BusyMeter
-from actors.lease import LeaseWatch
 from actors.lifecycle import EXIT_LEASE, EXIT_ORPHAN, Event
 from actors.limits import find_container
 from actors.load import LoadSpec
 from actors.messages import Capacity, Operation, SlotTicket
 
-SLOT, GENERATION, MIB = 3, 7, 1 << 20
-CAPACITY = Capacity(cpu_cores=1.0, memory_bytes=1 << 30, disk_bytes=1 << 30)
+MIB = 1 << 20
 CPU = Operation("cpu", "CpuLoad", "n1", 0.0, 60.0, "fraction", {"kind": "constant", "level": 0.3})
 MEMORY = Operation("memory", "MemoryPressure", "n1", 0.0, 60.0, "bytes", {"kind": "constant", "level": 100 * MIB})
 
@@ -37,54 +35,6 @@ MEMORY = Operation("memory", "MemoryPressure", "n1", 0.0, 60.0, "bytes", {"kind"
 @pytest.fixture(scope="session")
 def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("state")
-
-
-class Bench:
-    """One load, its pages and its outside meter."""
-
-    def __init__(self, state_dir: Path, operation: Operation, capacity: Capacity) -> None:
-        self.guardian = PageGuardian()
-        self.guardian.open_slot(SLOT, GENERATION)
-        watch = LeaseWatch(self.guardian.control, self.guardian.stats, SLOT, GENERATION, SystemClock(), leave=lambda _: None)
-        ticket = SlotTicket(SLOT, GENERATION)
-        fds = self.guardian.page_fds
-        self.load = LoadProcess(operation, capacity, ticket, watch=watch, guardian=self.guardian, page_fds=fds, state_dir=state_dir)
-        self.operation = operation
-
-    def ready(self) -> None:
-        self.load.start()
-        until(lambda: self.load.poll() or self.stats.state >= 2, 60, lambda: f"{self.load.poll()} {self.stats}")
-        assert self.load.poll() is None, self.load.poll()
-        self.meter = OutsideMeter(self.operation, self.load.pids)
-        self.meter.set_baseline()
-
-    def go(self, lease_s: float = 30.0) -> int:
-        self.guardian.grant(SLOT, GENERATION, lease_s)
-        start_ns = self.guardian.start(SLOT)
-        until(lambda: self.stats.first_slice_ns, 5, "the first slice")
-        return start_ns
-
-    def end(self) -> tuple[Event, str]:
-        return until(self.load.poll, 10, "the end of the load")
-
-    @property
-    def stats(self) -> Any:
-        return self.guardian.stats.read(SLOT)
-
-    def cores(self, over_s: float = 1.0) -> float:
-        clock, pause = SystemClock(), threading.Event()
-        before, then_ns = self.meter.read(), clock.boot_ns()
-        pause.wait(over_s)
-        after, now_ns = self.meter.read(), clock.boot_ns()
-        assert before is not None
-        assert after is not None
-        return (after - before) / ((now_ns - then_ns) / SECOND_NS)
-
-    def close(self) -> None:
-        self.load.kill()
-        self.load._reap()
-        self.load.close()
-        self.guardian.close()
 
 
 @pytest.fixture
@@ -114,6 +64,7 @@ def test_cpu_is_what_was_asked(bench: Any, level: float, kernel: str) -> None:
     """Seen from outside, the load uses the asked share of a core within 5 points, with either kernel."""
     one = bench(replace(CPU, shape={"kind": "constant", "level": level}, options={"kernel": kernel}))
     one.ready()
+    one.go_first()
     one.go()
     one.cores(0.3)
     assert settled(one, level) == pytest.approx(level, abs=0.05)
@@ -125,6 +76,7 @@ def test_less_than_one_core_is_spread_over_time(bench: Any) -> None:
     """A share of half a core of half a core is no second of rest and a second of load: tenths of a second show it too."""
     one = bench(CPU, replace(CAPACITY, cpu_cores=0.5))
     one.ready()
+    one.go_first()
     one.go()
     one.cores(0.3)
     readings = [one.cores(0.1) for _ in range(8)]
@@ -135,6 +87,7 @@ def test_the_ceiling_throttles_within_a_moment(bench: Any) -> None:
     """A lower ceiling is less load at once, and the asked figure says so."""
     one = bench(replace(CPU, shape={"kind": "constant", "level": 0.6}))
     one.ready()
+    one.go_first()
     one.go()
     one.cores(0.3)
     one.guardian.control.write_ceiling(SLOT, 0.25)

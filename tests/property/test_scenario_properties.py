@@ -34,6 +34,9 @@ def shape(level):
         st.builds(lambda levels, period: shapes.Sine(*levels, period), pair, seconds),
         st.builds(lambda levels, period, duty: shapes.Square(*levels, period, duty), pair, seconds, fraction),
         st.builds(lambda levels, period: shapes.Burst(*levels, period, max(0.1, period / 3)), pair, seconds),
+        st.builds(lambda levels, period: shapes.Sawtooth(*levels, period), pair, seconds),
+        st.builds(shapes.Leak, level, level),
+        st.builds(shapes.Custom, word, level),
     )
 
 

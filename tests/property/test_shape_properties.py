@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.shape import Burst, Constant, Ramp, Shape, Sine, Square, Steps, from_spec
+from actors import plugin_shapes
+from actors.shape import Burst, Constant, Custom, Leak, Ramp, Sawtooth, Shape, Sine, Square, Steps, from_spec
 
 level = st.floats(0, 1e15)
 span = st.floats(1e-3, 1e6)
@@ -18,7 +21,18 @@ shape = st.one_of(
     st.builds(lambda ends, period: Sine(*ends, period), pair, span),
     st.builds(lambda ends, period, duty: Square(*ends, period, duty), pair, span, st.floats(0, 1)),
     st.builds(lambda ends, period, share: Burst(*ends, period, period * share), pair, span, st.floats(0.001, 1)),
+    st.builds(lambda ends, period: Sawtooth(*ends, period), pair, span),
+    st.builds(Leak, level, st.floats(0, 1e9)),
+    st.builds(Custom, st.just("half"), level, st.floats(0, 1e6)),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def half() -> Iterator[None]:
+    """The function of every custom shape here: it is above its limit half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugin_shapes, "function_of", lambda _: lambda elapsed_s: math.sin(elapsed_s) * 1e15)
+        yield
 
 
 @given(shape, st.floats(0, 1e7), st.floats(0, 1))

@@ -58,7 +58,8 @@ def served(here: Terminal, run: str) -> None:
     text = fetch(f"{base}/metrics")[1]
     samples = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert all(line.startswith("stress_cluster_") for line in samples)
-    assert all(f'run="{run}"' in line for line in samples if line.startswith("stress_cluster_dose_"))
+    assert all(f'run="{run}",scenario="live"' in line and 'node=""' not in line for line in samples), samples
+    assert all(f'node="{node}"' in text for node in ("n1", "n2", "aggregator"))
     if shutil.which("promtool"):
         checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

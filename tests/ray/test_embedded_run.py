@@ -16,7 +16,9 @@ import pytest
 from support import documents
 from support.embedded import FinishedRun, temporary_names
 
+from actors.host import read_heat
 from actors.metrics.labels import strange
+from actors.simulator import REGISTRY
 from actors.undo import SLOT_BYTES, decode
 from cluster.analysis import load
 
@@ -100,7 +102,7 @@ def test_manifest(finished: FinishedRun) -> None:
     for node in manifest["nodes"]:
         assert {"machine", "address", "capacity", "capabilities"} <= node.keys()
         assert node["address"]
-        assert set(node["capabilities"]) == {"CpuLoad", "MemoryPressure", "DiskFill"}
+        assert set(node["capabilities"]) == set(REGISTRY)
     assert all(stream["received"] == stream["expected_end"] for stream in manifest["streams"])
 
 
@@ -210,6 +212,8 @@ def test_events(finished: FinishedRun) -> None:
     rows = table.to_pylist()
     assert all(isinstance(json.loads(row["data"]), dict) for row in rows)
     assert {row["severity"] for row in rows} <= {"info", "warning", "error"}
+    unavailable = [row["node"] for row in rows if row["kind"] == "load_note" and "temperatures are unavailable" in row["message"]]
+    assert sorted(unavailable) == ([] if read_heat().available else sorted(TARGETS))
     story = [row["message"] for row in sorted(rows, key=lambda row: row["time"]) if row["node"] == "orchestrator"]
     wanted = ("preparing", "running", "stopping")
     places = [next((at for at, message in enumerate(story) if word in message), -1) for word in wanted]

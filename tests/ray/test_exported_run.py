@@ -22,7 +22,7 @@ def test_the_files_of_a_runs_exporters_hold_its_rows(standing: Terminal) -> None
             {"type": "csv", "path": "dose.csv", "rules": [{"when": {"metric": "dose.*"}, "keep": True}]},
         ]
     }
-    made = documents.document("exported", 4, cpu="10%", memory=None, disk=None, exporters=exporters, targets={"count": 1})
+    made = documents.document("exported", 4, cpu="10%", memory=None, disk=None, exporters=exporters, targets={"count": 2})
     ended = standing.run("run", documents.write(standing.folder, made), "--export", "json:all.json", "--yes", "--json")
     assert ended.code == 0, str(ended)
     folder = standing.run_dir()
@@ -32,9 +32,12 @@ def test_the_files_of_a_runs_exporters_hold_its_rows(standing: Terminal) -> None
     assert all(one["complete"] for one in told.values()), told
     lines = [json.loads(line) for line in (standing.folder / f"{folder.name}.jsonl").read_text().splitlines()]
     dose = list(csv.DictReader((folder / "exports" / "dose.csv").read_text().splitlines()))
-    assert len(lines) == rows.num_rows == told["jsonl"]["delivered_rows"]
-    assert pq.read_table(folder / "exports" / "all.parquet").num_rows == rows.num_rows
-    assert len(json.loads((folder / "exports" / "all.json").read_text())) == rows.num_rows
+    columns = pq.read_table(folder / "exports" / "all.parquet").to_pylist()
+    array = json.loads((folder / "exports" / "all.json").read_text())
+    assert len(lines) == len(columns) == len(array) == rows.num_rows == told["jsonl"]["delivered_rows"]
+    assert len({row["node"] for row in lines if row["metric"] == "dose.achieved"}) == 2
+    for found in (lines, columns, array, dose):
+        assert {(row["run"], row["scenario"], bool(row["node"])) for row in found} == {(folder.name, "exported", True)}
     assert {row["metric"] for row in dose} == {"dose.requested", "dose.achieved", "dose.own"} & {*rows["metric"].to_pylist()}
     assert len(dose) + told["csv"]["filtered_rows"] == rows.num_rows
     assert {"export.delivered", "export.queue"} <= {*rows["metric"].to_pylist()}

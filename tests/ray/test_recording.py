@@ -58,10 +58,11 @@ def test_a_run_records_what_its_scenario_says(standing: Terminal) -> None:
     weights, whole = Counter(), Counter()
     for row in samples.select(["metric", "node", "worker", "weight"]).to_pylist():
         weights[row["metric"], row["node"], row["worker"]] += row["weight"]
-    for row in run.metrics.filter(pc.starts_with(pc.field("metric"), "load.")).select(["metric", "node", "worker", "count"]).to_pylist():
+    of_loads = pc.starts_with(pc.field("metric"), "load.") | pc.starts_with(pc.field("metric"), "memory.")
+    for row in run.metrics.filter(of_loads).select(["metric", "node", "worker", "count"]).to_pylist():
         whole[row["metric"], row["node"], row["worker"]] += row["count"]
     assert weights == whole
-    assert len(whole) == 2 * 3, "two metrics of one load on each of three nodes"
+    assert len(whole) == (2 + 3) * 3, "two metrics of one load and three of the other on each of three nodes"
     slices = samples.filter(pc.field("metric") == "load.slice")
     each = Counter(zip(slices["node"].to_pylist(), (time.replace(microsecond=0) for time in slices["time"].to_pylist()), strict=True))
     assert max(each.values()) <= RATE_HZ * 1.2 + 2, "a stamp is that of its drain, up to a tenth of a second late"

@@ -9,9 +9,11 @@ import pyarrow as pa
 
 from actors.metrics.registry import Kind
 from cluster.exporters.base import Health, RejectedError
+from cluster.exporters.context import Context
 from cluster.metrics.windows import Row, metrics_batch
 
 START_S = 1_700_000_000
+CONTEXT = Context("run-1", "small")
 
 
 def numbered(
@@ -89,4 +91,4 @@ class FlakySink(ListSink):
         self.taken.append(batch)
 
 
-__all__ = ["START_S", "FlakySink", "GateSink", "ListSink", "RejectedError", "numbered", "numbers"]
+__all__ = ["CONTEXT", "START_S", "FlakySink", "GateSink", "ListSink", "RejectedError", "numbered", "numbers"]

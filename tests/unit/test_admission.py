@@ -154,3 +154,18 @@ def test_the_plan_does_not_depend_on_the_profile_in_force() -> None:
     nodes = (NodeSpec("head", is_head=True), NodeSpec("n1"))
     assert b"profile" not in plans.resolve(scenario, nodes, 0).to_json()
     assert b"conservative" in plans.resolve(replace(scenario, profile="conservative"), nodes, 0).to_json()
+
+
+def test_a_kernel_that_a_node_lacks_is_refused_before_the_run() -> None:
+    """What the node's processor cannot do is said in its words, and only to those who ask for it."""
+    hello = {**HELLO, "report": {"simulators": CAN, "kernels_missing": {"simd": "kernel simd needs avx2 and fma"}}}
+
+    def admit(kernel: str) -> Admission:
+        scenario = f"version: 1\nname: wide\nplan:\n  CpuLoad: {{fraction: 10%, kernel: {kernel}}}\n  for: 5s\n"
+        plan = plans.resolve(text.load(scenario), (NodeSpec("head", is_head=True), NodeSpec("n1")), 0)
+        return admission_of(Submission("r1", scenario, 0), plan, {"n1": hello}, 1.0)[0]
+
+    assert admit("integer").operations["n1"]
+    with pytest.raises(RefusedError, match=r"n1 cannot run 0\.CpuLoad@n1: kernel simd needs avx2 and fma") as caught:
+        admit("simd")
+    assert caught.value.code == "capability"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.clock import SECOND_NS
-from actors.messages import Amounts, Capacity, Halt, Operation
+from actors.messages import Amounts, Capacity, Halt, Operation, Shortfall
 from cluster.agent import Agent
 from cluster.agent_state import Stage
 from cluster.exchange import Goal, Order, Reply
@@ -237,3 +237,18 @@ def test_a_seal_that_failed_is_tried_again_with_the_next_order():
     assert agent.exchange(order(Goal.SEAL)) == []
     agent.core.on_seal_failed("r")
     assert [one.what for one in agent.exchange(order(Goal.SEAL))] == ["seal"]
+
+
+def test_what_a_load_could_not_get_is_reported_and_told_once():
+    """The first shortfall is an event with its figures, a larger one only a figure, and one that was made up is gone from the report."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    agent.core.drain()
+    for allocated in (4, 5):
+        agent.core.on_shortfall("r", OPERATION.id, Shortfall("EMFILE", 10, allocated))
+    (event,) = agent.core.drain()[1]
+    assert (event.kind, event.severity) == ("partial", "warning")
+    assert event.data == {"run": "r", "operation": OPERATION.id, "errno": "EMFILE", "requested": 10, "allocated": 4}
+    assert agent.core.report(agent.now_ns).runs[0].operations[0].shortfall == Shortfall("EMFILE", 10, 5)
+    agent.core.on_shortfall("r", OPERATION.id, None)
+    assert agent.core.report(agent.now_ns).runs[0].operations[0].shortfall is None
+    assert agent.core.drain()[1] == []

@@ -27,7 +27,8 @@ class PretendedGuardian:
     def __init__(self):
         self.hello = {"guardian_id": "g", "pid": 1, "halt": {"generation": 0, "on": False}}
         self.control = SimpleNamespace(live=lambda *_: True, lease=lambda _: (0, 0), heartbeat_ns=1 << 62, halt=Halt(), halt_kept=Halt())
-        self.stats = SimpleNamespace(read=lambda _: SimpleNamespace(generation=1, first_slice_ns=1, state=2, heartbeat_ns=0, pid=0))
+        load = SimpleNamespace(generation=1, first_slice_ns=1, state=2, heartbeat_ns=0, pid=0)
+        self.stats = SimpleNamespace(read=lambda _: load, word=lambda *_: 0)
         self.close_asked, self.granted = threading.Event(), threading.Event()
         self.close_answers = [closed()]
 

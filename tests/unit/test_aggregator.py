@@ -30,6 +30,12 @@ def aggregator(tmp_path: Path, clock: VirtualClock) -> Aggregator:
     return Aggregator("run-1", tmp_path / "run-1", clock)
 
 
+def reopened(aggregator: Aggregator, clock: VirtualClock) -> Aggregator:
+    """Return the aggregator of another life."""
+    aggregator.close()
+    return Aggregator(aggregator.run_id, aggregator.directory, clock)
+
+
 def counted(directory: Path, node: str = "n1") -> list[int]:
     rows = read_run(directory).metrics.to_pylist()
     return [int(row["sum"]) for row in rows if row["metric"] == "probe.requests" and row["node"] == node]
@@ -50,6 +56,16 @@ def test_gaps_are_refused(aggregator: Aggregator) -> None:
     assert aggregator.push("n1", "a", [record("n1", 2)]) == 0
     assert aggregator.push("n1", "a", [record("n1", 1), record("n1", 3)]) == 1
     assert counted(aggregator.directory) == [1]
+
+
+def test_a_gap_of_what_was_acknowledged_is_lost_and_no_other(aggregator: Aggregator) -> None:
+    """A stream goes on behind records that its sender was told to be safe and keeps no more; a gap beyond them is refused as ever."""
+    assert aggregator.push("n1", "a", [record("n1", 5), record("n1", 7)], 4) == 5
+    assert aggregator.push("n1", "a", [record("n1", 7)], 5) == 5
+    assert aggregator.losses()["lost_records"] == 4
+    assert aggregator.push("n1", "a", [record("n1", 3), record("n1", 3), record("n1", 6)]) == 6
+    assert aggregator.losses()["lost_records"] == 3
+    assert counted(aggregator.directory) == [5, 3, 6]
 
 
 def test_streams_are_apart(aggregator: Aggregator) -> None:
@@ -110,6 +126,45 @@ def test_outstanding_names_what_has_not_come(aggregator: Aggregator) -> None:
     assert aggregator.outstanding() == []
     assert (aggregator.losses()["open_streams"], aggregator.losses()["unclean_streams"]) == (0, 1)
     assert aggregator.streams()[1] == {"node": "n2", "incarnation": "b", "received": 2, "expected_end": 2, "clean": True}
+
+
+def test_what_a_node_took_with_it_is_given_up_and_counted(aggregator: Aggregator, clock: VirtualClock) -> None:
+    """Its open streams are outstanding no more, now and for each successor; what is missing is unknown, never zero; others wait on."""
+    for node in ("n1", "n2", "n3"):
+        aggregator.expect(node, "a")
+    aggregator.push("n1", "a", [record("n1", 1), record("n1", 2)])
+    aggregator.push("n1", "b", [record("n1", 1), end(2)])
+    aggregator.push("n3", "a", [end(1)])
+    aggregator.finish({"status": "error"}, {"run": "run-1", "status": "error"})
+    lost = [{"node": "n1", "incarnation": "a", "from": 3}]
+    assert (aggregator.forget("n1"), aggregator.forget("n1"), aggregator.forget("n3")) == (lost, [], [])
+    waiting = [{"node": "n2", "incarnation": "a", "from": 1}]
+    one = aggregator
+    for _ in range(2):
+        one = reopened(one, clock)
+        assert (one.outstanding(), one.forgotten()) == (waiting, lost)
+        one.finish()
+        summary = read_json(one.directory / "summary.json") or {}
+        assert (summary["status"], summary["outstanding"], summary["forgotten"]) == ("error", waiting, lost)
+        assert (summary["losses"]["forgotten_streams"], summary["losses"]["open_streams"]) == (1, "unknown")
+    one.forget("n2")
+    assert (one.outstanding(), one.losses()["open_streams"]) == ([], "unknown")
+    one.close()
+
+
+def test_what_a_forgotten_node_delivers_all_the_same_is_taken(aggregator: Aggregator, clock: VirtualClock) -> None:
+    """Nothing that is acknowledged is lost: its records go on where they stood, are awaited again, and are whole with their end."""
+    aggregator.push("n1", "a", [record("n1", 1), record("n1", 2)])
+    aggregator.finish({"status": "error"}, {"run": "run-1", "status": "error"})
+    aggregator.forget("n1")
+    after = reopened(aggregator, clock)
+    assert after.push("n1", "a", [record("n1", 2), record("n1", 3)]) == 3
+    assert (after.outstanding(), after.forgotten()) == ([{"node": "n1", "incarnation": "a", "from": 4}], [])
+    assert after.push("n1", "a", [end(4)]) == 4
+    assert (after.outstanding(), after.forgotten(), after.losses()["open_streams"]) == ([], [], 0)
+    after.finish()
+    assert counted(after.directory) == [1, 2, 3]
+    after.close()
 
 
 def test_finish_writes_whole_files(aggregator: Aggregator) -> None:

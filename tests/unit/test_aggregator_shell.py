@@ -341,7 +341,10 @@ def test_a_destination_that_cannot_be_written_refuses_the_run(tmp_path, monkeypa
 
 
 def rows_of(path):
-    return sorted((row["metric"], row["node"], row["sum"]) for row in map(json.loads, path.read_text().splitlines()))
+    """Return the rows of a file of JSON lines, in order; each says that it is of this run and scenario."""
+    rows = list(map(json.loads, path.read_text().splitlines()))
+    assert {(row["run"], row["scenario"], bool(row["node"])) for row in rows} == {(RUN, "small", True)}
+    return sorted((row["metric"], row["node"], row["sum"]) for row in rows)
 
 
 def ready(shell, path="/readyz"):
@@ -377,6 +380,8 @@ def test_a_run_with_exporters_says_so_in_its_documents_and_on_its_endpoint(tmp_p
     until(
         lambda: 'export_delivered_total{exporter="jsonl"' in page(shell).replace(f'run="{RUN}",', "") or "export_queue" in page(shell), 10
     )
+    series = [line for line in page(shell).splitlines() if not line.startswith("#")]
+    assert all(f'run="{RUN}",scenario="small"' in line and 'node=""' not in line for line in series), series
     outcome = shell.conclude(ending_of_nothing())
     told = outcome["summary"]["exporters"]
     rows = [(row["metric"], row["node"], row["sum"]) for row in read_run(shell.directory).metrics.to_pylist()]

@@ -11,7 +11,8 @@ from actors.simulator import REGISTRY
 
 @pytest.fixture
 def facts(tmp_path: Path) -> NodeFacts:
-    able = {"nice": 15, "nice_limit": -20, "capabilities": ("CAP_SYS_NICE",), "populates_memory": True, "swap_bytes": 0}
+    able = {"nice": 15, "nice_limit": -20, "capabilities": ("CAP_SYS_NICE", "CAP_SYS_ADMIN"), "populates_memory": True, "swap_bytes": 0}
+    able |= {"lists_children": True, "makes_nameless": True, "direct_io": True}
     return replace(read_facts(tmp_path), **able, has_numba=True, state_local=True, state_filesystem="ext4", system="Linux", has_pidfd=True)
 
 
@@ -30,6 +31,13 @@ def test_an_able_node_can_do_all(facts: NodeFacts) -> None:
         pytest.param({"state_local": False, "state_filesystem": "nfs4"}, "DiskFill", "unavailable", "nfs4", id="network-disk"),
         pytest.param({"state_filesystem": "overlay"}, "DiskFill", "fallback", "overlay", id="overlay"),
         pytest.param({"system": "Darwin"}, "DiskFill", "unavailable", "Darwin", id="another-system"),
+        pytest.param({"capabilities": ()}, "Ports", "unavailable", "CAP_SYS_ADMIN", id="no-namespace"),
+        pytest.param({"lists_children": False}, "Processes", "unavailable", "CONFIG_PROC_CHILDREN", id="children-are-not-listed"),
+        pytest.param({"makes_nameless": False}, "Inodes", "unavailable", "O_TMPFILE", id="no-files-without-a-name"),
+        pytest.param({"makes_nameless": False}, "DiskIO", "unavailable", "O_TMPFILE", id="no-file-to-move"),
+        pytest.param({"state_filesystem": "tmpfs"}, "DiskIO", "unavailable", "no disk", id="no-disk-behind-it"),
+        pytest.param({"direct_io": False}, "DiskIO", "fallback", "no direct access", id="no-direct-access"),
+        pytest.param({"populates_memory": False}, "Mappings", "fallback", "touch", id="no-touching"),
         pytest.param({"has_pidfd": False}, "CpuLoad", "unavailable", "pidfd", id="no-pidfd"),
     ],
 )

@@ -531,9 +531,10 @@ def test_status_names_nodes_that_are_still_charged(link, capsys, harmed, runs, n
 
 def test_forget_says_which_runs_the_node_was_charged_to(link, capsys):
     """`forget NODE` passes the name on; a refusal keeps its code."""
-    made = link(forget={"node": "n3", "runs": ["r1", "r2"]})
+    made = link(forget={"node": "n3", "runs": ["r1", "r2"], "streams": ["r3"]})
     assert cli.main(["forget", "n3"]) == 0
-    assert "r1, r2" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert ("charged to r1, r2" in told, "given up in r3" in told) == (True, True)
     assert made.calls == [("forget", "n3")]
     link(forget=RefusedError("busy", "load on n3 may live for another 2.0 s", "try again then"))
     assert cli.main(["forget", "n3"]) == 6

@@ -17,10 +17,10 @@ import pytest
 from actors.clock import SystemClock, VirtualClock
 from cluster import cli
 from cluster.analysis.load import load
+from cluster.exporters.context import EXPORTED
 from cluster.files import write_json_atomic
 from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.store import log_files, unread_bytes
-from cluster.metrics.windows import METRICS
 from tests.support.windows import end, record
 
 RUN = "20261101-120000-burst-0001"
@@ -44,7 +44,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     aggregator = Aggregator(RUN, folder, VirtualClock())
     for node in ("n1", "n2"):
         aggregator.push(node, "a", [record(node, 1), record(node, 2), end(3)])
-    aggregator.finish({"status": "passed"}, {"status": "passed", "run_id": RUN})
+    aggregator.finish({"status": "passed"}, {"status": "passed", "run": RUN, "scenario": {"name": "burst"}})
     aggregator.close()
     return folder
 
@@ -57,7 +57,10 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "arrow"])
 def test_a_run_becomes_one_file(capsys: pytest.CaptureFixture[str], run_dir: Path, kind: str) -> None:
-    """Every row of the run is in the file, named after the run, and the command says so; the run directory is as it was."""
+    """Every row of the run is in the file, named after the run, and the command says so; the run directory is as it was.
+
+    Each row says whose it is, which in the run directory is said once, in its manifest: a run of an earlier version is no other.
+    """
     before = sorted(run_dir.rglob("*"))
     code, out, _ = told(capsys, "latest", "--to", kind)
     path = Path(f"{RUN}.{kind}")
@@ -65,15 +68,22 @@ def test_a_run_becomes_one_file(capsys: pytest.CaptureFixture[str], run_dir: Pat
     assert sorted(run_dir.rglob("*")) == before
     table = load(run_dir).metrics
     if kind == "parquet":
-        assert pq.read_table(path).equals(table)
+        found = pq.read_table(path)
+        assert found.select(table.column_names).equals(table)
+        rows = found.to_pylist()
     elif kind == "arrow":
-        assert pa.ipc.open_file(path).read_all().equals(table)
+        found = pa.ipc.open_file(path).read_all()
+        assert found.select(table.column_names).equals(table)
+        rows = found.to_pylist()
+    elif kind == "csv":
+        rows = list(csv.DictReader(path.open(newline="")))
     else:
-        rows = list(csv.DictReader(path.open(newline=""))) if kind == "csv" else None
-        rows = rows or (json.loads(path.read_text()) if kind == "json" else [json.loads(line) for line in path.read_text().splitlines()])
-        assert [(row["metric"], row["node"], float(row["sum"])) for row in rows] == list(
-            zip(*(table.column(name).to_pylist() for name in ("metric", "node", "sum")), strict=True)
-        )
+        rows = json.loads(path.read_text()) if kind == "json" else [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["metric"], row["node"], float(row["sum"])) for row in rows] == list(
+        zip(*(table.column(name).to_pylist() for name in ("metric", "node", "sum")), strict=True)
+    )
+    assert [(row["run"], row["scenario"], row["node"] in ("n1", "n2")) for row in rows] == [(RUN, "burst", True)] * 12
+    assert list(rows[0])[:2] == ["run", "scenario"]
 
 
 def test_the_answer_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +119,7 @@ def test_a_known_metric_that_the_run_lacks_gives_no_row(capsys: pytest.CaptureFi
     """That is no error: the file is there, valid and empty, and it is said."""
     code, out, err = told(capsys, RUN, "--to", "parquet", "--metric", "halt.latency", "--out", "x")
     assert (code, "0 rows" in out, "no row" in err) == (0, True, True)
-    assert pq.read_table("x").schema.remove_metadata().equals(METRICS)
+    assert pq.read_table("x").schema.remove_metadata().equals(EXPORTED)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +161,7 @@ def test_force_replaces_whole(capsys: pytest.CaptureFixture[str]) -> None:
     """With --force the file that is there is replaced."""
     Path("x.csv").write_text("mine")
     assert told(capsys, RUN, "--to", "csv", "--out", "x.csv", "--force")[0] == 0
-    assert Path("x.csv").read_text().startswith("time,window_s,metric,")
+    assert Path("x.csv").read_text().startswith("run,scenario,time,window_s,metric,")
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "arrow"])

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from actors.messages import Shortfall
 from cluster.conclusion import Ending, NodeEnding, conclude
 from cluster.ending import node_ending
-from cluster.exchange import RunReport, Stage
+from cluster.exchange import OperationReport, RunReport, Stage
 from cluster.records import NodeInRun
 
 GOOD = {"stage": "delivered", "clean": True, "delivered": True}
@@ -93,3 +94,23 @@ def test_stopped_and_released_are_told_apart(decided_ns, want):
     report = RunReport("r", Stage.CLEAN, last_gone_ns=2_000_000, last_released_ns=4_000_000)
     found = node_ending("n1", NodeInRun(stage=Stage.CLEAN, report=report), decided_ns)
     assert (found.stopped_ms, found.released_ms) == want
+
+
+def test_a_partial_allocation_is_a_finding_and_in_the_summary():
+    """What a load could not get makes the run inconclusive, with how many, of how many, and the kernel's word for it."""
+    short = {"0.Descriptors@n1": Shortfall("EMFILE", 1000, 600)}
+    found = concluded(NodeEnding("n1", **GOOD, partial=short), NodeEnding("n2", **GOOD))
+    assert (found.conclusion.status, found.conclusion.exit_code) == ("inconclusive", 5)
+    assert found.summary["partial"] == [
+        {"operation": "0.Descriptors@n1", "node": "n1", "errno": "EMFILE", "requested": 1000, "allocated": 600}
+    ]
+    assert [finding.reason for finding in found.findings] == ["0.Descriptors@n1 got 600 of the 1,000 that it asked for: EMFILE"]
+    assert concluded(NodeEnding("n1", **GOOD)).summary["partial"] == []
+
+
+def test_a_shortfall_comes_with_the_nodes_last_report():
+    """What an operation reported last is what the ending knows of it; one that got all is not there."""
+    short = Shortfall("EAGAIN", 10, 4)
+    reports = (OperationReport("a", "clean", shortfall=short), OperationReport("b", "clean"))
+    state = NodeInRun(report=RunReport("r", Stage.DELIVERED, reports))
+    assert node_ending("n1", state).partial == {"a": short}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.dose import OutsideMeter, ProcessFiles
+from actors.dose import OutsideMeter, ProcessFiles, count_established
 from actors.messages import Operation
 
 SHAPE = {"kind": "constant", "level": 1}
@@ -85,3 +85,50 @@ def test_disk_is_blocks_and_not_length(tmp_path: Path) -> None:
     found = OutsideMeter(operation("DiskFill"), path=path).read()
     assert found is not None
     assert 65536 <= found < 1 << 20
+
+
+def test_what_exhaustion_takes_is_read_from_links_and_lists(tmp_path: Path) -> None:
+    """Sockets, segments, nameless files, children, and bytes moved: each by what the kernel shows of the process, above its baseline."""
+    folder = make_process(tmp_path, 10, {10: 0, 11: 0}, 0)
+    (folder / "fd").mkdir()
+    targets = [
+        "socket:[7]",
+        "socket:[8]",
+        "/memfd:x (deleted)",
+        "/data/#12 (deleted)",
+        "/data/#13 (deleted)",
+        "/data/#14 (deleted)",
+        "/dev/null",
+    ]
+    for fd, target in enumerate(targets):
+        (folder / "fd" / str(fd)).symlink_to(target)
+    (folder / "task/10/children").write_text("101 102 ")
+    (folder / "task/11/children").write_text("103 ")
+    (folder / "io").write_text("rchar: 9\nread_bytes: 100\nwrite_bytes: 23\n")
+    wanted = {"Sockets": 2, "SharedMemory": 1, "Inodes": 3, "Processes": 3, "DiskIO": 123, "Descriptors": 7}
+    meters = {kind: OutsideMeter(operation(kind), [10], proc=tmp_path) for kind in wanted}
+    assert {kind: meter.read() for kind, meter in meters.items()} == wanted
+    assert {kind: meter.set_baseline() for kind, meter in meters.items()} == {**wanted, "DiskIO": 0}
+    (folder / "fd/7").symlink_to("socket:[9]")
+    assert {kind: meter.read() for kind, meter in meters.items() if kind != "DiskIO"} == {
+        kind: int(kind in ("Sockets", "Descriptors")) for kind in wanted if kind != "DiskIO"
+    }
+
+
+def test_a_connection_counts_when_both_ends_are_there_and_established() -> None:
+    """Rows of the kernel's table: one end elsewhere, another state or another process's sockets are no connection of ours."""
+
+    def row(local: int, remote: int, state: str, inode: str) -> str:
+        return f"  0: 0100007F:{local:04X} 0100007F:{remote:04X} {state} 0:0 00:0 0 0 0 {inode} 1"
+
+    ours = [row(50, 80, "01", "1"), row(80, 50, "01", "2"), row(51, 80, "01", "3"), row(80, 51, "01", "4")]
+    others = [row(52, 80, "01", "5"), row(80, 52, "06", "6"), row(53, 80, "01", "98"), row(80, 53, "01", "99")]
+    table = "\n".join(["  sl  local_address", *ours, *others])
+    assert count_established(table, {"1", "2", "3", "4", "5", "6"}) == 2
+    assert count_established(table, {"1", "3"}) == 0
+
+
+def test_a_kernel_that_lists_no_children_gives_no_figure(tmp_path: Path) -> None:
+    """Not to know is not to count none."""
+    make_process(tmp_path, 10, {10: 0}, 0)
+    assert OutsideMeter(operation("Processes"), [10], proc=tmp_path).read() is None

@@ -22,13 +22,14 @@ from actors.clock import VirtualClock
 from cluster.exporters.arrow_file import ArrowFile, ParquetFile
 from cluster.exporters.base import Exporter, RejectedError, UnfinishedError
 from cluster.exporters.buffered import Buffered
+from cluster.exporters.context import EXPORTED
 from cluster.exporters.csv_file import CsvFile
 from cluster.exporters.json_file import JsonArray, JsonLines
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.pipeline import ExportPipeline
 from cluster.exporters.spill import SpillLog
 from cluster.exporters.wal import WriteAheadLog
-from tests.support.sinks import ListSink, numbered
+from tests.support.sinks import CONTEXT, ListSink, numbered
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-an-exporter.md"
 
@@ -63,7 +64,7 @@ def test_alone(tmp_path: Path, subject: Subject) -> None:
     sink: Exporter = make(tmp_path / "x")
     sink.open()
     for first in range(0, 30, 10):
-        sink.write(numbered(first, 10))
+        sink.write(CONTEXT.on(numbered(first, 10)))
         sink.flush()
         assert sink.health().ok
     sink.close()
@@ -77,10 +78,10 @@ def test_a_folder_that_is_not_there_is_a_failure_that_passes(tmp_path: Path, sub
     sink: Exporter = make(tmp_path / "later" / "x")
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
-            sink.write(numbered(0, 10))
+            sink.write(CONTEXT.on(numbered(0, 10)))
         assert not sink.health().ok
     (tmp_path / "later").mkdir()
-    sink.write(numbered(0, 10))
+    sink.write(CONTEXT.on(numbered(0, 10)))
     sink.close()
     assert sink.health().ok
     assert read(tmp_path / "later" / "x") == list(range(10))
@@ -104,6 +105,26 @@ def test_behind_a_lane(tmp_path: Path, subject: Subject, ahead: bool) -> None:
 
     asyncio.run(send())
     assert read(tmp_path / "x") == list(range(301))
+
+
+def test_each_row_that_a_destination_gets_says_whose_it_is(tmp_path: Path) -> None:
+    """Run, scenario and node are on 100 % of them, also on those that waited on disk for an earlier life's destination."""
+
+    async def life(sink: ListSink, rows: int, within_s: float) -> None:
+        log = WriteAheadLog(tmp_path)
+        pipeline = ExportPipeline(context=CONTEXT)
+        pipeline.add("a", sink, Limits(Overflow.SPILL, queue_rows=10, batch_rows=5), spill=SpillLog(log))
+        await pipeline.export(numbered(0, rows))
+        await pipeline.shutdown(within_s)
+        log.close()
+
+    asyncio.run(life(ListSink(ConnectionError("down") for _ in range(10**6)), 30, 0.1))
+    sink = ListSink()
+    asyncio.run(life(sink, 20, 30))
+    assert sorted(sink.numbers) == sorted([*range(30), *range(20)])
+    assert all(batch.schema.equals(EXPORTED) for batch in sink.taken)
+    got = [row for batch in sink.taken for row in batch.to_pylist()]
+    assert [(row["run"], row["scenario"], row["node"]) for row in got] == [("run-1", "small", "n1")] * 50
 
 
 @pytest.mark.parametrize(
@@ -203,6 +224,7 @@ def test_the_how_to_works_as_it_is_written(tmp_path: Path) -> None:
         got += json.loads(receiver.recv(1 << 16))
     receiver.close()
     assert [row["last"] for row in got] == list(range(30))
+    assert {(row["run"], row["scenario"], row["node"]) for row in got} == {("tuning-7", "burst", "n1")}
     assert (report["delivered_rows"], report["filtered_rows"], report["dropped_rows"]) == (30, 5, {})
 
 

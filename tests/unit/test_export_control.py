@@ -29,7 +29,7 @@ from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.store import read_run
 from cluster.run_exports import TICK_S, RunExports
 from scenarios.exporters import Breaker, Destination, Exporters, Route, When
-from tests.support.exporting import EAGER, FAST, RUN, balanced, run, turns_until, write_manifest
+from tests.support.exporting import EAGER, FAST, RUN, balanced, beside_a_hung_sink, run, turns_until, write_manifest
 from tests.support.sinks import FlakySink, GateSink, ListSink, numbered
 from tests.support.waiting import until
 from tests.support.windows import record
@@ -357,18 +357,9 @@ def test_a_hung_sink_that_spills_holds_its_bound_and_loses_nothing(tmp_path: Pat
     """As for the policies that shed: memory is bounded, counts are exact, the other exporter has all; and so has this one in the end."""
 
     async def test() -> None:
-        slow, fast = GateSink(), ListSink()
         spill = SpillLog(WriteAheadLog(tmp_path / "spill"))
-        pipeline = ExportPipeline()
-        pipeline.add("slow", slow, Limits(Overflow.SPILL, queue_rows=100, batch_rows=10, batch_age_s=0.001), spill=spill)
-        pipeline.add("fast", fast, Limits(Overflow.BLOCK, queue_rows=100, batch_rows=10, batch_age_s=0.001))
-        await pipeline.export(numbered(0, 10))
-        await turns_until(slow.entered.is_set)
-        for first in range(10, 1000, 10):
-            await pipeline.export(numbered(first, 10))
-            state = balanced(pipeline.report().exporters["slow"]).lane
-            assert state.queued <= 100
-        assert (state.produced, state.queued, state.spilled, state.dropped) == (1000, 100, 900, {})
+        pipeline, slow, fast, state = await beside_a_hung_sink(Overflow.SPILL, spill)
+        assert (state.queued, state.spilled, state.dropped) == (100, 900, {})
         slow.gate.set()
         await pipeline.drain()
         await pipeline.shutdown(60)

@@ -29,7 +29,7 @@ from cluster.exporters.wal import Sync, WriteAheadLog
 from cluster.metrics.store import RunStore, read_run
 from cluster.outbox import Kind, Outbox, parse
 from tests.support.power import Disk
-from tests.support.sinks import numbered
+from tests.support.sinks import CONTEXT, numbered
 from tests.support.windows import entry
 
 MAKE: dict[str, Callable[..., CsvFile | JsonLines]] = {"csv": CsvFile, "jsonl": JsonLines}
@@ -64,7 +64,7 @@ def test_a_file_that_is_full_gets_a_number(tmp_path: Path, kind: str) -> None:
     for life in range(3):
         sink = MAKE[kind](path, rotate_bytes=2000)
         for first in range(life * 60, life * 60 + 60, 5):
-            sink.write(numbered(first, 5))
+            sink.write(CONTEXT.on(numbered(first, 5)))
         sink.close()
         whole = {one: one.read_bytes() for one in rotated(path)}
         assert all(len(found) <= 2000 for found in whole.values())
@@ -81,7 +81,7 @@ def test_a_batch_that_is_longer_than_a_file_has_one_for_itself(tmp_path: Path) -
     (tmp_path / "x.12.csv").write_text("no number of ours\n")
     sink = CsvFile(tmp_path / "x.csv", rotate_bytes=100)
     for first in range(0, 30, 10):
-        sink.write(numbered(first, 10))
+        sink.write(CONTEXT.on(numbered(first, 10)))
     sink.close()
     assert [one.name for one in rotated(tmp_path / "x.csv")] == ["x.0041.csv", "x.0042.csv", "x.0043.csv"]
     assert [rows_in(tmp_path / name) for name in ("x.0042.csv", "x.0043.csv", "x.csv")] == [
@@ -94,7 +94,7 @@ def test_a_new_label_is_in_the_header_from_then_on(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     sink = CsvFile(path, rotate_bytes=3000)
     for first in range(0, 100, 5):
-        sink.write(numbered(first, 5, labels=(("probe", "p"),) if first == 50 else ()))
+        sink.write(CONTEXT.on(numbered(first, 5, labels=(("probe", "p"),) if first == 50 else ())))
     sink.close()
     headers = [one.read_text().splitlines()[0] for one in (*rotated(path), path)]
     assert [header.endswith(",label.probe") for header in headers] == sorted(header.endswith(",label.probe") for header in headers)
@@ -108,13 +108,13 @@ def test_a_rotation_that_fails_is_tried_again(tmp_path: Path, kind: str, step: s
     """The batch is not taken, the file stands, and the same batch goes in once later."""
     path = tmp_path / f"x.{kind}"
     sink = MAKE[kind](path, rotate_bytes=700)
-    sink.write(numbered(0, 5))
+    sink.write(CONTEXT.on(numbered(0, 5)))
     before = path.read_bytes()
     target = (os, "fdatasync") if step == "flush" else (Path, "rename")
     with mock.patch.object(*target, side_effect=OSError(errno.EIO, "Input/output error")), pytest.raises(OSError, match="Input"):
-        sink.write(numbered(5, 5))
+        sink.write(CONTEXT.on(numbered(5, 5)))
     assert (path.read_bytes(), rotated(path)) == (before, [])
-    sink.write(numbered(5, 5))
+    sink.write(CONTEXT.on(numbered(5, 5)))
     sink.close()
     assert all_rows(path) == list(range(10))
 
@@ -129,12 +129,12 @@ def test_when_a_file_is_synced(tmp_path: Path, kind: str, sync: Sync, syncs: int
     clock = VirtualClock()
     sink = MAKE[kind](tmp_path / f"x.{kind}", sync=sync, clock=clock)
     with Disk(tmp_path).watched() as disk:
-        sink.write(numbered(0, 1))
+        sink.write(CONTEXT.on(numbered(0, 1)))
         assert bool(disk.syncs) == (sync is not Sync.NEVER), "of its name"
         before = disk.syncs
         for at in range(10):
             clock.advance(0.5)
-            sink.write(numbered(at, 1))
+            sink.write(CONTEXT.on(numbered(at, 1)))
         assert disk.syncs - before == syncs
         sink.flush()
         sink.close()
@@ -159,7 +159,7 @@ def test_what_a_file_took_under_always_outlives_a_power_cut(tmp_path: Path, kind
         for life in range(3):
             sink = MAKE[kind](path, sync=Sync.ALWAYS, rotate_bytes=rotate_bytes)
             for first in range(life * 40, life * 40 + 40, 5):
-                sink.write(numbered(first, 5, labels=((f"l{life}", "v"),)))
+                sink.write(CONTEXT.on(numbered(first, 5, labels=((f"l{life}", "v"),))))
                 taken += range(first, first + 5)
                 look()
             sink.close()
@@ -176,7 +176,7 @@ def test_what_other_policies_may_lose(tmp_path: Path, kind: str, sync: Sync, lea
         sink = MAKE[kind](tmp_path / "disk" / f"x.{kind}", sync=sync, clock=clock)
         for at in range(30):
             clock.advance(0.25)
-            sink.write(numbered(at, 1))
+            sink.write(CONTEXT.on(numbered(at, 1)))
         found = all_rows(disk.cut(tmp_path / "cut") / f"x.{kind}")
         assert found == list(range(len(found)))
         assert least <= len(found) < 30
@@ -200,7 +200,7 @@ def test_a_whole_file_is_there_after_a_power_cut_or_the_old_one_is(tmp_path: Pat
     with disk.watched():
         for count in (5, 10):
             sink = make(path)
-            sink.write(numbered(0, count))
+            sink.write(CONTEXT.on(numbered(0, count)))
             sink.close()
             assert rows(disk.cut(tmp_path / "cut") / "x") == count
 

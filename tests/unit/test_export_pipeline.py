@@ -26,7 +26,7 @@ from cluster.exporters.pipeline import ExportPipeline
 from cluster.exporters.pressure import Pressure, PressurePolicy
 from cluster.exporters.rules import parse
 from cluster.metrics.windows import METRICS, metrics_batch
-from tests.support.exporting import EAGER, FAST, balanced, run, turns_until
+from tests.support.exporting import EAGER, FAST, balanced, beside_a_hung_sink, run, turns_until
 from tests.support.sinks import GateSink, ListSink, numbered, numbers
 
 FIVE = numbered(0, 5)
@@ -109,17 +109,7 @@ def test_a_hung_sink_sheds_by_its_policy_and_the_other_loses_nothing(overflow: O
     """Under overload each policy keeps its bound and its count; export never waits and the fast sink gets all."""
 
     async def test() -> None:
-        slow, fast = GateSink(), ListSink()
-        pipeline = ExportPipeline()
-        pipeline.add("slow", slow, Limits(overflow, queue_rows=100, batch_rows=10, batch_age_s=0.001))
-        pipeline.add("fast", fast, Limits(Overflow.BLOCK, queue_rows=100, batch_rows=10, batch_age_s=0.001))
-        await pipeline.export(numbered(0, 10))
-        await turns_until(slow.entered.is_set)
-        for first in range(10, 1000, 10):
-            await pipeline.export(numbered(first, 10))
-            state = balanced(pipeline.report().exporters["slow"]).lane
-            assert state.queued <= 100
-        assert state.produced == 1000
+        pipeline, slow, fast, state = await beside_a_hung_sink(overflow)
         assert sum(state.dropped.values()) == 900 if overflow is not Overflow.SAMPLE else state.dropped["sampled"] > 0
         slow.gate.set()
         lane = balanced((await pipeline.shutdown(60)).exporters["slow"]).lane

@@ -24,6 +24,7 @@ from cluster.exporters.page import Page
 from cluster.metrics.buckets import Buckets
 from cluster.metrics.live import Exemplar, Sample, SeriesKey
 
+SCENARIO = 'a "b"'
 POWERS = [sign * at for exponent in range(-325, 309) for at in (10.0**exponent,) for sign in (1.0, -1.0)]
 EDGES = np.array([*POWERS, *np.nextafter(POWERS, 0.0), *np.nextafter(POWERS, np.inf), 0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324, 1.8e308])
 
@@ -100,7 +101,8 @@ def client_families(catalogue, samples, run, form):
         name = metric.family().removesuffix("_total") if metric.kind is Kind.COUNTER else metric.family()
         family = ClientFamily(name, metric.help, metric.kind.value, metric.unit)
         for one in mine:
-            labels = {"run": run, "node": one.key.node, "worker": one.key.worker, "phase": one.key.phase, **dict(one.key.labels)}
+            where = {"node": one.key.node, "worker": one.key.worker, "phase": one.key.phase}
+            labels = {"run": run, "scenario": SCENARIO, **where, **dict(one.key.labels)}
             add_client_samples(family, metric, labels, one, run, form)
         found.append(family)
     return found
@@ -138,7 +140,7 @@ class Registry:
 
 
 def page(catalogue, samples, form):
-    return Page("run-1", form, Buckets(catalogue=catalogue), catalogue).render(samples)
+    return Page("run-1", form, Buckets(catalogue=catalogue), catalogue, scenario=SCENARIO).render(samples)
 
 
 @given(worlds())
@@ -210,7 +212,7 @@ def of(metric, node, **more):
 @example([[(G, "a", 1.0)], [(G, "b", 1.0)], [(G, "b", 2.0), (H, "b", 1.0)], []])
 def test_a_kept_layout_changes_nothing(scrapes):
     """Scrapes one after the other, with series that come, change and go, give what a fresh page gives."""
-    kept = {form: Page("run-1", form, Buckets(catalogue=SMALL), SMALL) for form in Form}
+    kept = {form: Page("run-1", form, Buckets(catalogue=SMALL), SMALL, scenario=SCENARIO) for form in Form}
     for scrape in scrapes:
         samples = [of(metric, node, value=value, sum=value, created_s=value if value < 5 else None) for metric, node, value in scrape]
         for form in Form:
@@ -238,7 +240,7 @@ def test_labels_around_le_are_in_their_order():
     metric = Metric("a.time", Kind.HISTOGRAM, "", "Time.", ("ld", "le_x", "lf"), buckets=(0.5,))
     key = SeriesKey("a.time", "", "n", "w", "p", (("ld", "1"), ("le_x", "2"), ("lf", "3")))
     body = page({metric.name: metric}, [Sample(key, Kind.HISTOGRAM, 0.0, 2, 1.0, (1,))], Form.TEXT).body.decode()
-    assert 'bucket{ld="1",le="0.5",le_x="2",lf="3",node="n",phase="p",run="run-1",worker="w"} 1.0' in body
+    assert 'bucket{ld="1",le="0.5",le_x="2",lf="3",node="n",phase="p",run="run-1",scenario="a \\"b\\"",worker="w"} 1.0' in body
 
 
 def test_an_exemplar_stands_in_the_bucket_of_its_value():

@@ -14,6 +14,7 @@ import pytest
 
 from actors.clock import SystemClock
 from actors.errors import HarnessError, InputError, RefusedError
+from actors.messages import NodeSpec
 from cluster import cli, fetch
 from cluster.aggregator_shell import AggregatorShell
 from cluster.analysis import load
@@ -351,6 +352,33 @@ def test_a_clusters_recovery_names_what_only_an_absent_node_has(place: Place, sh
     assert told.startswith(f"{node}: metrics of run {RUN} from window 3 on have not arrived")
     assert on_absent_nodes(place.state, (), {node}) == []
     assert on_absent_nodes(place.state, {RUN}, ()) == []
+
+
+@pytest.mark.parametrize("living", [False, True], ids=["on-disk", "its-aggregator-lives"])
+def test_a_forgotten_nodes_streams_are_closed(place: Place, shell: OrchestratorShell, living: bool) -> None:
+    """Refused while nothing waits for the node, or Ray has it; then `recover` has no more to wait for, and OUT follows."""
+    place.live(2, heartbeat_s=600).close()
+    assert [one.partition(":")[0] for one in shell.recover(0.0)["remaining"]] == ["n1"]
+    with pytest.raises(RefusedError, match="waits for anything of n7"):
+        shell.forget("n7")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shell._port, "nodes", lambda: [NodeSpec("n1", "127.0.0.1")])
+        with pytest.raises(RefusedError, match="waits for anything of n1"):
+            shell.forget("n1")
+    aggregator = Aggregator(RUN, place.stored, SystemClock()) if living else None
+    if aggregator is not None:
+        shell._port.living[RUN] = FakeAggregator(aggregator)
+        shell._port.living[RUN]._is_concluded = True
+    assert shell.forget("n1") == {"node": "n1", "runs": [], "streams": [RUN]}
+    if aggregator is not None:
+        del shell._port.living[RUN]
+        aggregator.close()
+    assert shell.recover(0.0)["remaining"] == []
+    summary = read_json(place.stored / "summary.json") or {}
+    assert (summary["status"], summary["exit_code"], summary["losses"]["forgotten_streams"]) == ("error", 3, 1)
+    assert is_whole(place.stored)
+    with pytest.raises(RefusedError, match="waits for anything of n1"):
+        shell.forget("n1")
 
 
 def test_a_clusters_recovery_ends_runs_without_an_aggregator(place: Place, shell: OrchestratorShell) -> None:

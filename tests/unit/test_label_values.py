@@ -112,6 +112,12 @@ def calls(path: str, name: str) -> list[ast.Call]:
 RECORDERS = (
     "actors/meters.py",
     "actors/ray_loads/figures.py",
+    "actors/exhaustion/holder.py",
+    "actors/exhaustion/connections.py",
+    *(f"actors/concurrency/{name}.py" for name in ("figures", "convoy", "deadlock", "livelock", "inversion")),
+    "actors/memory.py",
+    "actors/memory_access.py",
+    "actors/memory_fragment.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",
@@ -120,7 +126,9 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(r"(flood|operation|dose|host|load|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
+DOTTED = re.compile(
+    r"(operation|concurrency|flood|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+"
+)
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

@@ -18,6 +18,12 @@ class Watch:
     def first_slice(self) -> None:
         """The load begins."""
 
+    def baseline(self, held_bytes: int) -> None:
+        """What it holds before."""
+
+    def note(self, bit: int) -> None:
+        """What is so here."""
+
     def may_go_on(self) -> bool:
         self.looks -= 1
         return self.looks >= 0
@@ -34,5 +40,8 @@ def test_each_step_of_a_ramp_is_a_sign_of_life() -> None:
     watch = Watch(SEGMENTS)
     shape = {"kind": "constant", "level": float(SEGMENTS * SEGMENT_BYTES)}
     operation = Operation("memory", "MemoryPressure", "n1", 0.0, 60.0, "bytes", shape)
-    MemoryPressure(operation, Capacity(1.0, 1 << 30, 1 << 30), watch).run(watch.clock.boot_ns())
+    load = MemoryPressure(operation, Capacity(1.0, 1 << 30, 1 << 30), watch)
+    load.warm_up()
+    watch.signs = 0
+    load.run(watch.clock.boot_ns())
     assert watch.signs == SEGMENTS

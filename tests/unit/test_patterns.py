@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from actors import plugin_shapes
 from actors import shape as shapes
 from actors.clock import SECOND_NS, SystemClock
 from actors.messages import Operation
@@ -28,6 +29,9 @@ SHAPES = (
     shapes.Sine(0.1, 0.3, 2.0),
     shapes.Square(0.1, 0.5, 2.0),
     shapes.Burst(0.1, 0.5, 2.0, 1.0),
+    shapes.Sawtooth(0.1, 0.5, 2.0),
+    shapes.Leak(0.1, 0.001),
+    shapes.Custom("half", 0.5),
 )
 
 
@@ -47,6 +51,12 @@ def patterns() -> list[Operation]:
 def test_every_shape_is_a_pattern() -> None:
     """The list above has each shape that a scenario can name."""
     assert {one.to_spec()["kind"] for one in SHAPES} == set(shapes.KINDS)
+
+
+@pytest.fixture(autouse=True)
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package offers the function of the custom shape."""
+    monkeypatch.setattr(plugin_shapes, "function_of", lambda _: lambda _: 0.5)
 
 
 @pytest.mark.parametrize("level", Verbosity)

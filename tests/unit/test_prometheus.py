@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
 from actors.errors import InputError
 from actors.metrics.histogram import Histogram
-from actors.metrics.registry import CATALOGUE, RESERVED_LABELS, Kind, Metric
+from actors.metrics.registry import CATALOGUE, CONTEXT, RESERVED_LABELS, Kind, Metric
 from cluster.exporters.exposition import Form
 from cluster.exporters.prometheus import Options, _Shown, render
 from cluster.metrics import buckets as buckets_module
@@ -89,7 +90,7 @@ def test_promtool_has_nothing_against_openmetrics_but_that_it_cannot_read_it() -
 
 def test_every_family_is_there_once_with_help_type_and_labels() -> None:
     """What promtool does not check: one TYPE per family, no series twice, families in one piece, declared labels."""
-    text = render("run-1", whole_catalogue()).decode()
+    text = render("run-1", whole_catalogue(), scenario="burst").decode()
     families = list(text_string_to_metric_families(text))
     assert sorted(text.count(f"# TYPE {name} ") for name in re.findall(r"# TYPE (\S+) ", text)) == [1] * len(families)
     assert len(families) == sum(1 + len(metric.other_units) for metric in CATALOGUE.values())
@@ -97,7 +98,8 @@ def test_every_family_is_there_once_with_help_type_and_labels() -> None:
     assert len(series) == len(set(series))
     for family in families:
         for sample in family.samples:
-            assert {"run", "node", "worker", "phase"} <= set(sample.labels)
+            assert set(CONTEXT) <= set(sample.labels)
+            assert (sample.labels["run"], sample.labels["scenario"]) == ("run-1", "burst")
             assert sample.labels["node"] in ("n1", 'n"2\\\n')
 
 
@@ -123,8 +125,8 @@ def test_counters_are_totals_of_all_windows() -> None:
     for at in (1, 2, 3):
         metrics, _ = unseal(parse(record("n1", at)[1]).payload)
         live.absorb(metrics, histograms(metrics), at)
-    line = 'stress_cluster_probe_requests_total{node="n1",phase="p",probe="x",run="r",worker="w"} 6.0'
-    assert line in render("r", live.samples()).decode().splitlines()
+    line = 'stress_cluster_probe_requests_total{node="n1",phase="p",probe="x",run="r",scenario="s",worker="w"} 6.0'
+    assert line in render("r", live.samples(), scenario="s").decode().splitlines()
 
 
 def test_the_catalogue_keeps_its_rules() -> None:
@@ -132,7 +134,7 @@ def test_the_catalogue_keeps_its_rules() -> None:
     for metric in CATALOGUE.values():
         assert re.fullmatch(r"[a-z]+(\.[a-z]+)+", metric.name), metric.name
         assert metric.help.endswith("."), metric.name
-        assert metric.unit in ("", "seconds", "bytes", "ratio"), metric.name
+        assert metric.unit in ("", "seconds", "bytes", "ratio", "bytes_per_second"), metric.name
         assert not set(metric.labels) & set(RESERVED_LABELS), metric.name
         assert not set(metric.name.split(".")) & {"seconds", "bytes", "ratio", "total", "count", "sum", "bucket"}, metric.name
 
@@ -243,9 +245,25 @@ class Many(Source):
 
 
 def shown(options: Options, clock: VirtualClock) -> dict[tuple[str, str], float]:
+    """Return the value of each series, by its name and its node or, of what the endpoint tells of itself, its reason."""
     found = _Shown(Many(), options, clock, lambda: {"200": 3}).body(Form.TEXT).decode()
-    families = text_string_to_metric_families(found)
-    return {(one.name, one.labels["node"] + one.labels.get("reason", "")): one.value for family in families for one in family.samples}
+    return {
+        (one.name, one.labels["node"].removeprefix("aggregator") + one.labels.get("reason", "")): one.value
+        for family in text_string_to_metric_families(found)
+        for one in family.samples
+    }
+
+
+@pytest.mark.parametrize("form", Form)
+def test_every_series_of_a_page_says_whose_it_is(form: Form) -> None:
+    """Run, scenario and node are on each line as the endpoint serves it, also of what it tells of itself; all come from the manifest."""
+    options = Options.of_manifest({"run": "run-1", "scenario": {"version": 1, "name": "burst"}})
+    page = _Shown(Many(), options, VirtualClock(), lambda: {"200": 3}).body(form).decode()
+    parse_page = parse_openmetrics if form is Form.OPENMETRICS else text_string_to_metric_families
+    samples = [one for family in parse_page(page) for one in family.samples]
+    nodes = {one.labels["node"] for one in samples}
+    assert nodes == {"n0", "n1", "n2", "n3", "n4", "aggregator"}
+    assert {(one.labels["run"], one.labels["scenario"]) for one in samples} == {("run-1", "burst")}
 
 
 def test_the_limit_and_idleness_hide_series_and_say_how_many() -> None:
@@ -268,6 +286,30 @@ def test_the_limit_and_idleness_hide_series_and_say_how_many() -> None:
     found = shown(Options(idle_s=1000.0), clock)
     assert sorted(node for name, node in found if name == "stress_cluster_load_operations_total") == ["n0", "n1", "n2", "n3", "n4"]
     assert found[f"{prefix}_hidden", "idle"] == 4.0
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("most", [1, 27, 60, 150, 10_000])
+def test_the_limit_counts_what_a_scrape_brings(form: Form, most: int) -> None:
+    """A histogram is a series for each of its lines: no scrape has more of the run than the limit, and shown and hidden are all."""
+
+    class Mixed(Source):
+        def latest(self) -> list[Sample]:
+            return [replace(one, created_s=None if at % 3 else 5.0) for at, one in enumerate(whole_catalogue())]
+
+    def scrape(limit: int) -> tuple[int, dict[str, float]]:
+        page = _Shown(Mixed(), Options(max_series=limit), VirtualClock(), dict).body(form).decode()
+        parse_page = parse_openmetrics if form is Form.OPENMETRICS else text_string_to_metric_families
+        lines = [one for family in parse_page(page) for one in family.samples]
+        own = [one for one in lines if one.name.startswith("stress_cluster_exposition_")]
+        told = {one.name.removeprefix("stress_cluster_exposition_series") + one.labels.get("reason", ""): one.value for one in own}
+        return len(lines) - len(own), told
+
+    everything, _ = scrape(10**6)
+    lines, told = scrape(most)
+    assert lines == told[""] == min(everything, told[""]) <= most
+    assert lines + told["_hiddenlimit"] == everything
+    assert most - lines < 29 or lines == everything  # what is left would not hold the next one
 
 
 def test_a_rare_failure_stays_however_long_it_is_quiet() -> None:

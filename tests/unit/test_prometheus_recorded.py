@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from cluster.exporters.exposition import Form
-from cluster.exporters.prometheus import MetricsServer
+from cluster.exporters.prometheus import MetricsServer, Options
 from tests.support.observe import anonymous_bytes
 from tests.support.recorded import BATCH, BATCHES, WINDOWS, MetricPath
 
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Iterator[MetricPath]:
 
 def scraped(path: MetricPath, form: Form) -> dict[Series, float]:
     """Scrape over HTTP and return what the client's parser reads: name, without the prefix, and labels to value."""
-    server = MetricsServer(path.aggregator)
+    server = MetricsServer(path.aggregator, options=Options(scenario="small"))
     try:
         request = urllib.request.Request(f"http://127.0.0.1:{server.port}/metrics", headers={"Accept": form.value})
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -55,7 +55,7 @@ def series(name: str, **labels: str) -> Series:
 
 
 def of_load(name: str, node: str, **labels: str) -> Series:
-    return series(name, run="r", node=node, worker="w", phase="p", **labels)
+    return series(name, run="r", scenario="small", node=node, worker="w", phase="p", **labels)
 
 
 @pytest.mark.parametrize("form", Form)

@@ -17,14 +17,22 @@ import pytest
 
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
 from actors.errors import InputError
+from actors.exhaustion.connections import Pairs
+from actors.exhaustion.holder import HolderFigures
+from actors.exhaustion.refusal import ERRNOS
+from actors.memory import StepMeters
+from actors.memory_access import Figures
+from actors.memory_fragment import Shards, Teller
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.meters import open_meters, open_reporter
 from actors.metrics import Histogram, Recorder, Segment
 from actors.metrics.labels import strange
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
 from actors.metrics.registry import CATALOGUE, Verbosity
+from actors.metrics.reporter import MemoryReporter
 from actors.metrics.ring import Consumer, Ring
-from actors.ray_loads.figures import Figures, LockFigures
+from actors.ray_loads.figures import Figures as FloodFigures
+from actors.ray_loads.figures import LockFigures
 from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.shape import Constant
 from cluster import cli
@@ -97,6 +105,7 @@ def of_a_load(folder: Path) -> Series:
     assert meters is not None
     for _ in range(100):
         meters.record_slice(0.01, 5)
+    meters.record_core("0", 0.5)
     meters.tick()
     stream.observe("host.disk.free", 1.0)
     stream.observe("host.cpu.busy", math.nan)
@@ -107,6 +116,33 @@ def of_a_load(folder: Path) -> Series:
     stream.detach(segment)
     assert stream.close_window(clock.wall_ns())
     return series_of(stream.unacked(1 << 20))
+
+
+def of_exhaustion(_: Path) -> Series:
+    """A load that is refused for each reason there is, and leaves connections in TIME_WAIT."""
+    reporter = MemoryReporter()
+    figures = HolderFigures(reporter)
+    figures.moved(0.001, 5)
+    for word in ERRNOS:
+        figures.refused(word)
+    for name, value in Pairs.measured(0).items():
+        reporter.gauge(name).record(value)
+    return {(one.name, one.labels) for one in reporter.series()}
+
+
+def of_memory_loads(folder: Path) -> Series:
+    """A fragmented load, before and after its split, one that reads a working set, and the steps of one that holds."""
+    reporter, shards = MemoryReporter(), Shards(1 << 16)
+    StepMeters(reporter).record(1 << 16, 0.001)
+    teller = Teller(reporter, shards, 0)
+    shards.lay(1 << 20)
+    teller.tell()
+    shards.split()
+    teller.tell()
+    figures = Figures(reporter, "random")
+    for series in (figures.access, figures.bandwidth, figures.sequence):
+        series.record(1.0)
+    return {(one.name, one.labels) for one in reporter.series()}
 
 
 class Port:
@@ -137,7 +173,7 @@ def of_a_flood(folder: Path) -> Series:
     segment = Segment.create()
     stream.attach(segment, OPERATION.id, "main")
     reporter, _ = open_reporter(str(segment.path), 7)
-    figures, flow = Figures(reporter), Flow(Bounds(3, Strategy.REJECT), 1)
+    figures, flow = FloodFigures(reporter), Flow(Bounds(3, Strategy.REJECT), 1)
     LockFigures(reporter).record(0.1, 0.2, kept=False)
     flow.step(10.0, 100.0, 64)
     flow.counts.dropped += 1
@@ -199,7 +235,7 @@ def of_the_end(folder: Path) -> Series:
     return found
 
 
-PARTS = (of_an_agent, of_a_load, of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
+PARTS = (of_an_agent, of_a_load, of_memory_loads, of_exhaustion, of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +251,7 @@ def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_command_lists_what_each_metric_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """`list metrics --json` and `describe` say kind, unit, labels, level and a sentence for every metric that can be recorded."""
+    """`list metrics --json` and `describe` say of every metric kind, unit, labels, a sentence, and what each of its points says."""
     assert cli.main(["list", "metrics", "--json"]) == 0
     told = {one["name"]: one for one in json.loads(capsys.readouterr().out)["metrics"]}
     assert told.keys() == CATALOGUE.keys()
@@ -223,7 +259,9 @@ def test_the_command_lists_what_each_metric_is(capsys: pytest.CaptureFixture[str
         assert (told[name]["unit"], told[name]["kind"], told[name]["labels"]) == (metric.unit, metric.kind, list(metric.labels))
         assert told[name]["help"] == metric.help
         assert metric.help.endswith(".")
+        assert {"run", "scenario", "node"} <= set(told[name]["context"])
     with pytest.raises(InputError, match="unknown metric"):
         Recorder(Segment.create(), VirtualClock()).counter("probe.nothing")
     assert cli.main(["describe", "host.memory.used", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["unit"] == "bytes"
+    found = json.loads(capsys.readouterr().out)
+    assert (found["unit"], found["context"]) == ("bytes", ["run", "scenario", "node", "worker", "phase"])

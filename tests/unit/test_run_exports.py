@@ -34,7 +34,7 @@ CLOCK = SystemClock()
 
 
 def read(path: Path) -> list[tuple[str, str, float]]:
-    """Return (metric, node, count) of each row of a file of any kind."""
+    """Return (metric, node, count) of each row of a file of any kind; each says its run."""
     match path.suffix:
         case ".json":
             rows = json.loads(path.read_text())
@@ -46,6 +46,7 @@ def read(path: Path) -> list[tuple[str, str, float]]:
             rows = pq.read_table(path).to_pylist()
         case _:
             rows = pa.ipc.open_file(path).read_all().to_pylist()
+    assert {row["run"] for row in rows} <= {RUN}, path
     return [(row["metric"], row["node"], float(row["sum"] or 0)) for row in rows]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from actors.errors import InputError
-from actors.shape import KINDS, Burst, Constant, Ramp, Shape, Sine, Square, Steps, from_spec
+from actors.shape import KINDS, Burst, Constant, Custom, Leak, Ramp, Sawtooth, Shape, Sine, Square, Steps, from_spec
 
 TABLE = [
     pytest.param(Constant(0.5), [(0, 0.5), (99, 0.5)], id="constant-stays"),
@@ -13,6 +13,8 @@ TABLE = [
     pytest.param(Sine(0.2, 0.8, 8), [(0, 0.2), (2, 0.5), (4, 0.8), (8, 0.2)], id="sine-begins-low"),
     pytest.param(Square(1, 4, 10, 0.3), [(0, 4), (2.999, 4), (3.001, 1), (9.999, 1), (10, 4)], id="square-begins-high"),
     pytest.param(Burst(1, 9, 60, 5), [(0, 9), (4.9, 9), (5, 1), (59.9, 1), (60, 9)], id="burst-peaks-first"),
+    pytest.param(Sawtooth(1, 5, 8), [(-1, 1), (0, 1), (4, 3), (7.999, 4.9995), (8, 1), (10, 2)], id="sawtooth-rises-then-drops"),
+    pytest.param(Leak(2, 0.5), [(-1, 2), (0, 2), (4, 4), (1e6, 500_002)], id="leak-never-ends"),
 ]
 
 
@@ -31,6 +33,10 @@ def test_follows_its_formula(shape: Shape, points: list[tuple[float, float]]) ->
         pytest.param(Sine(0, 1, 10), 2.5, 0.5, id="sine-before-its-crest"),
         pytest.param(Sine(0, 1, 10), 5, 1, id="sine-at-its-crest"),
         pytest.param(Square(1, 2, 10, 0.0), 99, 1, id="square-without-duty"),
+        pytest.param(Sawtooth(1, 5, 8), 4, 3, id="sawtooth-cut-short"),
+        pytest.param(Sawtooth(1, 5, 8), 8, 5, id="sawtooth-over-a-period"),
+        pytest.param(Leak(1, 2), 10, 21, id="leak-is-highest-at-its-end"),
+        pytest.param(Custom("not installed", 7).scaled(2), 10, 14, id="custom-is-its-limit-wherever-it-is-planned"),
     ],
 )
 def test_peak_is_the_highest_value_of_the_span(shape: Shape, duration_s: float, want: float) -> None:
@@ -53,6 +59,10 @@ def test_peak_is_the_highest_value_of_the_span(shape: Shape, duration_s: float, 
         pytest.param(lambda: Sine(2, 1, 1), id="high-under-low"),
         pytest.param(lambda: Square(0, 1, 1, 1.01), id="duty-over-one"),
         pytest.param(lambda: Burst(0, 1, 10, 11), id="burst-longer-than-its-period"),
+        pytest.param(lambda: Sawtooth(2, 1, 1), id="teeth-upside-down"),
+        pytest.param(lambda: Leak(0, -1), id="negative-rate"),
+        pytest.param(lambda: Custom(" ", 1), id="custom-without-a-name"),
+        pytest.param(lambda: Custom("f", float("inf")), id="custom-without-a-limit"),
         pytest.param(lambda: Constant(1).scaled(-1), id="negative-factor"),
         pytest.param(lambda: from_spec({"kind": "ramp", "start": 0}), id="missing-key"),
         pytest.param(lambda: from_spec([1]), id="no-mapping"),

@@ -106,6 +106,11 @@ def test_a_nearest_option_is_offered() -> None:
     [
         pytest.param(CPU, Amounts(cpu_cores=2.0), id="half-of-four-cores"),
         pytest.param(replace(CPU, duration_s=5.0), Amounts(cpu_cores=1.2), id="a-ramp-cut-short"),
+        pytest.param(
+            replace(CPU, options={"kernel": "cache_memory"}),
+            Amounts(2.0, 256 << 20),
+            id="a-kernel-with-memory",
+        ),
         pytest.param(replace(CPU, kind="MemoryPressure"), Amounts(memory_bytes=500_000_000), id="half-of-the-memory"),
         pytest.param(
             replace(CPU, kind="DiskFill", unit="bytes", shape={"kind": "constant", "level": 4096}), Amounts(disk_bytes=4096), id="bytes"

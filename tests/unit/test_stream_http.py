@@ -17,6 +17,7 @@ from actors.errors import HarnessError, InputError, RefusedError
 from actors.metrics.registry import Kind
 from cluster.analysis import follow
 from cluster.exporters.access import Hash
+from cluster.exporters.context import Context
 from cluster.exporters.prometheus import MetricsServer, Options
 from cluster.exporters.stream_api import Lines
 from cluster.exporters.text import TextForm
@@ -106,8 +107,9 @@ def test_three_clients_each_get_all_or_know_what_they_missed(core, serve, feed):
     offered = sum(second(core, SECONDS + at) for at in (1, 2))
     feed.close()
     (every, counts), (front, chosen), (few, small) = (one.rest() for one in clients)
-    stored = [row for batch in read_run(core.directory).metrics.to_batches() for row in TextForm().rows(batch)]
-    assert every == [{"run": RUN, "scenario": "burst"} | row for row in stored[-offered:]]
+    context = Context(RUN, "burst")
+    stored = [row for batch in read_run(core.directory).metrics.to_batches() for row in TextForm().rows(context.on(batch))]
+    assert every == stored[-offered:]
     assert len(every) == counts["offered"] == counts["delivered"] == offered
     assert [(row["metric"], row["node"], row["labels"]) for row in front] == [
         ("probe.response", "n2", {"probe": "front"}),

@@ -1,0 +1,124 @@
+"""Connections: holds established TCP connections over loopback; the load process has both ends of each.
+
+They are closed by a reset, also when the process is killed, so that nothing is left in TIME_WAIT, unless `close` asks for an orderly end:
+then the kernel keeps one end of each for a minute, and how many is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from ..lease import LeaseWatch
+from ..limits import PROC, read_text
+from ..messages import Amounts, Capacity, Operation
+from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
+from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
+from .sockets import KERNEL_BYTES
+
+if TYPE_CHECKING:
+    from ..capability import NodeFacts
+
+LOOPBACK: Final = "127.0.0.1"
+CONNECT_S: Final = 1.0  # a handshake within one host takes microseconds
+TIME_WAIT: Final = "06"  # state in /proc/net/tcp: include/net/tcp_states.h
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def count_time_wait(table: str, port: int) -> int:
+    """Return how many rows of /proc/net/tcp are in TIME_WAIT with this local or remote port. Fields: man 5 proc_pid_net."""
+    rows = (line.split() for line in table.splitlines()[1:])
+    return sum(row[3] == TIME_WAIT and port in (int(row[1][-4:], 16), int(row[2][-4:], 16)) for row in rows if len(row) > 3)
+
+
+class Pairs:
+    """Connections to a listener of our own."""
+
+    def __init__(self, *, orderly: bool) -> None:
+        self._orderly = orderly
+        self._listener: socket.socket | None = None
+        self._held: list[Pair] = []
+
+    @property
+    def held(self) -> int:
+        """How many are established."""
+        return len(self._held)
+
+    def open(self) -> None:
+        """Listen on a port that the kernel chooses."""
+        self._listener = socket.create_server((LOOPBACK, 0), backlog=16)
+        self._listener.settimeout(CONNECT_S)
+
+    def take(self, count: int) -> None:
+        """Connect so many more; raises `OSError` (EMFILE, ENFILE, EADDRNOTAVAIL)."""
+        for _ in range(count):
+            self._held.append(self._connect())
+
+    def _connect(self) -> Pair:
+        assert self._listener is not None, "open comes before take"
+        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            client.settimeout(CONNECT_S)
+            if not self._orderly:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            client.connect(self._listener.getsockname())
+            return client, self._listener.accept()[0]
+        except OSError:
+            client.close()
+            raise
+
+    def give_back(self, count: int) -> None:
+        """Close both ends of the last ones, the client's first."""
+        for _ in range(count):
+            for end in self._held.pop():
+                end.close()
+
+    def figures(self) -> dict[str, float]:
+        """Return how many are in TIME_WAIT now."""
+        assert self._listener is not None, "open comes before figures"
+        return self.measured(self._listener.getsockname()[1])
+
+    @staticmethod
+    def measured(port: int) -> dict[str, float]:
+        """Return how many connections to a port are in TIME_WAIT."""
+        return {"load.sockets.waiting": float(count_time_wait(read_text(PROC / "self/net/tcp") or "", port))}
+
+
+def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> Holding:
+    """Return the simulator of an operation."""
+    options = RECORD.resolve_options(operation.options)
+    return Holding(Pairs(orderly=options["close"] == "orderly"), operation, capacity, watch, segment_path, descriptors_each=2)
+
+
+def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
+    return Amounts(descriptors=2 * math.ceil(peak) + OWN_DESCRIPTORS, memory_bytes=2 * math.ceil(peak) * KERNEL_BYTES)
+
+
+def _supported(_: NodeFacts) -> Capability:
+    return AVAILABLE
+
+
+RECORD: Final = SimulatorRecord(
+    name="Connections",
+    family="exhaustion",
+    summary="Holds established TCP connections over loopback, both ends of each.",
+    units=("count",),
+    resource="descriptors",
+    meter="connections",
+    measure="established connections of which the load process has both ends, less those before the start",
+    tolerance=0.02,
+    look_ms=50,
+    options=(
+        Option("close", "choice", "reset", "reset: nothing stays; orderly: one end of each stays in TIME_WAIT", ("reset", "orderly")),
+        *holding_options(batch=100, spare=8),
+    ),
+    supported=_supported,
+    metrics=(*METRICS, "load.sockets.waiting"),
+    needs="a hard limit of descriptors (ulimit -Hn) above twice what is asked; the soft one is raised in the load process",
+    entry="exhaustion.connections:make",
+    reserves=_reserves,
+)
