@@ -241,6 +241,7 @@ RECORD: Final = SimulatorRecord(
         Option("reserve_bytes", "bytes", 1024 * MIB, "bytes that stay free whatever is asked"),
     ),
     supported=_supported,
+    carrier="guardian",
     needs="STATE on a local file system",
     undo="the guardian arms it in its journal before any block is taken, and removes the tagged file",
     check_here=check_place,

@@ -18,6 +18,7 @@ from .host import BusyMeter, usage_seconds
 from .limits import PROC, cpu_stalled_s, read_text
 from .messages import Operation
 from .proc import session_members
+from .ray_loads import board
 from .simulator import record_of
 
 BLOCK_BYTES: Final = 512  # the unit of st_blocks: man 7 inode
@@ -127,6 +128,22 @@ class ProcessFiles:
                 return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 16), b""))
         except OSError:
             return None
+
+    def served(self) -> int | None:
+        """Return how many calls are counted on the board that the process holds, or None when it holds none or is gone."""
+        names = self._list("fd")
+        for name in names or ():
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(f"fd/{name}", dir_fd=self._fd).startswith(board.LINK):
+                    return self._count_on(f"fd/{name}")
+        return None
+
+    def _count_on(self, name: str) -> int:
+        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            return board.total(file)
+        finally:
+            os.close(file)
 
     def children(self) -> int | None:
         """Return how many children its threads have, or None when the process is gone or the kernel lists none."""
@@ -297,6 +314,12 @@ def _blocks(seen: Seen) -> float | None:
     return held
 
 
+def _served_calls(seen: Seen) -> float | None:
+    """Return what is on the operation's board, which all of its processes hold: one is asked."""
+    found = (process.served() for process in seen.processes)
+    return next((float(served) for served in found if served is not None), None)
+
+
 def _links(is_counted: Callable[[str], bool]) -> Callable[[Seen], float | None]:
     return lambda seen: seen.total(lambda process: process.links(is_counted))
 
@@ -324,6 +347,7 @@ METERS: Final[Mapping[str, Meter]] = {
     "mappings": Meter(lambda seen: seen.total(ProcessFiles.mappings)),
     "tree_cpu_seconds": Meter(_tree_cpu_seconds, cumulative=True, absolute=True, in_points=True),
     "instances": Meter(_instances, absolute=True),
+    "served_calls": Meter(_served_calls, cumulative=True, absolute=True),
     "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
     # what the simulators of actors/exhaustion take
     "children": Meter(lambda seen: seen.total(ProcessFiles.children)),

@@ -10,12 +10,15 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import ray
+from ray import exceptions as ray_errors
+from ray._private.internal_api import node_stats
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import control
 from .carrier import Carrier, LoadProcess
@@ -27,6 +30,9 @@ from .lease import LeaseWatch, Order
 from .lifecycle import TERMINAL, Effect, Event, Life, Phase, step
 from .messages import Capacity, Operation, SimulatorStatus, SlotTicket
 from .origin import code_id
+from .ray_loads.flow import Outcome
+from .ray_loads.ray_load import RayLoad, mark_of
+from .ray_loads.ray_work import MARK, Ended, logical_share
 from .simulator import check, record_of
 
 LOOK_S: Final = 0.02
@@ -248,7 +254,11 @@ class SimulatorShell:
             raise HarnessError("internal", f"{self._operation.id}: {type(error).__name__}: {error}") from error
 
     def _make_carrier(self, guardian: GuardianClient) -> Carrier:
-        if record_of(self._operation.kind).entry:
+        carrier = record_of(self._operation.kind).carrier
+        if carrier == "ray":
+            work = NodeWork(mark_of(self._operation.id, self._ticket.slot, self._ticket.generation))
+            return RayLoad(self._operation, self._capacity, self._watch(guardian), guardian, work, self._ticket.segment_path)
+        if carrier == "process":
             return LoadProcess(
                 self._operation,
                 self._capacity,
@@ -273,6 +283,68 @@ class SimulatorShell:
             self._carrier.close()
         if self._guardian is not None:
             self._guardian.close()
+
+
+class NodeWork:
+    """`RayWork` on the node of this process: what Ray runs for one operation, in worker processes that carry its mark."""
+
+    def __init__(self, mark: str) -> None:
+        node_id = ray.get_runtime_context().get_node_id()
+        self._node: dict[str, Any] = next(node for node in ray.nodes() if node["NodeID"] == node_id)
+        affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        self._here = {"scheduling_strategy": affinity, "runtime_env": {"env_vars": {MARK: mark}}}
+        self._remotes: dict[Any, Any] = {}
+
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
+        """Create an actor here that takes no logical CPU and is never restarted."""
+        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_pending_calls": calls_max or -1}
+        return ray.remote(**options, **self._here)(factory).remote(*args)
+
+    def call(self, victim: Any, method: str, *args: Any) -> Any:
+        """Send a call; None when Ray refused it."""
+        try:
+            return getattr(victim, method).remote(*args)
+        except ray_errors.PendingCallsLimitExceeded:
+            return None
+
+    def submit(self, function: Callable[..., Any], *args: Any, at_once: int) -> Any:
+        """Submit a task that asks for its share of the logical CPUs; it is never retried."""
+        key = (function, at_once)
+        if key not in self._remotes:
+            share = logical_share(float(self._node["Resources"].get("CPU", 0.0)), at_once)
+            self._remotes[key] = ray.remote(num_cpus=share, max_retries=0, **self._here)(function)
+        return self._remotes[key].remote(*args)
+
+    def look(self, calls: Sequence[Any]) -> list[Ended | None]:
+        """Return for each call how it ended, None while it has not."""
+        if not calls:
+            return []
+        ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        ends = {call: _ended(call) for call in ready}
+        return [ends.get(call) for call in calls]
+
+    def cancel(self, calls: Sequence[Any]) -> None:
+        """Cancel what has not begun."""
+        for call in calls:
+            ray.cancel(call, recursive=False)
+
+    def kill(self, victim: Any) -> None:
+        """End an actor at once."""
+        ray.kill(victim)
+
+    def store_bytes(self) -> tuple[int, int]:
+        """Return the bytes in the object store and those spilled so far."""
+        stats = node_stats(self._node["NodeManagerAddress"], self._node["NodeManagerPort"], include_memory_info=False).store_stats
+        return stats.object_store_bytes_used, stats.spilled_bytes_total
+
+
+def _ended(call: Any) -> Ended:
+    try:
+        return Ended(Outcome.FINISHED, ray.get(call, timeout=0))
+    except ray_errors.TaskCancelledError:
+        return Ended(Outcome.CANCELLED)
+    except ray_errors.RayError as error:
+        return Ended(Outcome.FAILED, reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
 
 SimulatorActor = ray.remote(

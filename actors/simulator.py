@@ -1,7 +1,7 @@
 """What a simulator is: code plus a record. `list`, `describe`, the reference, the schema, scenarios and preflight come from the records.
 
 A simulator's file holds its `RECORD` and the code that the record's `entry` names. The code runs in a load process of its own
-(or in the simulator's actor, when the guardian applies the effect), never where the records are read: importing this
+(or in the simulator's actor, when the guardian or Ray carries the effect), never where the records are read: importing this
 module loads neither numba nor Ray.
 """
 
@@ -42,6 +42,7 @@ __all__ = [
 Verdict = Literal["available", "fallback", "unavailable"]
 Family = Literal["cpu", "memory", "disk", "exhaustion", "concurrency", "backend"]
 Unit = Literal["fraction", "bytes", "count", "per_second"]
+Carrier = Literal["process", "guardian", "ray"]
 
 # Unit of a strength -> what its values are, in words.
 UNITS: Final[Mapping[Unit, str]] = {
@@ -96,7 +97,8 @@ class SimulatorFactory(Protocol):
 class SimulatorRecord:
     """All that other parts need to know of a simulator.
 
-    `entry` is "module:attribute" below `actors`, loaded in the load process only; "" when the guardian applies the effect.
+    `carrier` says what carries the load: a process of its own, the guardian, or Ray, whose actors and tasks the simulator's actor owns.
+    `entry` is "module:attribute" below `actors`, loaded there only; "" when the guardian applies the effect.
     `resource` names what of `Capacity` a fraction is of, and which of the node's ceilings throttles it. Of it the peak is reserved, unless
     `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
     `of_time`: a fraction is of time, not of the resource.
@@ -124,6 +126,7 @@ class SimulatorRecord:
     needs: str = ""
     undo: str = "what it holds ends with its process"
     entry: str = ""
+    carrier: Carrier = "process"
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
     of_time: bool = False
     check_here: Callable[[Operation, Path], None] | None = None
@@ -152,9 +155,13 @@ class SimulatorRecord:
 
     def make(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> Simulator:
         """Return the simulator's code, loaded now; only where load may run."""
-        module, _, attribute = self.entry.partition(":")
-        factory: SimulatorFactory = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+        factory: SimulatorFactory = self.load_entry()
         return factory(operation, capacity, watch, segment_path)
+
+    def load_entry(self) -> Any:
+        """Import and return what `entry` names."""
+        module, _, attribute = self.entry.partition(":")
+        return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `list` and `describe` print."""
@@ -183,6 +190,8 @@ _MODULES: Final = (
     *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
     *("concurrency.contention", "concurrency.convoy", "concurrency.deadlock", "concurrency.livelock", "concurrency.inversion"),
     "stress_ng.record",
+    # those that Ray carries
+    *("ray_loads.mailbox_flood", "ray_loads.task_explosion", "ray_loads.cluster_lock"),
 )
 
 

@@ -34,6 +34,7 @@ from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
 from actors.plugin_shapes import digests
+from actors.ray_loads.ray_load import Processes, mark_of
 from actors.simulator import check_here, peak_amounts
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
@@ -424,6 +425,7 @@ class AgentShell:
         simulator = self._simulators.pop((effect.run, effect.operation), None)
         if simulator is not None:
             simulator.kill()
+            Processes(mark_of(effect.operation, data["slot"], data["generation"])).end()  # Ray's that idle, and that nobody else ends
         with self._lock:
             self._agent.on_closed(
                 effect.run, effect.operation, answer["stopped_ns"] or answer["released_ns"], answer["outcomes"], answer["released_ns"]

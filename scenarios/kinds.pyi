@@ -30,12 +30,10 @@ class CpuLoad(Simulator):
 class MemoryPressure(Simulator):
     fraction: Shape | None
     bytes: Shape | None
-    reserve: int
     def __init__(
         self,
         fraction: Shape | float | None = None,
         bytes: Shape | float | None = None,
-        reserve: int = ...,
     ) -> None: ...
 
 class MemoryFragment(Simulator):
@@ -68,17 +66,6 @@ class MemoryAccess(Simulator):
         cores: int | str = ...,
     ) -> None: ...
 
-class VmPressure(Simulator):
-    per_second: Shape
-    file: int
-    dir: str
-    def __init__(
-        self,
-        per_second: Shape | float,
-        file: int = ...,
-        dir: str = ...,
-    ) -> None: ...
-
 class DiskFill(Simulator):
     bytes: Shape | None
     fraction: Shape | None
@@ -90,17 +77,6 @@ class DiskFill(Simulator):
         fraction: Shape | float | None = None,
         dir: str = ...,
         reserve_bytes: int = ...,
-    ) -> None: ...
-
-class CpuPressure(Simulator):
-    fraction: Shape
-    kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"]
-    heat_limit_c: int
-    def __init__(
-        self,
-        fraction: Shape | float,
-        kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"] = ...,
-        heat_limit_c: int = ...,
     ) -> None: ...
 
 class Descriptors(Simulator):
@@ -378,12 +354,12 @@ class Deadlock(Simulator):
 
 class Livelock(Simulator):
     count: Shape
-    retry: Literal["in_step", "at_random"]
+    backoff: Literal["equal", "random"]
     backoff_s: float
     def __init__(
         self,
         count: Shape | float,
-        retry: Literal["in_step", "at_random"] = ...,
+        backoff: Literal["equal", "random"] = ...,
         backoff_s: float = ...,
     ) -> None: ...
 
@@ -404,25 +380,61 @@ class PriorityInversion(Simulator):
         bound_s: float = ...,
     ) -> None: ...
 
-class StressNg(Simulator):
-    count: Shape | None
-    fraction: Shape | None
-    stressor: str
-    arguments: str
-    instances: int
-    cores: float
-    memory_bytes: int
-    disk_bytes: int
-    tasks: int
+class MailboxFlood(Simulator):
+    per_second: Shape
+    actors: int
+    outstanding: int
+    backpressure: Literal["block", "drop_newest", "drop_oldest", "reject", "shed", "token_bucket"]
+    waiting: int
+    tokens_per_s: float
+    burst: int
+    work: float
+    payload_bytes: int
+    in_flight_bytes: int
     def __init__(
         self,
-        count: Shape | float | None = None,
-        fraction: Shape | float | None = None,
-        stressor: str = ...,
-        arguments: str = ...,
-        instances: int = ...,
-        cores: float = ...,
-        memory_bytes: int = ...,
-        disk_bytes: int = ...,
-        tasks: int = ...,
+        per_second: Shape | float,
+        actors: int = ...,
+        outstanding: int = ...,
+        backpressure: Literal["block", "drop_newest", "drop_oldest", "reject", "shed", "token_bucket"] = ...,
+        waiting: int = ...,
+        tokens_per_s: float = ...,
+        burst: int = ...,
+        work: float = ...,
+        payload_bytes: int = ...,
+        in_flight_bytes: int = ...,
+    ) -> None: ...
+
+class TaskExplosion(Simulator):
+    per_second: Shape
+    workers: int
+    outstanding: int
+    backpressure: Literal["block", "drop_newest", "drop_oldest", "reject", "shed", "token_bucket"]
+    waiting: int
+    tokens_per_s: float
+    burst: int
+    work: float
+    def __init__(
+        self,
+        per_second: Shape | float,
+        workers: int = ...,
+        outstanding: int = ...,
+        backpressure: Literal["block", "drop_newest", "drop_oldest", "reject", "shed", "token_bucket"] = ...,
+        waiting: int = ...,
+        tokens_per_s: float = ...,
+        burst: int = ...,
+        work: float = ...,
+    ) -> None: ...
+
+class ClusterLock(Simulator):
+    per_second: Shape
+    contenders: int
+    hold: float
+    lease: float
+    def __init__(
+        self,
+        per_second: Shape | float,
+        contenders: int = ...,
+        hold: float = ...,
+        lease: float = ...,
     ) -> None: ...

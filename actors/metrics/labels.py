@@ -13,6 +13,7 @@ from ..exhaustion.refusal import ERRNOS
 from ..heap import SOURCES
 from ..kernels.orders import PATTERNS
 from ..messages import RESOURCES
+from ..ray_loads.flow import FATES
 from .registry import CATALOGUE
 
 OVERFLOW: Final = "__overflow__"  # what more label sets than are kept share
@@ -28,6 +29,7 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
     "metrics.dropped": {"reason": ("invalid", "series_limit", "window_limit", "event_limit", "backlog")},
     "metrics.filtered": {"reason": ("level", "filter")},
     "samples.dropped": {"reason": ("outbox_full", "ring_full")},
+    "flood.calls": {"fate": FATES},
     "errors.seen": _CODES,
     "errors.rate": _CODES,
     "export.dropped": {

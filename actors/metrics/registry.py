@@ -144,6 +144,23 @@ _TABLE: Final = (
     Metric("load.operations", C, "", "Units of work that a load finished."),
     Metric("load.core.busy", G, "ratio", "Share of a CPU that the thread of a load that stays on it uses.", ("core",), level=Level.DETAIL),
     Metric("load.slice", H, "seconds", "Length of one slice of load between two looks at the lease."),
+    # floods of Ray's actors and tasks
+    Metric(
+        "flood.calls",
+        C,
+        "",
+        "Calls by fate: offered; of these accepted, dropped, rejected; of the accepted finished, failed, cancelled; and missed.",
+        ("fate",),
+    ),
+    Metric("flood.outstanding", G, "", "Calls that Ray has accepted and that have not ended: what lies in the mailboxes."),
+    Metric("flood.waiting", G, "", "Offers that wait to be accepted."),
+    Metric("flood.payload", G, "bytes", "Payloads of the calls that have not ended."),
+    Metric("flood.response", H, "seconds", "Time from when an accepted call fell due to when its end was seen, to 5 ms."),
+    Metric("flood.blocked", C, "seconds", "Time that the source stood still because too many calls were outstanding."),
+    Metric("flood.spilled", C, "bytes", "Bytes that this node's object store wrote to disk meanwhile, as its raylet counts them."),
+    Metric("flood.lock.wait", H, "seconds", "Time that a contender waited for the lock, from its question to the token."),
+    Metric("flood.lock.hold", H, "seconds", "Time that a contender held the lock."),
+    Metric("flood.lock.lost", C, "", "Times that a holder lost the lock, because it did not give it back within its lease."),
     # what loads that use something up say of it
     Metric(
         "load.refused", C, "", "Times that the kernel refused a load one more of what it holds, by error number.", ("errno",), vital=True

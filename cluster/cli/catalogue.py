@@ -44,7 +44,9 @@ def _faults() -> Records:
     from actors.simulator import REGISTRY  # noqa: PLC0415
 
     undo = "the guardian arms the undo in its journal before it applies anything, and undoes at the lease's end"
-    return {name: {"name": name, "summary": record.summary, "undo": undo} for name, record in REGISTRY.items() if not record.entry}
+    return {
+        name: {"name": name, "summary": record.summary, "undo": undo} for name, record in REGISTRY.items() if record.carrier == "guardian"
+    }
 
 
 def _scenarios() -> Records:

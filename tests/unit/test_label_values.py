@@ -111,6 +111,7 @@ def calls(path: str, name: str) -> list[ast.Call]:
 
 RECORDERS = (
     "actors/meters.py",
+    "actors/ray_loads/figures.py",
     "actors/exhaustion/holder.py",
     "actors/exhaustion/connections.py",
     *(f"actors/concurrency/{name}.py" for name in ("figures", "convoy", "deadlock", "livelock", "inversion")),
@@ -129,6 +130,9 @@ RECORDERS = (
 )
 FAMILIES = "operation|concurrency|dose|host|load|memory|stressng|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt"
 DOTTED = re.compile(rf"({FAMILIES})\.[a-z.]+")
+DOTTED = re.compile(
+    r"(operation|concurrency|flood|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+"
+)
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

@@ -24,13 +24,16 @@ from actors.memory import StepMeters
 from actors.memory_access import Figures
 from actors.memory_fragment import Shards, Teller
 from actors.messages import Capacity, NodeSpec, Operation
-from actors.meters import open_meters
+from actors.meters import open_meters, open_reporter
 from actors.metrics import Histogram, Recorder, Segment
 from actors.metrics.labels import strange
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
 from actors.metrics.registry import CATALOGUE, Verbosity
 from actors.metrics.reporter import MemoryReporter
 from actors.metrics.ring import Consumer, Ring
+from actors.ray_loads.figures import Figures as FloodFigures
+from actors.ray_loads.figures import LockFigures
+from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.shape import Constant
 from actors.stress_ng import rules
 from actors.stress_ng.load import tell
@@ -194,6 +197,29 @@ class Port:
         return records[-1][0]
 
 
+def of_a_flood(folder: Path) -> Series:
+    """A flood with a call of each fate."""
+    clock = VirtualClock()
+    box = Outbox(folder / RUN / "n-f.box", node="n", incarnation="f", run=RUN)
+    stream = MetricStream("n", "f", RUN, box, clock, RecordingPolicy())
+    segment = Segment.create()
+    stream.attach(segment, OPERATION.id, "main")
+    reporter, _ = open_reporter(str(segment.path), 7)
+    figures, flow = FloodFigures(reporter), Flow(Bounds(3, Strategy.REJECT), 1)
+    LockFigures(reporter).record(0.1, 0.2, kept=False)
+    flow.step(10.0, 100.0, 64)
+    flow.counts.dropped += 1
+    for outcome in Outcome:
+        flow.end(outcome)
+    figures.record(flow, 1024)
+    figures.spilled(10)
+    figures.response(0.1)
+    figures.close()
+    stream.detach(segment)
+    assert stream.close_window(clock.wall_ns())
+    return series_of(stream.unacked(1 << 20))
+
+
 def of_a_prober(folder: Path) -> Series:
     """Probes of which some fail."""
     port = Port()
@@ -245,6 +271,7 @@ PARTS = (
     *(of_an_agent, of_a_load, of_stress_ng, of_exhaustion, of_memory_loads),
     *(of_concurrency, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
 )
+PARTS = (of_an_agent, of_a_load, of_memory_loads, of_exhaustion, of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,77 @@
+"""Counts of finished calls in shared memory: written by the processes that serve, read from outside. Never by the one that floods.
+
+The simulator's process makes the board, a memfd that ends with the last process that holds it. Each process that serves claims
+one of its words by a lock that the kernel drops when the process dies; the next one to claim the word counts on from there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import mmap
+import os
+from array import array
+from typing import Final
+
+NAME: Final = "stress-cluster-served"
+LINK: Final = f"/memfd:{NAME}"  # how its descriptors show in /proc/PID/fd
+WORDS: Final = 512
+_WORD_BYTES: Final = 8
+_BYTES: Final = WORDS * _WORD_BYTES
+
+
+class Board:
+    """The board of one operation, held open."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        os.ftruncate(self._fd, _BYTES)
+
+    @property
+    def path(self) -> str:
+        """Where other processes of this user find it while this one lives."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def served(self) -> int:
+        """Return how many calls were served so far."""
+        return total(self._fd)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._fd)
+
+
+def total(fd: int) -> int:
+    """Return the sum of a board's words, from a descriptor of it. Raises `OSError`."""
+    words = array("Q")
+    words.frombytes(os.pread(fd, _BYTES, 0))
+    return sum(words)
+
+
+class Tally:
+    """One process's word on a board. Used by one thread at a time."""
+
+    def __init__(self, words: memoryview, index: int) -> None:
+        self._words = words
+        self._index = index
+
+    def add(self) -> None:
+        """Count one call."""
+        self._words[self._index] += 1
+
+
+@functools.cache
+def claim(path: str) -> Tally:
+    """Return this process's word on the board at a path, always the same one. Raises `OSError` when the board is gone or full.
+
+    Its descriptor stays open, since closing it would drop the lock.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    for index in range(WORDS):
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, _WORD_BYTES, index * _WORD_BYTES)
+        except BlockingIOError:
+            continue
+        return Tally(memoryview(mmap.mmap(fd, _BYTES)).cast("Q"), index)
+    os.close(fd)
+    raise OSError(f"more than {WORDS} processes serve at once")

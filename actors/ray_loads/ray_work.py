@@ -1,0 +1,65 @@
+"""What a flood needs of Ray, as a protocol: implemented in `actors.shell`, and without Ray by the tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from ..errors import RefusedError
+from .flow import Outcome
+
+MARK: Final = "STRESS_CLUSTER_OPERATION"  # in the first environment of every process that Ray starts for an operation
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a call ended, what it returned, or why it failed."""
+
+    outcome: Outcome
+    value: Any = None
+    reason: str = ""
+
+
+def logical_share(cpus: float, at_once: int) -> float:
+    """Return how many logical CPUs a task asks for, so that at most `at_once` of a kind run on a node with so many.
+
+    Ray takes ten-thousandths below one and whole numbers above. Raises `RefusedError` (`capability`) on a node without any.
+    """
+    if cpus <= 0.0:
+        raise RefusedError("capability", "this node offers no logical CPUs, so Ray would never run a task here", "start it with --num-cpus")
+    share = cpus / at_once
+    return float(math.ceil(share)) if share > 1.0 else math.ceil(share * 10_000) / 10_000
+
+
+class RayWork(Protocol):
+    """The actors and tasks of one operation on one node. All of them end when the process that holds this ends."""
+
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
+        """Create an actor on this node and return its handle at once. `calls_max`: beyond so many outstanding calls Ray refuses more."""
+        ...
+
+    def call(self, victim: Any, method: str, *args: Any) -> Any:
+        """Send a call to an actor and return it at once; None when Ray refused it, because too many are outstanding."""
+        ...
+
+    def submit(self, function: Callable[..., Any], *args: Any, at_once: int) -> Any:
+        """Submit a task to this node and return the call; at most `at_once` of them run at the same time."""
+        ...
+
+    def look(self, calls: Sequence[Any]) -> list[Ended | None]:
+        """Return for each call how it ended, None while it has not. Never waits."""
+        ...
+
+    def cancel(self, calls: Sequence[Any]) -> None:
+        """Cancel what has not begun."""
+        ...
+
+    def kill(self, victim: Any) -> None:
+        """End an actor at once."""
+        ...
+
+    def store_bytes(self) -> tuple[int, int]:
+        """Return the bytes in this node's object store and those spilled from it so far, as its raylet counts them."""
+        ...

@@ -1,0 +1,57 @@
+"""Floods in a run by command on two nodes: at once, one after another, told apart in every figure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import fmean
+
+from support import documents
+from support.terminal import Terminal
+
+from cluster.analysis import load
+
+AT_ONCE = [
+    {"MailboxFlood": {"per_second": 100, "actors": 1, "outstanding": 50}, "for": "5s", "tolerance": "100%"},
+    {"TaskExplosion": {"per_second": 40, "workers": 1}, "for": "5s", "tolerance": "100%"},
+]
+PLAN = {
+    "sequence": [
+        {"phase": "both", "together": AT_ONCE},
+        {"phase": "lock", "together": [{"ClusterLock": {"per_second": 20, "contenders": 2}, "for": "5s", "tolerance": "100%"}]},
+    ]
+}
+
+
+def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
+    """Each has its dose, or what it lacks is told; calls add up for each by itself; the lock begins when they are over; nothing is left."""
+    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"  # Ray starts many processes at once here, and leases are not what is asked
+    made = {"version": 1, "limits": {"stale": "20s"}, "name": "floods", "targets": {"names": ["n1", "n2"]}, "plan": PLAN}
+    ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=200)
+    assert ended.code == 0, str(ended)
+    run = load(Path(ended.document["run_dir"]))
+    calls: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    doses: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    began: dict[str, datetime] = {}
+    over: dict[str, datetime] = {}
+    for row in run.metrics.to_pylist():
+        if row["metric"] == "flood.calls":
+            calls[row["node"], row["worker"]][dict(row["labels"])["fate"]] += row["sum"]
+        if row["metric"].startswith("dose."):
+            doses[row["node"], row["worker"]][row["metric"]].append(row["last"])
+        if row["metric"] == "load.operations" and row["sum"]:
+            began[row["worker"]] = min(began.get(row["worker"], row["time"]), row["time"])
+            over[row["worker"]] = max(over.get(row["worker"], row["time"]), row["time"])
+    assert len(calls) == 6, sorted(calls)
+    for dose in doses.values():  # on a busy machine less than is asked, and told so
+        assert 0.4 * fmean(dose["dose.requested"]) < fmean(dose["dose.achieved"]) < 1.2 * fmean(dose["dose.requested"]), dose
+    for counts in calls.values():
+        assert counts["offered"] == counts["accepted"] > 50
+        assert counts["accepted"] == counts["finished"] + counts["cancelled"]
+        assert counts["failed"] == counts["dropped"] == counts["rejected"] == 0
+    floods = [worker for worker in began if "ClusterLock" not in worker]
+    lock_began = min(began[worker] for worker in began if "ClusterLock" in worker)
+    assert lock_began - max(began[worker] for worker in floods) > timedelta(seconds=3)
+    assert max(over[worker] for worker in floods) - lock_began < timedelta(seconds=2)  # one window holds both an end and a beginning
+    assert [node["clean"] for node in ended.document["nodes"]] == [True, True]

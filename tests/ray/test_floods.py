@@ -1,0 +1,246 @@
+"""Floods on real Ray: their dose and their end are seen from outside, by the kernel and by Ray's own counts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Raylets
+from support.leasing import Leased, Leasing, Recorded
+from support.waiting import until
+
+from actors.dose import OutsideMeter
+from actors.errors import StressError
+from actors.messages import Operation
+from actors.ray_loads import board
+from actors.ray_loads.ray_work import MARK
+
+CALLS = Operation("m@n1", "MailboxFlood", "n1", 0.0, 60.0, "per_second", {"kind": "constant", "level": 100.0})
+TASKS = replace(CALLS, id="t@n1", kind="TaskExplosion")
+
+
+def creator(raylets: Raylets) -> Callable[..., Any]:
+    """Return how a simulator's actor is made on the node of its operation."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from actors.shell import SimulatorActor
+
+    def create(operation: Operation, *args: Any) -> Callable[..., Any]:
+        here = NodeAffinitySchedulingStrategy(raylets.node_id(operation.node), soft=False)
+        handle = SimulatorActor.options(scheduling_strategy=here).remote(operation, *args)
+
+        def call(method: str, *given: Any) -> Any:
+            group = {} if method == "prepare" else {"concurrency_group": "control"}
+            return ray.get(getattr(handle, method).options(**group).remote(*given), timeout=60)
+
+        return call
+
+    return create
+
+
+@pytest.fixture
+def agent(driver: Raylets, tmp_path: Path) -> Iterator[Leasing]:
+    with Leasing(tmp_path, creator(driver)) as made:
+        yield made
+    until(lambda: not marked(), 10, lambda: f"left behind: {marked()}")
+
+
+def marked() -> list[int]:
+    """Return all processes that Ray started for a flood, whosever they are by now."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if MARK.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def begin(agent: Leasing, *operations: Operation, segment: str = "") -> list[Leased]:
+    """Prepare, wait until all are ready, start them together."""
+    leased = [agent.prepare(operation, segment) for operation in operations]
+    for one in leased:
+        one.until("ready", 60)
+    agent.start(*leased)
+    for one in leased:
+        one.until("running", 10)
+    return leased
+
+
+def rate(leased: Leased, for_s: float) -> float:
+    """Return how many calls a second are served, read from outside."""
+    meter = OutsideMeter(leased.operation, leased.status().pids)
+    before, begun_s = meter.read(), time.monotonic()
+    time.sleep(for_s)
+    after, spent_s = meter.read(), time.monotonic() - begun_s
+    meter.close()
+    assert before is not None
+    assert after is not None
+    return (after - before) / spent_s
+
+
+def board_of(pid: int) -> int:
+    """Return a descriptor of the board that a simulator's process holds, which stays readable after its end."""
+    found = (path for path in Path(f"/proc/{pid}/fd").iterdir() if str(path.readlink()).startswith(board.LINK))
+    return os.open(next(found), os.O_RDONLY)
+
+
+def fates(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {row["labels"]["fate"]: row["sum"] for row in rows if row["metric"] == "flood.calls"}
+
+
+def test_a_rate_is_served_on_two_nodes(agent: Leasing) -> None:
+    """Actors of two nodes and tasks of one are loaded at once, each at its rate; after the stop no process of them is left."""
+    loads = begin(agent, replace(CALLS, shape={"kind": "constant", "level": 200.0}), replace(CALLS, id="m@n2", node="n2"), TASKS)
+    time.sleep(1.0)
+    seen = [rate(one, 2.0) for one in loads]
+    assert seen == pytest.approx([200.0, 100.0, 100.0], rel=0.2), [one.status() for one in loads]
+    assert len(marked()) >= 2 + 2 + 2
+    for one in loads:
+        assert one.call("stop", 1.0).phase == "done"
+    assert marked() == []
+
+
+def test_twice_what_is_served_is_refused_and_counted(agent: Leasing, tmp_path: Path) -> None:
+    """One actor that serves 50 a second is offered 100: it is kept busy, the rest is rejected, and every offer has its fate."""
+    recorded = Recorded(tmp_path, "m")
+    options = {"actors": 1, "outstanding": 20, "work": 0.02, "backpressure": "reject"}
+    (one,) = begin(agent, replace(CALLS, options=options), segment=recorded.path)
+    time.sleep(1.0)
+    served = rate(one, 2.0)
+    shared = board_of(one.status().pids[0])
+    until(lambda: board.total(shared) > 60, 30)
+    one.call("stop", 1.0)
+    rows = recorded.rows()
+    counts = fates(rows)
+    assert counts["finished"] <= board.total(shared) <= counts["accepted"]  # what was cancelled may have been served
+    os.close(shared)
+    assert 0 < served < 51
+    assert counts["offered"] == counts["accepted"] + counts["rejected"]
+    assert counts["accepted"] == counts["finished"] + counts["cancelled"]
+    assert counts["rejected"] > 0.3 * counts["offered"]
+    assert counts["finished"] > 40
+    assert counts["cancelled"] <= 20
+    outstanding = next(row for row in rows if row["metric"] == "flood.outstanding")
+    assert (outstanding["max"], outstanding["last"]) == (20.0, 0.0), outstanding
+    response = next(row for row in rows if row["metric"] == "flood.response")
+    assert response["count"] == counts["finished"]
+    assert response["max"] > 10 * 0.02  # it waited behind others
+
+
+def test_tasks_at_the_nodes_maximum(agent: Leasing, tmp_path: Path) -> None:
+    """Asked for more than a node can do, what is done is its maximum: as many outstanding as may be, and the rest is told."""
+    recorded = Recorded(tmp_path, "t")
+    asked = replace(TASKS, shape={"kind": "constant", "level": 50_000.0}, options={"outstanding": 200})
+    (one,) = begin(agent, asked, segment=recorded.path)
+    time.sleep(1.0)
+    served = rate(one, 2.0)
+    one.call("stop", 1.0)
+    rows = recorded.rows()
+    counts, figures = fates(rows), {row["metric"]: row for row in rows}
+    assert 100 < served < 50_000
+    assert counts["accepted"] == counts["finished"] + counts["cancelled"]
+    assert figures["flood.outstanding"]["max"] <= 200
+    assert figures["flood.blocked"]["sum"] + counts.get("missed", 0) / 50_000 > 1.5
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_nothing_outlives_the_simulators_actors(agent: Leasing, how: str) -> None:
+    """Killed, Ray ends what they own; frozen, the guardian ends at the lease's end what Ray does not know to be over.
+
+    What Ray starts in place of those that the guardian ended has no work and gets none; it is ended with the slot.
+    """
+    loads = begin(agent, *(replace(one, options={"work": 0.05}) for one in (CALLS, TASKS)))
+    holders, victims = [one.status().pids[0] for one in loads], marked()
+    assert len(victims) >= 4
+    boards = [board_of(holder) for holder in holders]
+    begun_s = time.monotonic()
+    for one, holder in zip(loads, holders, strict=True):
+        os.kill(holder, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        agent.let_go(one)
+    until(lambda: not set(victims) & set(marked()), 20, lambda: f"left: {set(victims) & set(marked())}")
+    print(f"{how}: gone after {time.monotonic() - begun_s:.2f} s")
+    served = [board.total(one) for one in boards]
+    time.sleep(1.0)
+    assert [board.total(one) for one in boards] == served
+    for holder in holders:
+        with contextlib.suppress(ProcessLookupError):  # it was killed
+            os.kill(holder, signal.SIGKILL)
+    for one in boards:
+        os.close(one)
+
+
+def test_a_lock_is_held_by_one_at_a_time(agent: Leasing, tmp_path: Path) -> None:
+    """Four contenders that hold it for 20 ms each have it at most 50 times a second between them, and wait for one another."""
+    recorded = Recorded(tmp_path, "l")
+    lock = replace(CALLS, id="l@n1", kind="ClusterLock", options={"contenders": 4, "hold": 0.02})
+    (one,) = begin(agent, lock, segment=recorded.path)
+    time.sleep(1.0)
+    held = rate(one, 2.0)
+    one.call("stop", 1.0)
+    rows = {row["metric"]: row for row in recorded.rows()}
+    assert 0 < held < 50.5
+    wait, hold = rows["flood.lock.wait"], rows["flood.lock.hold"]
+    assert wait["count"] == hold["count"] > 5
+    assert hold["min"] >= 0.02
+    assert wait["sum"] / wait["count"] > 1.5 * 0.02  # of three before it
+    assert rows["flood.lock.lost"]["sum"] == 0
+
+
+def test_what_passes_the_budget_is_refused_before_anything_starts(agent: Leasing) -> None:
+    """A typed error of the guardian's ledger, for each; no slot, no record and no process is there afterwards."""
+    agent.capacity = replace(agent.capacity, memory_bytes=200 << 20)
+    for kind in ("MailboxFlood", "TaskExplosion", "ClusterLock"):
+        with pytest.raises(StressError) as refused:
+            agent.prepare(replace(CALLS, kind=kind))
+        assert refused.value.code == "budget"
+        assert "memory" in str(refused.value)
+    status = agent.client.call("status")
+    assert (status["slots"], status["records"], marked()) == ([], [], [])
+
+
+def test_a_victim_that_is_killed_ends_the_load_with_a_reason(agent: Leasing) -> None:
+    """As the kernel does when memory runs out: the load ends as broken, and says of what."""
+    (one,) = begin(agent, CALLS)
+    os.kill(one.status().pids[1], signal.SIGKILL)
+    assert "a call failed: ActorDiedError" in one.until("failed", 20).reason
+
+
+def test_large_messages_keep_to_their_budget(agent: Leasing, driver: Raylets) -> None:
+    """Of 10 MB messages the object store, as its raylet counts it, holds no more than the budget for us; without a budget it does.
+
+    Copies that are let go of are freed by Ray a second later, so what counts is what it may not evict.
+    """
+    import ray
+    from ray._private.internal_api import node_stats
+
+    node = next(node for node in ray.nodes() if node["NodeName"] == "n1")
+
+    def held() -> tuple[int, int]:
+        stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False).store_stats
+        return stats.object_store_bytes_primary_copy, stats.spilled_bytes_total
+
+    def most(budget_bytes: int) -> tuple[int, int]:
+        options = {"actors": 1, "payload_bytes": 10_000_000, "in_flight_bytes": budget_bytes, "work": 0.2, "outstanding": 7}
+        (one,) = begin(agent, replace(CALLS, options=options))
+        before, end_s, used = held()[1], time.monotonic() + 2.0, 0
+        while time.monotonic() < end_s:
+            used = max(used, held()[0])
+            time.sleep(0.01)
+        one.call("stop", 1.0)
+        return used, held()[1] - before
+
+    used, spilled = most(50_000_000)
+    assert 20_000_000 <= used <= 50_100_000
+    assert spilled == 0
+    used, _ = most(1 << 40)
+    assert used > 60_000_000

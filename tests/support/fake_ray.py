@@ -1,0 +1,93 @@
+"""Ray for floods without Ray: servers on a virtual clock, each with a mailbox, so that what a flood decides is seen at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.clock import SECOND_NS, VirtualClock
+from actors.ray_loads.flow import Outcome
+from actors.ray_loads.ray_work import Ended
+
+
+@dataclass(eq=False, slots=True)
+class FakeCall:
+    """A call, and when it will have been served."""
+
+    server: FakeServer
+    begins_ns: int
+    ends_ns: int
+    end: Ended | None = None
+
+
+@dataclass(eq=False, slots=True)
+class FakeServer:
+    """Serves one call after another."""
+
+    calls_max: int
+    free_ns: int = 0
+    calls: list[FakeCall] = field(default_factory=list)
+    alive: bool = True
+
+
+class FakeRayWork:
+    """`RayWork` whose calls take `work_s` each. `breaks_after` calls of a server fail."""
+
+    def __init__(self, clock: VirtualClock, work_s: float, at_once: int = 1) -> None:
+        self.clock, self.work_ns = clock, round(work_s * SECOND_NS)
+        self.servers: list[FakeServer] = []
+        self.pool = [FakeServer(0) for _ in range(at_once)]
+        self.sent = self.outstanding_max = 0
+        self.spilled = 0
+
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
+        self.servers.append(FakeServer(calls_max))
+        return self.servers[-1]
+
+    def call(self, victim: FakeServer, method: str, *args: Any) -> Any:
+        victim.calls = [call for call in victim.calls if self.see(call) is None]
+        if victim.calls_max and len(victim.calls) >= victim.calls_max:
+            return None
+        return self.put(victim, 0 if method == "pid" else self.work_ns)
+
+    def put(self, server: FakeServer, work_ns: int) -> FakeCall:
+        begins_ns = max(server.free_ns, self.clock.boot_ns())
+        server.free_ns = begins_ns + work_ns
+        call = FakeCall(server, begins_ns, server.free_ns, None if server.alive else Ended(Outcome.FAILED, reason="dead"))
+        server.calls.append(call)
+        self.sent += 1
+        self.outstanding_max = max(self.outstanding_max, sum(self.see(one) is None for all_ in self.all() for one in all_.calls))
+        return call
+
+    def all(self) -> list[FakeServer]:
+        return [*self.servers, *self.pool]
+
+    def submit(self, function: Callable[..., Any], *args: Any, at_once: int) -> Any:
+        return self.put(min(self.pool, key=lambda one: one.free_ns), self.work_ns)
+
+    def value_of(self, call: FakeCall) -> Any:
+        """Return what a call returns: here, how long it waited and was served, as a lock's contender does."""
+        return (0.0, (call.ends_ns - call.begins_ns) / SECOND_NS, True)
+
+    def see(self, call: FakeCall) -> Ended | None:
+        if call.end is None and call.ends_ns <= self.clock.boot_ns():
+            call.end = Ended(Outcome.FINISHED, self.value_of(call))
+        return call.end
+
+    def look(self, calls: Sequence[FakeCall]) -> list[Ended | None]:
+        return [self.see(call) for call in calls]
+
+    def cancel(self, calls: Sequence[FakeCall]) -> None:
+        for call in calls:
+            if self.see(call) is None and call.begins_ns > self.clock.boot_ns():
+                call.end = Ended(Outcome.CANCELLED)
+
+    def kill(self, victim: FakeServer) -> None:
+        victim.alive = False
+        for call in victim.calls:
+            if self.see(call) is None:
+                call.end = Ended(Outcome.FAILED, reason="killed")
+
+    def store_bytes(self) -> tuple[int, int]:
+        return 0, self.spilled
