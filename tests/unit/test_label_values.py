@@ -128,11 +128,8 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-FAMILIES = "operation|concurrency|dose|host|load|memory|stressng|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt"
+FAMILIES = "|".join(sorted({name.partition(".")[0] for name in CATALOGUE}))
 DOTTED = re.compile(rf"({FAMILIES})\.[a-z.]+")
-DOTTED = re.compile(
-    r"(operation|concurrency|flood|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+"
-)
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

@@ -268,10 +268,9 @@ def of_the_end(folder: Path) -> Series:
 
 
 PARTS = (
-    *(of_an_agent, of_a_load, of_stress_ng, of_exhaustion, of_memory_loads),
-    *(of_concurrency, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
+    *(of_an_agent, of_a_load, of_stress_ng, of_exhaustion, of_memory_loads, of_concurrency),
+    *(of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
 )
-PARTS = (of_an_agent, of_a_load, of_memory_loads, of_exhaustion, of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
