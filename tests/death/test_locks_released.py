@@ -89,7 +89,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", list(ENDS))
+@pytest.mark.parametrize("end", [pytest.param(end, marks=pytest.mark.soak if end in ("time", "drain") else ()) for end in ENDS])
 def test_usage_has_two_locks_a_pair_during_and_none_after_whatever_the_end(guarded: Any, end: str) -> None:
     """Planned end, stop, deadlock, timeout, SIGKILL, end of lease: two locks in use before, none once its slot is closed."""
     options, event = ENDS[end]

@@ -25,12 +25,12 @@ CAPACITY = Capacity(cpu_cores=2.0, memory_bytes=1 << 30, disk_bytes=1 << 30, tas
 PAIR, LONG = 2, pytest.mark.soak
 CASES = [  # kind, what it is told, threads or processes of a unit, and steps of its dose
     pytest.param("LockContention", {}, 1, (2, 5, 1), id="threads"),
-    pytest.param("LockContention", {"contenders": "tasks"}, 0, (2, 5, 1), id="tasks"),
+    pytest.param("LockContention", {"contenders": "tasks"}, 0, (2, 5, 1), id="tasks", marks=LONG),
     pytest.param("LockContention", {"contenders": "processes"}, 1, (2, 5, 1), id="processes"),
     pytest.param("LockConvoy", {}, 1, (2, 5, 1), id="convoy", marks=LONG),
     pytest.param("Deadlock", {}, PAIR, (2, 5, 1), id="deadlock"),
     pytest.param("Livelock", {}, PAIR, (2, 5, 1), id="livelock", marks=LONG),
-    pytest.param("PriorityInversion", {"burst_s": 0.02}, 3, (1, 2, 1), id="inversion"),
+    pytest.param("PriorityInversion", {"burst_s": 0.02}, 3, (1, 2, 1), id="inversion", marks=LONG),
 ]
 
 

@@ -33,6 +33,7 @@ def test_a_deadlock_is_named_within_a_second_and_its_locks_are_free() -> None:
     counts = one.contest.counts()
     assert counts["concurrency.deadlock.planted"] == counts["concurrency.deadlock.detected"] + counts["concurrency.deadlock.cut"]
     assert counts["concurrency.deadlock.timeouts"] == counts["concurrency.deadlock.completed"] == 0
+    assert counts["concurrency.deadlock.detected"] == one.contest.operations
     times_s = [value for value, _ in one.reporter.samples("concurrency.deadlock.detection")]
     assert len(times_s) >= 10
     assert sorted(times_s)[len(times_s) // 2] <= 1.0
@@ -44,7 +45,7 @@ def test_without_detection_the_timeout_ends_it() -> None:
     with driven("Deadlock", 1, hold_s=0.0, timeout_s=0.05, detect=False) as one:
         one.until(lambda: one.contest.counts()["concurrency.deadlock.timeouts"] >= 3)
     assert one.total("concurrency.deadlock.detected") == one.total("concurrency.deadlock.detection") == 0
-    assert one.total("concurrency.deadlock.timeouts") >= 3
+    assert one.total("concurrency.deadlock.timeouts") == one.total("load.operations") == one.contest.operations >= 3
     assert held(one.contest.figures()) == 0
 
 
