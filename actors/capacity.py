@@ -29,5 +29,6 @@ def read_capacity(disk_path: Path, sharers: int = 1, container: Container | None
         inodes=counted.inodes(disk_path),
         mappings=counted.mappings(),
         ports=counted.ports(),
+        locks=counted.locks(),
     )
     return whole.shared(sharers)

@@ -18,9 +18,9 @@ from typing import Final
 from .messages import Halt
 
 MAGIC: Final = 0x53545243_4C555354  # "STRCLUST"
-VERSION: Final = 1
+VERSION: Final = 2
 SLOTS: Final = 128
-SLOT_WORDS: Final = 16
+SLOT_WORDS: Final = 32
 HEADER_WORDS: Final = 16
 WORD_BYTES: Final = 8
 PAGE_BYTES: Final = (HEADER_WORDS + SLOTS * SLOT_WORDS) * WORD_BYTES

@@ -40,6 +40,11 @@ def tasks(proc: Path = PROC) -> int:
     return _tightest([*groups, *kernel, user])
 
 
+def locks(proc: Path = PROC) -> int:
+    """Return how many locks loads may have: one for each task that there may be, for the kernel itself sets no bound to them."""
+    return tasks(proc)
+
+
 def mappings(proc: Path = PROC) -> int:
     """Return how many map entries one process may have."""
     return _tightest([read_integer(proc / "sys/vm/max_map_count")])

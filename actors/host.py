@@ -14,6 +14,7 @@ from typing import Final
 import psutil
 
 from .clock import SECOND_NS, Clock, SystemClock
+from .heat import Reading
 from .limits import PROC, Container, MemoryLevel, find_container, read_integer
 from .messages import HostSnapshot
 
@@ -116,6 +117,12 @@ def memory_available_share(limits: Container, proc: Path = PROC) -> float:
     return min([machine, *(level_available_bytes(level) / max(1, level.limit_bytes) for level in limits.memory_levels)])
 
 
+def memory_available_bytes(limits: Container, proc: Path = PROC) -> int:
+    """Return what may still be used without swapping: of the machine, or under the tightest control group. Raises `OSError`."""
+    machine = meminfo_bytes((proc / "meminfo").read_text(encoding="ascii"), "MemAvailable")
+    return min([machine, *(level_available_bytes(level) for level in limits.memory_levels)])
+
+
 class HostSampler:
     """Takes snapshots of one host. Busy CPU is over the last `window_s`, so that single ticks do not count.
 
@@ -192,3 +199,15 @@ def machine_facts() -> dict[str, int | float | None]:
         "memory_total_bytes": psutil.virtual_memory().total,
         "boot_time": psutil.boot_time(),
     }
+
+
+SENSORS: Final = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "x86_pkg_temp")
+_THROTTLES: Final = "cpu*/thermal_throttle/*_throttle_count"
+
+
+def read_heat(cpus: Path = Path("/sys/devices/system/cpu")) -> Reading:
+    """Return the processor's temperatures and how often it throttled itself; empty where the platform does not say."""
+    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
+    celsius = {f"{chip}/{one.label or index}": one.current for chip in SENSORS for index, one in enumerate(sensors.get(chip, ()))}
+    counts = [count for path in cpus.glob(_THROTTLES) if (count := read_integer(path)) is not None]
+    return Reading(celsius, sum(counts) if counts else None)

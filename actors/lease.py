@@ -25,10 +25,16 @@ NOTES: Final = 10  # bits of Note
 SHORT_ERRNO: Final = 11  # the first error number of a partial allocation, 0 while there is none
 SHORT_REQUESTED: Final = 12  # the most that was asked for and not got
 SHORT_ALLOCATED: Final = 13  # what is held instead
+HEAT: Final = 14  # 0 while nothing was decided; else 1 while the load yields, 2 once it goes on, and thousandths of a degree + 1 above
+SENSOR: Final = 15  # and the two words after it: the sensor's name
 NOTE_NICE_REFUSED: Final = 1  # the load runs at a lower priority than asked: raising it is not permitted
 NOTE_NO_POPULATE: Final = 2  # memory is touched page by page: the kernel cannot populate it
 NOTE_NO_RECORDING: Final = 4  # the agent's segment could not be opened: the load records nothing
-NOTE_NO_DIRECT: Final = 8  # the file system has no direct access: input and output go through the page cache
+NOTE_NO_SENSOR: Final = 8  # no temperature can be read: the load does not yield to heat
+NOTE_SIMULATED_CLOCK: Final = 16  # a lower clock rate is simulated: by taking cores, not by the governor
+NOTE_NO_DIRECT: Final = 32  # the file system has no direct access: input and output go through the page cache
+_NAME_WORDS: Final = 3
+_HEAT_SHIFT: Final = 2
 
 
 def read_shortfall(stats_page: StatsPage, slot: int, generation: int) -> Shortfall | None:
@@ -36,6 +42,16 @@ def read_shortfall(stats_page: StatsPage, slot: int, generation: int) -> Shortfa
     code, requested, allocated = (stats_page.word(slot, word) for word in (SHORT_ERRNO, SHORT_REQUESTED, SHORT_ALLOCATED))
     ours = stats_page.word(slot, control.GENERATION) == generation
     return Shortfall(errno_word(code), requested, allocated) if ours and requested else None
+
+
+def read_heat(stats: StatsPage, slot: int) -> tuple[bool, str, float | None] | None:
+    """Return what a load published by `LeaseWatch.heat`: whether it yields, the sensor, its degrees; None while it published nothing."""
+    word = stats.word(slot, HEAT)
+    if not word:
+        return None
+    name = struct.pack(f"={_NAME_WORDS}Q", *(stats.word(slot, SENSOR + index) for index in range(_NAME_WORDS)))
+    milli = word >> _HEAT_SHIFT
+    return word & 3 == 1, name.rstrip(b"\0").decode("utf-8", "replace"), (milli - 1) / 1000 if milli else None
 
 
 class Order(IntEnum):
@@ -141,6 +157,14 @@ class LeaseWatch:
         """Publish that `requested` were asked for and only `allocated` are held, for the kernel refused with `code`; zeros take it back."""
         for word, value in ((SHORT_ERRNO, code), (SHORT_ALLOCATED, allocated), (SHORT_REQUESTED, requested)):
             self.stats.put(self.slot, word, value)
+
+    def heat(self, *, yields: bool, sensor: str, celsius: float | None) -> None:
+        """Publish that the load yields to heat, or that it goes on: the sensor's name (24 bytes of it) and its temperature."""
+        name = sensor.encode()[: 8 * _NAME_WORDS].ljust(8 * _NAME_WORDS, b"\0")
+        for index, word in enumerate(struct.unpack(f"={_NAME_WORDS}Q", name)):
+            self.stats.put(self.slot, SENSOR + index, word)
+        milli = 0 if celsius is None else max(0, round(celsius * 1000)) + 1
+        self.stats.put(self.slot, HEAT, milli << _HEAT_SHIFT | (1 if yields else 2))
 
     def report(self, *, asked: float, own: float, cpu_ns: int, operations: int) -> None:
         """Publish figures: asked (after the ceiling) and own measure in the operation's unit, CPU time, work units."""

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 from . import kernels
 from .clock import SECOND_NS, process_cpu_ns, thread_cpu_ns
-from .cpu import REPORT_S, Pacer, next_rounds, thread_count
 from .errors import InputError
 from .kernels.orders import CHASE, FILL, LINK, PATTERNS
 from .lease import NOTE_NO_RECORDING, LeaseWatch
 from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_reporter
+from .pacing import REPORT_S, Pacer, next_rounds, thread_count
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:
@@ -248,10 +248,12 @@ def _reserves(peak_cores: float, operation: Operation, capacity: Capacity) -> Am
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels")
+        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
     if facts.nice > 0 and not facts.may_raise_nice:
         return Capability(
-            "fallback", f"runs at nice {facts.nice} (raising it needs CAP_SYS_NICE): weaker than other processes on a busy host"
+            "fallback",
+            f"runs at nice {facts.nice}: weaker than other processes on a busy host",
+            "run Ray with CAP_SYS_NICE, or with a limit of nice (ulimit -e) that lets it be raised",
         )
     return AVAILABLE
 

@@ -48,7 +48,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """What an operation may take at its peak, or what a budget allows. `tasks` are processes and threads."""
+    """What an operation may take at its peak, or what a budget allows. `tasks` are processes and threads, `locks` those of loads' own."""
 
     cpu_cores: float = 0.0
     memory_bytes: int = 0
@@ -56,6 +56,7 @@ class Amounts:
     descriptors: int = 0
     tasks: int = 0
     inodes: int = 0
+    locks: int = 0
 
     def plus(self, other: Amounts) -> Amounts:
         """Return the sum."""
@@ -80,7 +81,7 @@ class Amounts:
 
     def values(self) -> tuple[Any, ...]:
         """Return the amounts in the order of `AMOUNTS`."""
-        return (self.cpu_cores, self.memory_bytes, self.disk_bytes, self.descriptors, self.tasks, self.inodes)
+        return (self.cpu_cores, self.memory_bytes, self.disk_bytes, self.descriptors, self.tasks, self.inodes, self.locks)
 
 
 AMOUNTS: Final = tuple(one.name for one in fields(Amounts))
@@ -108,6 +109,7 @@ class Capacity:
     inodes: int = 0
     mappings: int = 0
     ports: int = 0
+    locks: int = 0
 
     @property
     def amounts(self) -> Amounts:
@@ -125,6 +127,7 @@ class Capacity:
             descriptors=self.descriptors // sharers,
             tasks=self.tasks // sharers,
             inodes=self.inodes // sharers,
+            locks=self.locks // sharers,
         )
 
 

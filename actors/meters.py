@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .errors import StressError
 
 if TYPE_CHECKING:
-    from .metrics.reporter import Reporter
+    from .metrics.reporter import Recordable, Reporter
 
 
 class LoadMeters:
@@ -16,6 +16,8 @@ class LoadMeters:
 
     def __init__(self, reporter: Reporter, *, is_kept: bool = True) -> None:
         self.is_kept = is_kept
+        self._reporter = reporter
+        self._cores: dict[str, Recordable] = {}
         self._slice = reporter.histogram("load.slice").record
         self._operations = reporter.counter("load.operations").record
         self.tick = reporter.tick
@@ -25,6 +27,12 @@ class LoadMeters:
         """Record one slice between two looks at the lease: its length on the clock and its work units."""
         self._slice(duration_s)
         self._operations(operations)
+
+    def record_core(self, core: str, share: float) -> None:
+        """Record which share of a CPU, named by its number, the thread that stays on it has used since the last time. For one thread."""
+        if core not in self._cores:
+            self._cores[core] = self._reporter.gauge("load.core.busy", core=core)
+        self._cores[core].record(share)
 
 
 def open_meters(segment_path: str, seed: int) -> LoadMeters:

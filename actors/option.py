@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from .errors import InputError
@@ -24,7 +24,8 @@ class Option:
     """One option of a simulator.
 
     `kind`: "path" is an absolute path or "" for none, "cores" is "all" or a whole number from 1, "bytes" a whole number, "duration" is in
-    seconds, "fraction" from 0 to 1. `low` and `high` bound numbers; without `high` the kind's own bound counts.
+    seconds, "fraction" from 0 to 1. `low` and `high` bound numbers; without `high` the kind's own bound counts. `examples` are texts
+    that a rule of the simulator takes.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Option:
     choices: tuple[str, ...] = ()
     low: float = 0
     high: float | None = None
+    choice_help: Mapping[str, str] = field(default_factory=dict)  # where `help` does not say what each choice is
+    examples: tuple[str, ...] = ()
 
     @property
     def top(self) -> float:
@@ -88,12 +91,14 @@ class Option:
     def to_schema(self) -> dict[str, Any]:
         """Return the option's JSON Schema."""
         about: dict[str, Any] = {"description": self.help, "default": self.default}
+        if self.kind == "choice" and self.choice_help:
+            return {"oneOf": [{"const": choice, "description": self.choice_help[choice]} for choice in self.choices], **about}
         if self.kind == "choice":
             return {"enum": list(self.choices), **about}
         if self.kind == "flag":
             return {"type": "boolean", **about}
         if self.kind in ("text", "path"):
-            return {"type": "string", **about}
+            return {"type": "string", **about, **({"examples": list(self.examples)} if self.examples else {})}
         bounds = {"minimum": self.low, **({} if self.top == LARGEST else {"maximum": self.top})}
         number = {"type": "integer" if self.kind in _WHOLE else "number", **bounds}
         return {"oneOf": [{"const": "all"}, number], **about} if self.kind == "cores" else {**number, **about}

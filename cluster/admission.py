@@ -73,7 +73,15 @@ def _check_capability(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos
         can = hellos[name]["report"]["simulators"]
         for kind in sorted({op.kind for op in operations}):
             if can[kind]["verdict"] == "unavailable":
-                raise RefusedError("capability", f"{name} cannot run {kind}: {can[kind]['reason']}", "see `stress-cluster doctor`")
+                raise RefusedError(
+                    "capability",
+                    f"{name} cannot run {kind}: {can[kind]['reason']}",
+                    can[kind].get("allow") or "see `stress-cluster doctor`",
+                )
+        lacking = hellos[name]["report"].get("kernels_missing", {})
+        for op in operations:
+            if reason := lacking.get(op.options.get("kernel"), ""):
+                raise RefusedError("capability", f"{name} cannot run {op.id}: {reason}", "see `stress-cluster describe CpuLoad`")
 
 
 def _check_shapes(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos) -> None:
@@ -169,5 +177,7 @@ def check_machine(names: Sequence[str], amounts: Mapping[str, Amounts], limits: 
 def _told(amounts: Amounts) -> str:
     gib = 1 << 30
     memory, disk = amounts.memory_bytes / gib, amounts.disk_bytes / gib
-    counts = "".join(f", {getattr(amounts, name):,} {name}" for name in ("descriptors", "tasks", "inodes") if getattr(amounts, name))
+    counts = "".join(
+        f", {getattr(amounts, name):,} {name}" for name in ("descriptors", "tasks", "inodes", "locks") if getattr(amounts, name)
+    )
     return f"{amounts.cpu_cores:.2f} cores, {memory:.2f} GiB of memory and {disk:.2f} GiB of disk{counts}"

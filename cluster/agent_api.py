@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from actors.messages import Capacity, Operation, SlotTicket
 
 from .exchange import Reply, Report
+from .outbox import Frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class AgentPort(Protocol):
         """Create a simulator's actor on this node."""
         ...
 
-    def push(self, run: str, node: str, incarnation: str, records: list[tuple[int, bytes]], timeout_s: float) -> int:
+    def push(self, run: str, node: str, incarnation: str, records: Frames, timeout_s: float) -> int:
         """Hand outbox records to the run's aggregator; returns the last sequence that it has made durable."""
         ...
 

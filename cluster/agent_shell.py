@@ -26,9 +26,7 @@ from actors.capability import judge as judge_capability
 from actors.capability import read_facts
 from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, Clock, SystemClock
-from actors.disk import check_place
 from actors.errors import HarnessError, StressError
-from actors.exhaustion.place import check_folder
 from actors.guardian import GuardianClient
 from actors.host import HostSampler, machine_facts
 from actors.lease import read_shortfall
@@ -36,7 +34,7 @@ from actors.messages import Amounts, Capacity, Operation, SlotTicket
 from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
 from actors.plugin_shapes import digests
-from actors.simulator import peak_amounts
+from actors.simulator import check_here, peak_amounts
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
 
@@ -45,6 +43,7 @@ from .agent import Agent, Do
 from .agent_api import AgentConfig, AgentPort, SimulatorPort
 from .handles import told
 from .load_end import NO_LOAD
+from .load_notes import LoadNotes
 from .metrics.cardinality import Caps
 from .node_metrics import NodeMetrics
 from .ray_facts import ray_facts
@@ -79,6 +78,7 @@ class AgentShell:
         self._capacity = read_capacity(self.state_dir)
         self._limits = limits_for(config.profile)
         self._limits_of: dict[str, Limits] = {}
+        self._notes = LoadNotes()
         self._agent = Agent(
             config.node, config.cluster, self._guardian.hello["guardian_id"], self._incarnation, config.epoch, self._capacity
         )
@@ -127,7 +127,7 @@ class AgentShell:
 
     def _node_report(self) -> dict[str, Any]:
         facts = read_facts(self.state_dir)
-        can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge_capability(facts).items()}
+        can = {name: found.to_json() for name, found in judge_capability(facts).items()}
         return {**facts.to_json(), **machine_facts(), "ray": ray_facts(os.environ), "simulators": can, "shapes": digests()}
 
     def poke(self) -> None:
@@ -271,6 +271,8 @@ class AgentShell:
             key, name = (run.run, op.operation.id), op.operation.id
             load = self._guardian.stats.read(op.slot)
             ours = load.generation == op.generation
+            if ours:
+                self._agent.events += self._notes.look(run.run, name, self._guardian.stats, op.slot)
             simulator = self._simulators.get(key)
             status = self._poll(simulator)
             if ours:
@@ -342,6 +344,7 @@ class AgentShell:
         elif effect.what == "forget":
             self._metrics.forget(effect.run)
             self._limits_of.pop(effect.run, None)
+            self._notes.forget(effect.run)
             self._limits = strictest(self._limits_of.values()) if self._limits_of else limits_for(self._config.profile)
         elif effect.what in {"open_slot", "prepare", "close_slot"}:
             body = {"open_slot": self._open_slot, "prepare": self._prepare, "close_slot": self._close_slot}[effect.what]
@@ -379,10 +382,7 @@ class AgentShell:
         capacity: Capacity = effect.data["capacity"] or self._capacity
         limits: Amounts = effect.data["machine_limits"] or self._capacity.amounts
         amounts = peak_amounts(operation, capacity)
-        if operation.kind == "DiskFill":
-            check_place(operation, self.state_dir)
-        elif operation.options.get("dir"):
-            check_folder(operation, self.state_dir)
+        check_here(operation, self.state_dir)
         answer = self._guardian.call(
             "open_slot",
             run=effect.run,

@@ -37,7 +37,8 @@ from .metrics.stream import MetricStream
 from .metrics.subscription import Subscription
 from .metrics.window_feed import Window, WindowFeed
 from .mirror import identity
-from .outbox import Outbox
+from .near import NearFiles
+from .outbox import Frames, Outbox, box_path
 from .recovery import end_dead
 from .stored import scenario_name
 
@@ -62,6 +63,7 @@ class AggregatorShell:
         self._prometheus = read_json(self.directory / "manifest.json") or {}
         options = _options_of(run, self._prometheus)
         self._core = Aggregator(run, self.directory, self._clock, buckets=options.buckets)
+        self._near = NearFiles()
         self._server: MetricsServer | None = None
         self._outcome: dict[str, Any] | None = None
         self._touched_ns = self._clock.boot_ns()
@@ -121,10 +123,16 @@ class AggregatorShell:
             write_json_atomic(self.directory / "manifest.json", {**document, "heartbeat": self._now()})
         return {"prometheus": endpoint}
 
-    def push(self, node: str, incarnation: str, records: list[tuple[int, bytes]]) -> int:
-        """Take windows of one stream; return the last sequence number that is on disk."""
+    def push(self, node: str, incarnation: str, records: Frames) -> int:
+        """Take windows of one stream, by their bytes or by their places in an outbox on this machine; see `near`.
+
+        They are the oldest that their sender keeps, so it was told that all before the first of them is safe.
+        Returns the last sequence number that is on disk: one before the first of these where that cannot be read here.
+        """
         self._touched_ns = self._clock.boot_ns()
-        held = self._core.push(node, incarnation, records)
+        path = box_path(self.directory.parent.parent, self._run, node, incarnation)
+        with self._near.frames(path, records) as frames:
+            held = self._core.push(node, incarnation, frames, records[0][0] - 1 if records else 0)
         if self._is_concluded:
             with self._manifest_lock:
                 self._core.finish(self._outdated_summary())  # late data: a new segment and a new revision of the summary

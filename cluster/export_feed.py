@@ -21,11 +21,12 @@ from actors.clock import Clock
 
 from .exporters.limits import Limits
 from .exporters.pipeline import ExportPipeline
-from .exporters.rows import pieces
+from .exporters.rows import pieces, slices
 from .exporters.trace import Origin
 from .metrics.aggregator import Aggregator
 from .metrics.store import Coverage, Entry, Stream
 from .metrics.windows import EVENTS, METRICS, with_quantiles
+from .near import give_back
 
 INBOX_BYTES: Final = 64 << 20
 _AT_ONCE: Final = 1 / 32  # of a destination's bounds: what it is given at once when it is behind
@@ -91,8 +92,19 @@ class Feed:
             to = [name for name in self._live if self._begin(name, records)]
             if to:
                 everyone = None if len(to) == len(self.given) else to
-                await self._pipeline.export(filled(entry.metrics), to=everyone, origin=_origin(entry, taken_ns))
+                for part in self._cut(entry):
+                    await self._pipeline.export(part, to=everyone, origin=_origin(entry, taken_ns))
+                give_back(entry.frame)
                 self._note(to, records)
+
+    def _cut(self, entry: Entry) -> Iterator[pa.RecordBatch]:
+        """Yield a record's rows; those of a mapped file in parts that every destination takes as they are, so that none copies its own."""
+        rows = filled(entry.metrics)
+        if entry.frame is None:
+            yield rows
+            return
+        bounds = self.limits.values()
+        yield from slices(rows, min(one.batch_rows for one in bounds), min(one.batch_bytes for one in bounds))
 
     async def emptied(self, timeout_s: float) -> None:
         """Wait until all that was taken is given, or this long: then the rest is given to nobody. Nothing may be taken meanwhile."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from actors import pressure
 from actors import shape as shapes
 from actors.clock import SECOND_NS, Clock
 from actors.control import LOAD_RUNNING, SLOTS
@@ -27,12 +28,12 @@ from actors.metrics.registry import DOSE_UNITS
 from actors.metrics.ring import SAMPLE_COLUMNS, Consumer, Ring
 from actors.metrics.segment import check_policy_text
 from actors.proc import cgroup_pids
-from actors.simulator import absolute
+from actors.simulator import absolute, whole_of
 
 from .metrics.cardinality import Caps
 from .metrics.raw_samples import SampleReader
 from .metrics.stream import MetricStream
-from .outbox import Outbox, OutboxFullError, leftovers
+from .outbox import Frames, Outbox, OutboxFullError, box_path, leftovers
 
 UNIT_OF_OPERATION: Final = frozenset({"dose.requested", "dose.achieved"})
 STEPS: Final = 20  # points at which a shape is read within a window
@@ -43,7 +44,7 @@ SEAL_TRIES: Final = 5  # how often the last window of a stream is tried, about a
 
 _Key = tuple[str, str]  # run, operation: runs that share a scenario have operations of the same name
 
-Push = Callable[[str, str, str, list[tuple[int, bytes]], float], int]
+Push = Callable[[str, str, str, Frames, float], int]
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ class NodeMetrics:
 
     def begin(self, run: str, policy: RecordingPolicy, caps: Caps | None = None) -> None:
         """Open a run's stream and its outbox file; its loads and this agent record by `policy`, and this agent's series have `caps`."""
-        path = self._state_dir / "outbox" / run / f"{self._node}-{self._incarnation}.box"
+        path = box_path(self._state_dir, run, self._node, self._incarnation)
         box = Outbox(path, node=self._node, incarnation=self._incarnation, run=run, max_bytes=self._outbox_max_bytes)
         with self._lock:
             self._policies[run] = policy
@@ -176,6 +177,7 @@ class NodeMetrics:
                 self._drain(run, box.incarnation, box.unacked, box.ack, push)
             stream = self._streams.get(run)
             if stream is not None:
+                self._drain_near(run, stream, push)
                 self._drain(run, self._incarnation, stream.unacked, stream.ack, push)
             with self._lock:
                 self._delivered |= {run} if is_sealed else set()
@@ -193,6 +195,13 @@ class NodeMetrics:
             if held < records[0][0]:
                 raise HarnessError("internal", f"the aggregator of {run} holds {held} of stream {incarnation} and refuses {records[0][0]}")
             ack(held)
+
+    def _drain_near(self, run: str, stream: MetricStream, push: Push) -> None:
+        """Push the places of records for as long as the aggregator can read them; what it cannot read is pushed as bytes."""
+        while places := stream.places(PUSH_BYTES):
+            held = push(run, self._node, stream.incarnation, places, PUSH_S)
+            stream.set_near(is_near=held >= places[0][0])
+            stream.ack(held)
 
     # ---- operations
 
@@ -309,7 +318,7 @@ class NodeMetrics:
         if not watched.start_ns or read is None or now_ns < watched.start_ns:
             return None
         operation = watched.operation
-        whole = float(getattr(watched.capacity, watched.meter.resource)) if operation.unit == "fraction" else 1.0
+        whole = whole_of(operation, watched.capacity)
         if cumulative:
             if before is None:
                 return None
@@ -376,6 +385,7 @@ class NodeMetrics:
             "host.cpu.busy": host.cpu_busy_fraction,
             "host.memory.limit": host.memory_limit_bytes,
             "host.memory.used": used,
+            "host.memory.pressure": pressure.category(pressure.level(used, host.memory_limit_bytes)),
             "host.memory.available": host.memory_available_bytes,
             "host.disk.free": host.disk_free_bytes,
             "host.descriptors.used": host.descriptors_used,

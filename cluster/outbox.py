@@ -2,8 +2,8 @@
 
 A stream is (node, agent incarnation); its sequence numbers begin at 1 and have no gaps. One file per stream:
 
-    head      magic, length, crc32, JSON {node, incarnation, run, first}
-    record    magic, kind, length, sequence, crc32, payload          (a frame; sent as it stands)
+    head      magic, length, crc32, JSON {node, incarnation, run, first} and blanks, up to a multiple of 8 bytes
+    record    magic, kind, length, sequence, crc32, payload          (a frame; sent as it stands, or by its place: see `near`)
 
 The file is read up to the first record that is not whole, so a death in mid-write loses only that one, which nobody was
 promised. What is acknowledged is dropped by rewriting the file (temporary name, fsync, rename); the last record names the
@@ -11,6 +11,9 @@ end of the stream, and its acknowledgement removes the file. One owner at a time
 
 A record is in the page cache when `append` returns: it survives the death of the process, not of the machine. With `sync`
 it survives that too.
+
+A record never changes once it is whole, and its file is never made shorter than the records in it: it is replaced or removed, and who
+has mapped it keeps it as it was.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from actors.errors import HarnessError
 
@@ -36,7 +41,12 @@ _HEAD_MAGIC: Final = b"SCBOX\n"
 _FRAME: Final = struct.Struct("<4sB3xIQI")  # magic, kind, length, sequence, crc32 of kind, sequence and payload
 _FRAME_MAGIC: Final = b"SCRC"
 _COMPACT_BYTES: Final = 4 << 20
+_COPIED_BYTES: Final = 1 << 20  # at once, to a file without what is acknowledged
+_PARTS: Final = 512  # that one call writes; the system takes 1024
+_ALIGNED: Final = 8  # so that the arrays in a payload that is a multiple of this lie where a processor likes them
 SUFFIX: Final = ".box"
+
+Bytes = bytes | memoryview  # a view is one of bytes, and does not change
 
 
 class Kind(IntEnum):
@@ -53,26 +63,40 @@ class Record:
 
     sequence: int
     kind: Kind
-    payload: bytes
+    payload: Bytes
 
 
-def _crc(kind: int, sequence: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(struct.pack("<BQ", kind, sequence)))
+class Place(NamedTuple):
+    """Where a frame lies: its stream's file, by inode, offset and size in bytes. Goes instead of it to who can read that file."""
+
+    inode: int
+    offset: int
+    size: int
+
+
+Frames = Sequence[tuple[int, bytes | Place]]  # by sequence number, as they are pushed
+
+
+def _head_of(kind: int, sequence: int, parts: Sequence[Bytes]) -> bytes:
+    """Return what goes before a payload, which may lie in several places."""
+    crc = zlib.crc32(struct.pack("<BQ", kind, sequence))
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return _FRAME.pack(_FRAME_MAGIC, kind, sum(map(len, parts)), sequence, crc)
 
 
 def frame(record: Record) -> bytes:
     """Return the bytes of a record."""
-    crc = _crc(record.kind, record.sequence, record.payload)
-    return _FRAME.pack(_FRAME_MAGIC, record.kind, len(record.payload), record.sequence, crc) + record.payload
+    return b"".join((_head_of(record.kind, record.sequence, (record.payload,)), record.payload))
 
 
-def parse(data: bytes) -> Record:
-    """Return the record of a frame. Raises `ValueError` when it is not whole."""
+def parse(data: Bytes) -> Record:
+    """Return the record of a frame; its payload is a part of the data where that is a view. Raises `ValueError` when it is not whole."""
     if len(data) < _FRAME.size:
         raise ValueError(f"a record has at least {_FRAME.size} bytes, got {len(data)}")
-    magic, kind, length, sequence, crc = _FRAME.unpack_from(data)
+    magic, kind, length, sequence, _ = _FRAME.unpack_from(data)
     payload = data[_FRAME.size : _FRAME.size + length]
-    if magic != _FRAME_MAGIC or len(payload) != length or crc != _crc(kind, sequence, payload):
+    if magic != _FRAME_MAGIC or len(payload) != length or data[: _FRAME.size] != _head_of(kind, sequence, (payload,)):
         raise ValueError("a record is torn or not one of ours")
     return Record(sequence, Kind(kind), payload)
 
@@ -121,9 +145,9 @@ class Outbox:
                 make_folders(self.path.parent, 0o700)
             else:
                 self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fd = _open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            fd = _open_new(temporary)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write(fd, head, 0)
+            _write(fd, [head], 0)
             os.link(temporary, self.path)
             temporary.unlink()
             sync_folder(self.path.parent)
@@ -148,15 +172,22 @@ class Outbox:
         """Bytes of the records that wait for their acknowledgement."""
         return sum(size for _, _, size in self._index)
 
-    def append(self, kind: Kind, payload: bytes) -> int:
+    @property
+    def has_ample_room(self) -> bool:
+        """Whether records may be larger than they need be: the first half is not full."""
+        return self.unacked_bytes < self._max_bytes // 2
+
+    def append(self, kind: Kind, *payload: Bytes) -> int:
         """Seal a record and return its sequence number. Raises `OutboxFullError`; then nothing has changed.
 
-        Samples find room in the first half only, so that they take none from windows.
+        A payload of several parts is written from where they lie. Samples find room in the first half only, so that they take none from
+        windows.
         """
         assert not self._ended, "a stream that has ended takes no more records"
-        data = frame(Record(self._next, kind, payload))
+        data = [_head_of(kind, self._next, payload), *payload]
+        size = sum(map(len, data))
         room = {Kind.SAMPLES: self._max_bytes // 2, Kind.WINDOW: self._max_bytes, Kind.END: self._max_bytes + 4096}[kind]
-        if self.unacked_bytes + len(data) > room:
+        if self.unacked_bytes + size > room:
             raise OutboxFullError(f"{self.path} holds {self.unacked_bytes} bytes, its limit is {room}")
         try:
             _write(self._fd, data, self._end)
@@ -166,8 +197,8 @@ class Outbox:
             with suppress(OSError):  # a torn tail is overwritten by the next record and ends no reading before it
                 os.ftruncate(self._fd, self._end)
             raise OutboxFullError(f"cannot write {self.path}: {error}") from error
-        self._index.append((self._next, self._end, len(data)))
-        self._end += len(data)
+        self._index.append((self._next, self._end, size))
+        self._end += size
         self._next += 1
         self._ended = kind is Kind.END
         return self.last
@@ -179,14 +210,20 @@ class Outbox:
 
     def unacked(self, max_bytes: int = 1 << 20) -> list[tuple[int, bytes]]:
         """Return the oldest records (sequence, frame) up to this size, and at least one if there is any."""
-        found: list[tuple[int, bytes]] = []
+        return [(sequence, os.pread(self._fd, length, offset)) for sequence, offset, length in self._oldest(max_bytes)]
+
+    def places(self, max_bytes: int) -> list[tuple[int, Place]]:
+        """Return where the same records lie, none of which is read."""
+        inode = os.fstat(self._fd).st_ino if self._index else 0
+        return [(sequence, Place(inode, offset, length)) for sequence, offset, length in self._oldest(max_bytes)]
+
+    def _oldest(self, max_bytes: int) -> Iterator[tuple[int, int, int]]:
         size = 0
-        for sequence, offset, length in self._index:
-            if found and size + length > max_bytes:
-                break
-            found.append((sequence, os.pread(self._fd, length, offset)))
-            size += length
-        return found
+        for at, entry in enumerate(self._index):
+            size += entry[2]
+            if at and size > max_bytes:
+                return
+            yield entry
 
     def ack(self, sequence: int) -> None:
         """Drop the records up to this one; the acknowledged end removes the file."""
@@ -228,15 +265,17 @@ class Outbox:
     def _compact(self) -> None:
         first = self._index[0][0] if self._index else self._next
         head = _head({"node": self.node, "incarnation": self.incarnation, "run": self.run, "first": first})
-        body = b"".join(os.pread(self._fd, size, offset) for _, offset, size in self._index)
+        begin, end = self._index[0][1] if self._index else self._end, self._end
         temporary = self.path.with_suffix(".new")
         try:
-            fd = _open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        except HarnessError:
+            fd = _open_new(temporary)
+        except (HarnessError, OSError):
             return  # the old file is whole; a later acknowledgement tries again
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write(fd, head + body, 0)
+            _write(fd, [head], 0)
+            for at in range(begin, end, _COPIED_BYTES):
+                _write(fd, [os.pread(self._fd, min(_COPIED_BYTES, end - at), at)], len(head) + at - begin)
             os.fsync(fd)
             temporary.replace(self.path)
         except OSError:
@@ -246,9 +285,14 @@ class Outbox:
             return
         os.close(self._fd)
         sync_folder(self.path.parent)
-        shift = len(head) - (self._index[0][1] if self._index else self._end)
-        self._fd, self._acked_bytes, self._end = fd, 0, len(head) + len(body)
+        shift = len(head) - begin
+        self._fd, self._acked_bytes, self._end = fd, 0, end + shift
         self._index = [(sequence, offset + shift, size) for sequence, offset, size in self._index]
+
+
+def box_path(state_dir: Path, run: str, node: str, incarnation: str) -> Path:
+    """Return where the outbox of an agent lies for one run."""
+    return state_dir / "outbox" / run / f"{node}-{incarnation}{SUFFIX}"
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -263,8 +307,15 @@ def _open(path: Path, flags: int) -> int:
         raise HarnessError("os", f"cannot open the outbox {path}: {error}") from error
 
 
+def _open_new(path: Path) -> int:
+    """Make a file that is nobody else's: one that a dead owner left under this name may be the outbox itself, which had two names then."""
+    path.unlink(missing_ok=True)
+    return _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+
 def _head(fields: dict[str, str | int]) -> bytes:
     body = json.dumps(fields).encode()
+    body += b" " * (-(_HEAD.size + len(body)) % _ALIGNED)
     return _HEAD.pack(_HEAD_MAGIC, 1, len(body), zlib.crc32(body)) + body
 
 
@@ -293,8 +344,12 @@ def _records(fd: int, offset: int) -> Iterator[tuple[Record, int]]:
         offset += size
 
 
-def _write(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+def _write(fd: int, parts: Sequence[Bytes], offset: int) -> None:
+    left = deque(memoryview(part) for part in parts)
+    while left:
+        written = os.pwritev(fd, list(islice(left, _PARTS)), offset)
+        offset += written
+        while left and written >= len(left[0]):
+            written -= len(left.popleft())
+        if written:
+            left[0] = left[0][written:]

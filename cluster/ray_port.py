@@ -34,6 +34,7 @@ from .agent_api import AgentConfig
 from .exchange import Reply, Report
 from .lean import GIVES_BACK, leave_out
 from .orchestrator_api import OrchestratorConfig
+from .outbox import Frames
 
 NAMESPACE = "stress-cluster"
 ORCHESTRATOR = "orchestrator"
@@ -413,7 +414,7 @@ class _AgentPort:
         )
         return _Simulator(Actor(handle), self._clock)
 
-    def push(self, run: str, node: str, incarnation: str, records: list[tuple[int, bytes]], timeout_s: float) -> int:
+    def push(self, run: str, node: str, incarnation: str, records: Frames, timeout_s: float) -> int:
         """Hand outbox records to the run's aggregator."""
         return _push(self._aggregators, run, node, incarnation, records, timeout_s)
 
@@ -422,7 +423,7 @@ class _AgentPort:
         self._end()
 
 
-def _push(known: dict[str, Actor], run: str, node: str, incarnation: str, records: list[tuple[int, bytes]], timeout_s: float) -> int:
+def _push(known: dict[str, Actor], run: str, node: str, incarnation: str, records: Frames, timeout_s: float) -> int:
     actor = known.get(run) or find(AGGREGATOR + run)
     if actor is None:
         raise Lost("lost", f"run {run} has no aggregator")
@@ -636,7 +637,7 @@ class _ProbePort:
         future: Future[Any] = self._targets[node].send("ping").future()
         return future
 
-    def push(self, run: str, node: str, incarnation: str, records: list[tuple[int, bytes]], timeout_s: float) -> int:
+    def push(self, run: str, node: str, incarnation: str, records: Frames, timeout_s: float) -> int:
         """Hand records to the run's aggregator."""
         return _push(self._aggregators, run, node, incarnation, records, timeout_s)
 

@@ -154,7 +154,7 @@ def _deliver(aggregator: Aggregator, path: Path) -> None:
         box.close()
         return
     while records := box.unacked():
-        held = aggregator.push(box.node, box.incarnation, records)
+        held = aggregator.push(box.node, box.incarnation, records, records[0][0] - 1)
         if held < records[0][0]:
             break
         box.ack(held)

@@ -97,7 +97,7 @@ _LIMIT_HELP: Final[Mapping[str, str]] = {
     "memory_used_fraction": "used memory of the host above which load is shed",
     "memory_abort_fraction": "used memory of the host above which the run is aborted",
     "disk_fraction": "highest planned share of the file system",
-    "counts_fraction": "highest planned share of the descriptors, of the tasks and of the inodes that there may be",
+    "counts_fraction": "highest planned share of the descriptors, tasks, inodes and locks that there may be",
     "disk_used_fraction": "used share of the file system above which load is shed",
     "disk_abort_fraction": "used share of the file system above which the run is aborted",
     "descriptors_fraction": "open share of the host's descriptors above which load is shed",

@@ -12,24 +12,30 @@ def stub() -> str: ...
 
 class CpuLoad(Simulator):
     fraction: Shape
-    mode: Literal["own", "host_total"]
-    kernel: Literal["integer", "float"]
+    mode: Literal["own", "host_total", "slowdown"]
+    kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"]
     cores: int | str
+    affinity: Literal["free", "pinned"]
+    heat_limit_c: int
     def __init__(
         self,
         fraction: Shape | float,
-        mode: Literal["own", "host_total"] = ...,
-        kernel: Literal["integer", "float"] = ...,
+        mode: Literal["own", "host_total", "slowdown"] = ...,
+        kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"] = ...,
         cores: int | str = ...,
+        affinity: Literal["free", "pinned"] = ...,
+        heat_limit_c: int = ...,
     ) -> None: ...
 
 class MemoryPressure(Simulator):
     fraction: Shape | None
     bytes: Shape | None
+    reserve: int
     def __init__(
         self,
         fraction: Shape | float | None = None,
         bytes: Shape | float | None = None,
+        reserve: int = ...,
     ) -> None: ...
 
 class MemoryFragment(Simulator):
@@ -62,6 +68,17 @@ class MemoryAccess(Simulator):
         cores: int | str = ...,
     ) -> None: ...
 
+class VmPressure(Simulator):
+    per_second: Shape
+    file: int
+    dir: str
+    def __init__(
+        self,
+        per_second: Shape | float,
+        file: int = ...,
+        dir: str = ...,
+    ) -> None: ...
+
 class DiskFill(Simulator):
     bytes: Shape | None
     fraction: Shape | None
@@ -73,6 +90,17 @@ class DiskFill(Simulator):
         fraction: Shape | float | None = None,
         dir: str = ...,
         reserve_bytes: int = ...,
+    ) -> None: ...
+
+class CpuPressure(Simulator):
+    fraction: Shape
+    kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"]
+    heat_limit_c: int
+    def __init__(
+        self,
+        fraction: Shape | float,
+        kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"] = ...,
+        heat_limit_c: int = ...,
     ) -> None: ...
 
 class Descriptors(Simulator):
@@ -301,4 +329,100 @@ class DiskIO(Simulator):
         block_bytes: int = ...,
         file_bytes: int = ...,
         dir: str = ...,
+    ) -> None: ...
+
+class LockContention(Simulator):
+    count: Shape
+    contenders: Literal["threads", "tasks", "processes"]
+    contention: float
+    hold_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        contenders: Literal["threads", "tasks", "processes"] = ...,
+        contention: float = ...,
+        hold_s: float = ...,
+    ) -> None: ...
+
+class LockConvoy(Simulator):
+    count: Shape
+    hold_s: float
+    work_s: float
+    stall_s: float
+    every_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        hold_s: float = ...,
+        work_s: float = ...,
+        stall_s: float = ...,
+        every_s: float = ...,
+    ) -> None: ...
+
+class Deadlock(Simulator):
+    count: Shape
+    order: Literal["crossed", "ordered"]
+    detect: bool
+    on_deadlock: Literal["resolve", "fail"]
+    hold_s: float
+    timeout_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        order: Literal["crossed", "ordered"] = ...,
+        detect: bool = ...,
+        on_deadlock: Literal["resolve", "fail"] = ...,
+        hold_s: float = ...,
+        timeout_s: float = ...,
+    ) -> None: ...
+
+class Livelock(Simulator):
+    count: Shape
+    retry: Literal["in_step", "at_random"]
+    backoff_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        retry: Literal["in_step", "at_random"] = ...,
+        backoff_s: float = ...,
+    ) -> None: ...
+
+class PriorityInversion(Simulator):
+    count: Shape
+    mechanism: Literal["queue", "nice"]
+    inheritance: bool
+    hold_s: float
+    burst_s: float
+    bound_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        mechanism: Literal["queue", "nice"] = ...,
+        inheritance: bool = ...,
+        hold_s: float = ...,
+        burst_s: float = ...,
+        bound_s: float = ...,
+    ) -> None: ...
+
+class StressNg(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    stressor: str
+    arguments: str
+    instances: int
+    cores: float
+    memory_bytes: int
+    disk_bytes: int
+    tasks: int
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        stressor: str = ...,
+        arguments: str = ...,
+        instances: int = ...,
+        cores: float = ...,
+        memory_bytes: int = ...,
+        disk_bytes: int = ...,
+        tasks: int = ...,
     ) -> None: ...

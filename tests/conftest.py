@@ -20,7 +20,7 @@ RAY_ENVIRONMENT = {
 }
 STATE = pytest.StashKey[Path]()
 BEGUN_S = pytest.StashKey[float]()
-SUITE_S = 1800.0  # what the whole suite may take on two cores
+SUITE_S = 2700.0  # what the whole suite may take on two cores
 
 # No deadline: examples share the cores with other work. No database: a failure prints the line that replays it.
 hypothesis.settings.register_profile("suite", deadline=None, database=None, print_blob=True)

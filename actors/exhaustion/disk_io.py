@@ -24,7 +24,7 @@ from ..meters import LoadMeters, open_meters
 from ..proc import allocate
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 from .mappings import map_bytes
-from .place import DIR, folder_of, open_nameless
+from .place import DIR, check_folder, folder_of, open_nameless
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
@@ -186,14 +186,20 @@ def _reserves(_: float, operation: Operation, __: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if facts.state_filesystem in _NO_STORAGE:
-        return Capability("unavailable", f"STATE {facts.state_dir} lies on {facts.state_filesystem}, which has no disk behind it")
+        return Capability(
+            "unavailable", f"STATE {facts.state_dir} lies on {facts.state_filesystem}, which has no disk behind it", "state_dir on a disk"
+        )
     if not facts.makes_nameless:
         return Capability(
-            "unavailable", f"{facts.state_filesystem} has no files without a name (O_TMPFILE), and others would outlive a kill"
+            "unavailable",
+            f"{facts.state_filesystem} has no files without a name (O_TMPFILE), and others would outlive a kill",
+            "state_dir on ext4, xfs or btrfs",
         )
     if not facts.direct_io:
         return Capability(
-            "fallback", f"{facts.state_filesystem} has no direct access: writes wait for the disk, reads drop what was cached"
+            "fallback",
+            f"{facts.state_filesystem} has no direct access: writes wait for the disk, reads drop what was cached",
+            "state_dir on ext4, xfs or btrfs",
         )
     return AVAILABLE
 
@@ -222,4 +228,5 @@ RECORD: Final = SimulatorRecord(
     needs="a file system with O_TMPFILE on a disk",
     entry="exhaustion.disk_io:DiskIO",
     reserves=_reserves,
+    check_here=check_folder,
 )

@@ -14,7 +14,7 @@ from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, SimulatorRecord
 from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
-from .place import DIR, folder_of, open_nameless
+from .place import DIR, check_folder, folder_of, open_nameless
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
@@ -62,7 +62,9 @@ def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.makes_nameless:
         return Capability(
-            "unavailable", f"{facts.state_filesystem} has no files without a name (O_TMPFILE), and others would outlive a kill"
+            "unavailable",
+            f"{facts.state_filesystem} has no files without a name (O_TMPFILE), and others would outlive a kill",
+            "state_dir on ext4, xfs, btrfs or tmpfs",
         )
     return AVAILABLE
 
@@ -83,4 +85,5 @@ RECORD: Final = SimulatorRecord(
     needs="a file system with O_TMPFILE, and one descriptor for each inode",
     entry="exhaustion.inodes:make",
     reserves=_reserves,
+    check_here=check_folder,
 )

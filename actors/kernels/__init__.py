@@ -1,5 +1,7 @@
 """Compiled loops that load a core or walk memory: each module has a `work` that numba can compile, and a `SIGNATURE`.
 
+`table` lists those that CpuLoad offers, `ready` makes them ready to run. Here is how any of them is compiled, kept and loaded.
+
 `SIGNATURE` is numba's text for it, "uint64(uint64, uint64)" where none is given: rounds and seed. A loop with a work area takes it first:
 "uint64(CPointer(uint64), uint64, uint64, uint64)" is (address, length in elements, rounds, seed); `area[i]` then reads and writes memory
 that the caller owns, without a bounds check, and the module's docstring says what has to lie there. `OPTIONS`, where given, go to numba.
@@ -23,11 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-Kernel = Callable[[int, int], int]
 Native = Callable[..., int]
 
-NAMES: Final = ("integer", "float")
-_MODULES: Final = {"integer": "integer", "float": "floating"}
 _ENTRY: Final = "; entry "  # the first line of a kept text: a comment that names the function and its signature
 _PLAIN: Final = "uint64(uint64, uint64)"
 _TYPES: Final[dict[str, Any]] = {
@@ -36,11 +35,6 @@ _TYPES: Final[dict[str, Any]] = {
     "float64": ctypes.c_double,
     "CPointer": ctypes.c_void_p,
 }
-
-
-def load_kernel(name: str) -> Kernel:
-    """Return a kernel of `NAMES`, compiled; the first call on a machine takes seconds, later ones a few hundredths of one."""
-    return load_function(_MODULES[name])
 
 
 def load_function(module: str) -> Native:

@@ -39,8 +39,11 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
 }
 NAMES: Final[Mapping[str, str]] = {
     "probe": "a probe of the scenario",
+    "core": "the number of a CPU",
     "simulator": "a simulator that is registered",
     "shape": "the name of a load shape",
+    "lock": "one of the first 16 locks of a load",
+    "stressor": "a stressor that the node's stress-ng has",
     "exporter": "an exporter of the run",
     "reason": "the class of the error that a destination raised",
     "metric": "a metric of the catalogue",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import operator
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -31,7 +30,6 @@ _NAN: Final = float("nan")
 _NEWLINE: Final = pa.scalar("\n")
 _NOTHING: Final = pa.scalar("")
 _key_of: Final[Callable[[Sample], SeriesKey]] = operator.attrgetter("key")
-_kind_of: Final[Callable[[Sample], Kind]] = operator.attrgetter("kind")
 _value_of: Final[Callable[[Sample], float]] = operator.attrgetter("value")
 
 Rows = npt.NDArray[np.intp]
@@ -111,12 +109,12 @@ class Page:
 
     def lines(self, samples: Sequence[Sample]) -> int:
         """Return how many lines with a number these have in this form; those that OpenMetrics does not allow count as well."""
-        kinds = Counter(map(_kind_of, samples))  # most are of one line: looked at one by one, they would cost as much as the page
-        flat = kinds[Kind.GAUGE] + kinds[Kind.COUNTER]
-        tall = sum(self._height(one) for one in samples if one.kind is Kind.HISTOGRAM) if kinds[Kind.HISTOGRAM] else 0
+        histogram, counter = Kind.HISTOGRAM, Kind.COUNTER  # a member costs more to look up than the rest of a turn
+        tall = [one for one in samples if one.kind is histogram]
+        lines = len(samples) - len(tall) + sum(map(self._height, tall))
         if self._form is Form.OPENMETRICS:
-            flat += sum(one.created_s is not None and one.kind is Kind.COUNTER for one in samples)
-        return flat + tall
+            lines += sum([one.created_s is not None for one in samples if one.kind is counter])
+        return lines
 
     def _height(self, one: Sample) -> int:
         kind = one.key.metric, one.key.unit

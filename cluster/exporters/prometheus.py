@@ -188,12 +188,10 @@ class _Shown:
         latest = self._source.latest()
         since_ns = now_ns - int(self._options.idle_s * SECOND_NS)
         alive = [one for one in latest if one.seen_ns >= since_ns or _is_vital(one)]
+        idle = [one for one in latest if one.seen_ns < since_ns and not _is_vital(one)] if len(alive) < len(latest) else []
         shown, lines = page.fitting(alive, self._options.max_series)
-        hidden = {
-            "limit": page.lines(alive[len(shown) :]),
-            "idle": page.lines([one for one in latest if one.seen_ns < since_ns and not _is_vital(one)]) + self._source.stale(),
-            "malformed": self._malformed,
-        }
+        beyond = page.lines(alive[len(shown) :])
+        hidden = {"limit": beyond, "idle": page.lines(idle) + self._source.stale(), "malformed": self._malformed}
         return [*shown, *self._own(lines, hidden)]
 
     def _own(self, shown: int, hidden: Mapping[str, int]) -> Iterable[Sample]:

@@ -120,9 +120,20 @@ def pieces(batch: pa.RecordBatch, limits: Limits) -> Iterator[pa.RecordBatch]:
         if batch.num_rows:
             yield batch
         return
-    step = min(limits.batch_rows, batch.num_rows // 2)
-    while step > 1 and batch.nbytes * step // batch.num_rows > limits.batch_bytes:
-        step //= 2
+    step = _step(batch, min(limits.batch_rows, batch.num_rows // 2), limits.batch_bytes)
     for at in range(0, batch.num_rows, step):
         part = batch.slice(at, step)
         yield from pieces(part.take(pa.array(range(part.num_rows), pa.int64())), limits)
+
+
+def slices(batch: pa.RecordBatch, rows: int, size: int) -> Iterator[pa.RecordBatch]:
+    """Cut rows into parts of this many rows and about this many bytes at most. Parts are views: each holds the whole."""
+    step = _step(batch, max(1, min(rows, batch.num_rows)), size)
+    for at in range(0, max(1, batch.num_rows), step):
+        yield batch.slice(at, step)
+
+
+def _step(batch: pa.RecordBatch, rows: int, size: int) -> int:
+    while rows > 1 and batch.nbytes * rows // batch.num_rows > size:
+        rows //= 2
+    return rows

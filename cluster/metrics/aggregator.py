@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import pyarrow as pa
@@ -23,12 +24,12 @@ from actors.messages import Event
 from actors.metrics.histogram import Histogram
 
 from ..files import read_json, write_json_atomic
+from ..outbox import Bytes, parse
 from ..outbox import Kind as RecordKind
-from ..outbox import parse
 from .answers import Answers
 from .buckets import Buckets
 from .cache import TTL_S
-from .intake import contiguous, following
+from .intake import following, reached
 from .live import DoseWindow, Live, Sample
 from .own_stream import OwnStream
 from .parts import DAMAGED, part_files
@@ -45,7 +46,7 @@ from .store import (
     Tagged,
     coverage_of,
     metrics_coverage,
-    pending_metrics,
+    pending_metrics_now,
     read_metrics,
     read_parts,
 )
@@ -55,6 +56,7 @@ _LOG: Final = logging.getLogger(__name__)
 _STALE_NS: Final = 30 * SECOND_NS
 _PEAKS: Final = ("host.cpu.busy", "host.load.average", "host.memory.used", "host.descriptors.used", "agent.tick.lag")
 
+_NOTHING_TOLD: Final[Mapping[Stream, int]] = MappingProxyType({})
 _NO_METRICS: Final = pa.RecordBatch.from_pylist([], schema=METRICS)
 _NO_EVENTS: Final = pa.RecordBatch.from_pylist([], schema=EVENTS)
 
@@ -85,9 +87,8 @@ class Aggregator:
         self._settle_bytes = settle_bytes
         self._samples = SampleStore(directory)  # before what makes its records count
         self._store = RunStore(directory)
-        announced = _announced(directory)
-        self._expected: set[Stream] = {*self._store.coverage.held, *announced}
-        self._forgotten = {stream: first for stream, first in announced.items() if first}  # the first number that will not come
+        self._forgotten = _announced(directory)  # the first number that will not come of a stream, 0 where nobody gave it up
+        self._expected: set[Stream] = {*self._store.coverage.held, *self._forgotten}
         self._live = Live(buckets)
         self._undecodable = 0
         self._is_closed = False
@@ -130,28 +131,29 @@ class Aggregator:
         with self._lock, suppress(ValueError):
             self._watchers.remove(watcher)
 
-    def push(self, node: str, incarnation: str, records: Iterable[tuple[int, bytes]]) -> int:
+    def push(self, node: str, incarnation: str, records: Iterable[tuple[int, Bytes]], safe: int = 0) -> int:
         """Take frames of one stream and return the last sequence number up to which everything is on disk; see `push_many`."""
-        return self.push_many({(node, incarnation): records})[node, incarnation]
+        stream = (node, incarnation)
+        return self.push_many({stream: records}, {stream: safe})[stream]
 
-    def push_many(self, parts: Mapping[Stream, Iterable[tuple[int, bytes]]]) -> dict[Stream, int]:
+    def push_many(
+        self, parts: Mapping[Stream, Iterable[tuple[int, Bytes]]], safe: Mapping[Stream, int] = _NOTHING_TOLD
+    ) -> dict[Stream, int]:
         """Take frames of many streams; return for each the last sequence number up to which everything is on disk. One sync for all.
 
         Records that are held already are skipped, so a push may be repeated. After a gap or a torn frame the rest of that stream is
-        refused. Raises `HarnessError` when the disk refuses; then nothing of this call counts.
+        refused, but for gaps up to `safe`, the number that its sender was last told: see `intake`. Raises `HarnessError` when the disk
+        refuses; then nothing of this call counts.
         """
         with self._lock:
             self._check_open()
-            taken = [one for stream, records in parts.items() for one in self._following(stream, records)]
+            taken = [one for stream, records in parts.items() for one in self._following(stream, records, safe.get(stream, 0))]
             if taken:
                 self._append(taken)
-            return {stream: self._received(stream) for stream in parts}
+            return {stream: reached(self._store.coverage, stream, safe.get(stream, 0)) for stream in parts}
 
-    def _following(self, stream: Stream, records: Iterable[tuple[int, bytes]]) -> list[_Taken]:
-        return following(self._store.coverage, stream, records, partial(self._entry, stream), damaged=self._store.is_damaged)
-
-    def _received(self, stream: Stream) -> int:
-        return contiguous(self._store.coverage, stream, damaged=self._store.is_damaged)
+    def _following(self, stream: Stream, records: Iterable[tuple[int, Bytes]], safe: int) -> list[_Taken]:
+        return following(self._store.coverage, stream, records, partial(self._entry, stream), safe)
 
     def _append(self, taken: list[_Taken]) -> None:
         self.answers.changed()  # of an early settling too; also when it fails: what was written may be read all the same
@@ -184,7 +186,7 @@ class Aggregator:
         self._store.settle()
         self._samples.settle(metrics_coverage(self.directory))  # what the log held beyond what was acknowledged is in there too
 
-    def _entry(self, stream: Stream, sequence: int, data: bytes) -> _Taken | None:
+    def _entry(self, stream: Stream, sequence: int, data: Bytes) -> _Taken | None:
         """Return a record's entry and its histograms; None when the frame is not whole: it is sent again."""
         try:
             record = parse(data)
@@ -193,7 +195,7 @@ class Aggregator:
         if record.sequence != sequence:
             return None
         if record.kind is RecordKind.END:
-            return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, End(sequence, b'"clean": true' in record.payload)), []
+            return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, End(sequence, b'"clean": true' in bytes(record.payload))), []
         try:
             if record.kind is RecordKind.SAMPLES:
                 return Entry(stream, sequence, _NO_METRICS, _NO_EVENTS, samples=unseal_samples(record.payload)), []
@@ -201,7 +203,7 @@ class Aggregator:
             decoded = histograms(metrics)
         except (ValueError, OSError) as error:  # whole, but not ours to understand: sending it again would not help
             return Entry(stream, sequence, _NO_METRICS, self._undecoded(stream, sequence, error)), []
-        return Entry(stream, sequence, metrics, events), decoded
+        return Entry(stream, sequence, metrics, events, frame=data if isinstance(data, memoryview) else None), decoded
 
     def _undecoded(self, stream: Stream, sequence: int, error: Exception) -> pa.RecordBatch:
         self._undecodable += 1
@@ -223,14 +225,14 @@ class Aggregator:
             return [self._stream_entry(stream) for stream in sorted(self._expected)]
 
     def _stream_entry(self, stream: Stream) -> dict[str, Any]:
-        end = self._store.coverage.ends.get(stream)
+        end, received = self._store.coverage.ends.get(stream), reached(self._store.coverage, stream)
         return {
             "node": stream[0],
             "incarnation": stream[1],
-            "received": self._received(stream),
+            "received": received,
             "expected_end": end.sequence if end else None,
             "clean": end.clean if end else None,
-            **({"forgotten": True} if self._received(stream) < self._forgotten.get(stream, 0) else {}),
+            **({"forgotten": True} if received < self._forgotten.get(stream, 0) else {}),
         }
 
     def outstanding(self) -> list[dict[str, Any]]:
@@ -460,11 +462,11 @@ class Aggregator:
         with self._lock:
             return self._store.coverage.copy()
 
-    def stored(self) -> tuple[list[tuple[Path, Coverage]], list[Tagged]]:
-        """Return the Parquet parts of metrics with the records that each holds, and the metrics of the log's other records."""
+    def stored(self) -> tuple[list[tuple[Path, Coverage]], Iterator[Tagged]]:
+        """Return the Parquet parts of metrics with the records that each holds, and the log's other metrics, unpacked one after another."""
         with self._lock:
             parts = [(path, coverage_of([path])) for path in part_files(self.directory)]
-            return parts, list(pending_metrics(self.directory, metrics_coverage(self.directory)))
+            return parts, pending_metrics_now(self.directory, metrics_coverage(self.directory))
 
     def close(self) -> None:
         """Give up the directory; everything acknowledged is on disk."""

@@ -30,19 +30,20 @@ _END_OF_STREAM: Final = _MESSAGE + bytes(4)
 # records of the log
 
 
-def seal_messages(data: bytes) -> bytes:
-    """Return what an Arrow writer wrote for one record, the schema before it or not, with its checksum."""
-    begin = 0 if data.find(_MARK, 0, _head_end(data, 0)) >= 0 else _head_end(data, 0)  # the schema has no body
-    at = data.index(_MARK, begin, _head_end(data, begin)) + len(_MARK)
-    return data[:at] + _digits(zlib.crc32(data[begin:])) + data[at + _DIGITS :]
+def seal_messages(data: memoryview) -> None:
+    """Put its checksum into what an Arrow writer wrote for one record, the schema before it or not."""
+    end = _head_end(data, 0)
+    begin = 0 if _MARK in bytes(data[:end]) else end  # the schema has no body
+    at = begin + bytes(data[begin : _head_end(data, begin)]).index(_MARK) + len(_MARK)
+    data[at : at + _DIGITS] = _digits(zlib.crc32(data[begin:]))
 
 
 def sound_records(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield begin and end of each record of a log that is whole and as it was written, whatever lies between."""
-    whole, at = pa.py_buffer(data), 0
+    whole, view, at = pa.py_buffer(data), memoryview(data), 0
     while 0 <= at < len(data):
         end = _message_end(whole, data, at)
-        if end and _is_sound(data[at:end], _head_end(data, at) - at):
+        if end and _is_sound(view[at:end], _head_end(data, at) - at):
             yield at, end
             at = end
         else:
@@ -74,7 +75,7 @@ def _is_schema(data: bytes, schema: pa.Schema) -> bool:
         return False
 
 
-def _head_end(data: bytes, at: int) -> int:
+def _head_end(data: bytes | memoryview, at: int) -> int:
     return at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
 
 
@@ -89,11 +90,12 @@ def _message_end(whole: pa.Buffer, data: bytes, at: int) -> int:
     return int(_head_end(data, at) + (body.size if body is not None else 0))
 
 
-def _is_sound(message: bytes, head: int) -> bool:
-    at = message.find(_MARK, 0, head) + len(_MARK)
+def _is_sound(message: memoryview, head: int) -> bool:
+    at = bytes(message[:head]).find(_MARK) + len(_MARK)
     if at < len(_MARK):
         return False
-    return message[at : at + _DIGITS] == _digits(zlib.crc32(message[:at] + b"0" * _DIGITS + message[at + _DIGITS :]))
+    crc = zlib.crc32(message[at + _DIGITS :], zlib.crc32(b"0" * _DIGITS, zlib.crc32(message[:at])))
+    return message[at : at + _DIGITS] == _digits(crc)
 
 
 def _digits(crc: int) -> bytes:

@@ -49,6 +49,7 @@ _T = TypeVar("_T")
 _LOG: Final = logging.getLogger(__name__)
 _ATTEMPTS: Final = 8
 _GROUP: Final = 512  # records that are filtered at once
+_GROUP_BYTES: Final = 1 << 20  # of records that are read at once
 _SCHEMAS: Final = {"metrics": METRICS, "events": EVENTS, "samples": SAMPLES}
 LOGS: Final = tuple(_SCHEMAS)
 _PLAIN: Final = ("metric", "kind", "unit", "node", "worker", "phase")
@@ -145,6 +146,7 @@ class Entry:
     events: pa.RecordBatch
     end: End | None = None
     samples: pa.RecordBatch | None = None
+    frame: memoryview | None = None  # of a mapped file, where its arrays may be views of that: see `near`
 
     def tag(self) -> dict[str, str]:
         """Return the metadata of the record's batches."""
@@ -186,7 +188,9 @@ class LogFile:
         columns = [pa.repeat(pa.scalar(value, column.type), batch.num_rows) for value, column in zip(owner, LOG_COLUMNS, strict=True)]
         made = pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema)
         self._writer.write_batch(made, custom_metadata=entry.tag() | {"crc": EMPTY.decode()})
-        self._file.write(seal_messages(self._record.getvalue()))
+        with self._record.getbuffer() as made:
+            seal_messages(made)
+            self._file.write(made)
         self._record.seek(0)
         self._record.truncate()
 
@@ -211,14 +215,30 @@ def _log_schema(schema: pa.Schema) -> pa.Schema:
 
 def read_log(path: Path, schema: pa.Schema) -> Iterator[Tagged]:
     """Yield the batches of a log file that are whole and as they were written."""
-    data = path.read_bytes()
-    sound = [data[at:end] for at, end in sound_records(data)]
-    with pa.ipc.open_stream(pa.py_buffer(b"".join([_log_schema(schema).serialize().to_pybytes(), *sound]))) as reader:
-        for _ in sound:
-            batch, metadata = reader.read_next_batch_with_custom_metadata()
-            tag = {key.decode(): value.decode() for key, value in dict(metadata).items()}
-            end = End(int(tag["end"]), tag["clean"] == "1") if "end" in tag else None
-            yield Tagged((tag["node"], tag["incarnation"]), int(tag["record"]), batch.select(schema.names), end)
+    yield from _read_log(path.read_bytes(), schema)
+
+
+def _read_log(data: bytes, schema: pa.Schema) -> Iterator[Tagged]:
+    head, view, records = _log_schema(schema).serialize().to_pybytes(), memoryview(data), sound_records(data)
+    while group := _group(records):
+        with pa.ipc.open_stream(pa.py_buffer(b"".join([head, *(view[at:end] for at, end in group)]))) as reader:
+            for _ in group:
+                batch, metadata = reader.read_next_batch_with_custom_metadata()
+                tag = {key.decode(): value.decode() for key, value in dict(metadata).items()}
+                end = End(int(tag["end"]), tag["clean"] == "1") if "end" in tag else None
+                yield Tagged((tag["node"], tag["incarnation"]), int(tag["record"]), batch.select(schema.names), end)
+
+
+def _group(records: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Take the next records that are read as one stream: to open one costs more than to read a small record, and it copies them."""
+    found: list[tuple[int, int]] = []
+    size = 0
+    for at, end in records:
+        found.append((at, end))
+        size += end - at
+        if size >= _GROUP_BYTES:
+            break
+    return found
 
 
 def unread_bytes(directory: Path) -> dict[Path, int]:
@@ -349,10 +369,19 @@ def coverage_of(paths: Iterable[Path]) -> Coverage:
 
 def pending_metrics(directory: Path, covered: Coverage) -> Iterator[Tagged]:
     """Yield the log's metrics that `covered` does not have, each record once."""
+    yield from _pending((path.read_bytes() for path in log_files(directory, "metrics")), covered)
+
+
+def pending_metrics_now(directory: Path, covered: Coverage) -> Iterator[Tagged]:
+    """Return an iterator over the same, of the log as it is now: it may go into Parquet meanwhile. Holds the log, as packed as it is."""
+    return _pending([path.read_bytes() for path in log_files(directory, "metrics")], covered)
+
+
+def _pending(logs: Iterable[bytes], covered: Coverage) -> Iterator[Tagged]:
     seen = Coverage()
     covered = covered.copy()
-    for path in log_files(directory, "metrics"):
-        for tagged in read_log(path, METRICS):
+    for log in logs:
+        for tagged in _read_log(log, METRICS):
             if not covered.has(tagged.stream, tagged.sequence) and not seen.has(tagged.stream, tagged.sequence):
                 seen.add(tagged.stream, tagged.sequence)
                 yield tagged
@@ -398,7 +427,6 @@ class RunStore:
             leftover.unlink()
         passed = _passed_over(directory, LOGS)
         self.damage = [*self._set_aside(), *_damaged(passed)]  # in words, what was found now
-        is_torn = any(rest.torn for rest in passed.values())
         sweep_replaced(directory)
         self._metrics: LogFile | None = None
         self._events: LogFile | None = None
@@ -408,8 +436,6 @@ class RunStore:
         self.recovered = list(pending_metrics(directory, self.coverage))  # for who needs to know; may be cleared
         for tagged in self.recovered:
             self.coverage.add(tagged.stream, tagged.sequence, tagged.end)
-        may_lack = self.damage or is_torn or self.coverage.missing or (directory / DAMAGED).is_dir()
-        self.is_damaged = bool(may_lack)  # records that were acknowledged may be lost
         self.unsettled = bool(log_files(directory, "metrics") or log_files(directory, "events"))
 
     def append(self, entries: list[Entry]) -> None:
@@ -459,7 +485,7 @@ class RunStore:
         if self._set_aside():
             held = held_by(self.directory)
             held.ends.update(self.coverage.ends)
-            self.coverage, self.is_damaged = held, True
+            self.coverage = held
         self._settle_metrics()
         self._settle_events()
         for path in [*log_files(self.directory, "events"), *log_files(self.directory, "metrics")]:
@@ -478,8 +504,7 @@ class RunStore:
             batches.append(tagged.batch)
         if added.held or not part_files(self.directory):
             path = next_path(self.directory)
-            rows = pa.Table.from_batches(batches, schema=METRICS).combine_chunks()  # a writer that takes each by itself is 3 times as slow
-            write_parquet(path, with_quantiles(rows), added)
+            write_parquet(path, with_quantiles(pa.Table.from_batches(batches, schema=METRICS)), added)
 
     def _settle_events(self) -> None:
         path = self.directory / "events.parquet"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -36,13 +36,14 @@ from actors.metrics.segment import (
     difference,
 )
 
+from ..near import MAPPED_BYTES
+from ..outbox import Bytes, Outbox, OutboxFullError, Place
 from ..outbox import Kind as RecordKind
-from ..outbox import Outbox, OutboxFullError
 from .cardinality import Caps, Cardinality
 from .cardinality import Key as _Key
 from .error_rates import rate_rows
 from .raw_samples import SampleReader
-from .windows import Row, event_row, events_batch, metrics_batch, seal, seal_samples
+from .windows import Row, event_row, events_batch, metrics_batch, seal, seal_in_place, seal_samples
 
 WINDOW_NS: Final = SECOND_NS
 _SNAP_NS: Final = 200 * MILLISECOND_NS
@@ -164,6 +165,8 @@ class MetricStream:
         self._errors = ErrorLedger()
         self._failing: set[tuple[str, str, tuple[tuple[str, str], ...]]] = set()  # whose last rate of errors was not 0
         self._opened_ns = clock.boot_ns()
+        self._is_wide = False  # whether there was a window that is worth being mapped
+        self._is_near: bool | None = None  # whether the aggregator reads this outbox itself; None until it was asked to
 
     # collecting
 
@@ -323,7 +326,7 @@ class MetricStream:
             rates = rate_rows(rows, self._failing, elapsed_ns / SECOND_NS)
             payload = self._seal([*rows, *rates], _snapped(now_wall_ns - elapsed_ns, elapsed_ns), elapsed_ns / SECOND_NS)
             try:
-                sequence = self._outbox.append(RecordKind.WINDOW, payload)
+                sequence = self._outbox.append(RecordKind.WINDOW, *payload)
             except OutboxFullError:
                 return 0
             for one, _, base, left in gathered:
@@ -359,9 +362,14 @@ class MetricStream:
                 row.last = self._totals.get(key, 0.0) + row.sum
         return list(found.values())
 
-    def _seal(self, rows: list[Row], start_ns: int, window_s: float) -> bytes:
-        metrics = metrics_batch(rows, node=self.node, start_ns=start_ns, window_s=window_s)
-        return seal(metrics, events_batch(self._events))
+    def _seal(self, rows: list[Row], start_ns: int, window_s: float) -> Sequence[Bytes]:
+        """Return a payload in parts; as it lies in memory, which takes more room, for an aggregator that maps it."""
+        metrics, events = metrics_batch(rows, node=self.node, start_ns=start_ns, window_s=window_s), events_batch(self._events)
+        is_wide = metrics.nbytes >= MAPPED_BYTES
+        self._is_wide |= is_wide
+        if is_wide and self._is_near and self._outbox.has_ample_room:
+            return seal_in_place(metrics, events)
+        return (seal(metrics, events),)
 
     def _own_rows(self) -> list[Row]:
         rows = [replace(row) for row in self._own.values()]
@@ -378,6 +386,16 @@ class MetricStream:
         """Return the oldest sealed records, for `Aggregator.push`."""
         with self._lock:
             return self._outbox.unacked(max_bytes)
+
+    def places(self, max_bytes: int) -> list[tuple[int, Place]]:
+        """Return where the oldest sealed records lie, for an aggregator on this machine; none where windows are small, or it is not."""
+        with self._lock:
+            return self._outbox.places(max_bytes) if self._is_wide and self._is_near is not False else []
+
+    def set_near(self, *, is_near: bool) -> None:
+        """Note whether the aggregator could read records by their places: windows are sealed accordingly from now on."""
+        with self._lock:
+            self._is_near = is_near
 
     def ack(self, sequence: int) -> None:
         """Drop what the aggregator has on its disk."""

@@ -27,6 +27,8 @@ from actors.messages import Event
 from actors.metrics import histogram
 from actors.metrics.registry import Kind
 
+from ..outbox import Bytes
+
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 _TIME: Final = pa.timestamp("us", tz="UTC")
@@ -64,7 +66,9 @@ LOG_COLUMNS: Final = (  # what the log has beside the contract's columns, for re
 )
 
 _DECODED_AT_ONCE: Final = 512
-_SPLIT: Final = struct.Struct("<I")
+_SPLIT: Final = struct.Struct("<I4x")  # the second half keeps the stream behind it at a multiple of 8 bytes
+_OLD_SPLIT: Final = struct.Struct("<I")  # of records that an earlier version left in an outbox
+_MESSAGE: Final = b"\xff\xff\xff\xff"  # begins an Arrow stream
 
 
 @dataclass(slots=True)
@@ -152,12 +156,50 @@ def seal(metrics: pa.RecordBatch, events: pa.RecordBatch) -> bytes:
     return b"".join((_SPLIT.pack(len(first)), first, _stream(events) if events.num_rows else b""))
 
 
-def unseal(payload: bytes) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Return metrics and events of a payload. Raises `ValueError` when it is not of these schemas."""
-    if len(payload) < _SPLIT.size:
+def seal_in_place(metrics: pa.RecordBatch, events: pa.RecordBatch) -> list[memoryview]:
+    """Return the same payload in parts, of which the metrics are the arrays' own memory: who maps the record has arrays again."""
+    parts = _Parts()
+    with pa.ipc.new_stream(parts, metrics.schema) as writer:
+        writer.write_batch(metrics)
+    head, tail = _SPLIT.pack(parts.size), _stream(events) if events.num_rows else b""
+    return [memoryview(head), *parts.views, memoryview(tail)]
+
+
+class _Parts:
+    """A file for an Arrow writer that keeps what it is given where that lies."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.views: list[memoryview] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(map(len, self.views))
+
+    def write(self, data: bytes | pa.Buffer) -> int:
+        """Keep a part."""
+        self.views.append(memoryview(data).cast("B"))
+        return len(self.views[-1])
+
+    def flush(self) -> None:
+        """There is nothing behind this."""
+
+    def close(self) -> None:
+        """Nothing is given up: the parts are wanted."""
+
+
+def unseal(payload: Bytes) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Return metrics and events of a payload, as views of it where they lie in it as arrays do.
+
+    Raises `ValueError` when it is not of these schemas.
+    """
+    split = _OLD_SPLIT if bytes(payload[_OLD_SPLIT.size : _SPLIT.size]) == _MESSAGE else _SPLIT
+    if len(payload) < split.size:
         raise ValueError("a window's payload is shorter than its head")
-    (size,) = _SPLIT.unpack_from(payload)
-    rest = memoryview(payload)[_SPLIT.size :]
+    (size,) = split.unpack_from(payload)
+    rest = memoryview(payload)[split.size :]
     return _batch(rest[:size], METRICS), _batch(rest[size:], EVENTS)
 
 
@@ -166,7 +208,7 @@ def seal_samples(samples: pa.RecordBatch) -> bytes:
     return _stream(samples)
 
 
-def unseal_samples(payload: bytes) -> pa.RecordBatch:
+def unseal_samples(payload: Bytes) -> pa.RecordBatch:
     """Return the samples of a payload. Raises `ValueError` when it is not of this schema."""
     return _batch(memoryview(payload), SAMPLES)
 

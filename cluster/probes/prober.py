@@ -18,7 +18,7 @@ from actors.errors import StressError
 from actors.metrics import Recorder, Segment
 
 from ..metrics.stream import MetricStream
-from ..outbox import Outbox
+from ..outbox import Frames, Outbox
 from .schedule import OpenLoop, Sample
 
 WORKER = "prober"
@@ -33,7 +33,7 @@ class ProbePort(Protocol):
         """Call the probe's actor on a node without waiting; the future fails when the call does."""
         ...
 
-    def push(self, run: str, node: str, incarnation: str, records: list[tuple[int, bytes]], timeout_s: float) -> int:
+    def push(self, run: str, node: str, incarnation: str, records: Frames, timeout_s: float) -> int:
         """Hand records to the run's aggregator; returns the last sequence that it has made durable."""
         ...
 

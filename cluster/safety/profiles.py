@@ -57,7 +57,7 @@ HELP: Final[Mapping[str, str]] = {
     "memory_used_fraction": "used memory of the host above which load is shed",
     "memory_abort_fraction": "used memory of the host above which the run is aborted",
     "disk_fraction": "highest planned share of the file system",
-    "counts_fraction": "highest planned share of the descriptors, of the tasks and of the inodes that there may be",
+    "counts_fraction": "highest planned share of the descriptors, tasks, inodes and locks that there may be",
     "disk_used_fraction": "used share of the file system above which load is shed",
     "disk_abort_fraction": "used share of the file system above which the run is aborted",
     "descriptors_fraction": "open share of the host's descriptors above which load is shed",
@@ -128,9 +128,10 @@ PLANNED: Final[Mapping[str, str]] = {  # what is reserved -> the limit on how mu
     "descriptors": "counts_fraction",
     "tasks": "counts_fraction",
     "inodes": "counts_fraction",
+    "locks": "counts_fraction",
 }
 _WORDS: Final[Mapping[str, str]] = {"cpu_cores": "cores of CPU", "memory_bytes": "of memory", "disk_bytes": "of disk"} | {
-    name: name for name in ("descriptors", "tasks", "inodes")
+    name: name for name in ("descriptors", "tasks", "inodes", "locks")
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,18 @@ class Bench:
         until(lambda: self.stats.first_slice_ns, 5, "the first slice")
         return start_ns
 
+    def go_first(self) -> bool:
+        """Let the load go before others of this machine, where that is allowed: for how it holds a level, not for who else is here."""
+        (pid,) = self.load.pids
+        try:
+            os.setpriority(os.PRIO_PROCESS, pid, -20)
+            group = Path(f"/proc/{pid}/autogroup")
+            if group.exists():  # sessions share alike, whatever the priorities in them, where the kernel groups by session
+                group.write_text("-20")
+        except OSError:
+            return False
+        return True
+
     def end(self) -> tuple[Event, str]:
         return until(self.load.poll, 10, "the end of the load")
 
@@ -81,6 +94,9 @@ class Told:
 
     def sum(self, name: str) -> float:
         return next((self.segment.read(row).sum for row, _, series, _ in self._rows() if series == name), 0.0)
+
+    def count(self, name: str) -> int:
+        return next((self.segment.read(row).count for row, _, series, _ in self._rows() if series == name), 0)
 
     def _rows(self) -> Iterator[tuple[int, object, str, dict[str, str]]]:
         for row, kind, series, labels in self.segment.series():

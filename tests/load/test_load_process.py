@@ -64,6 +64,7 @@ def test_cpu_is_what_was_asked(bench: Any, level: float, kernel: str) -> None:
     """Seen from outside, the load uses the asked share of a core within 5 points, with either kernel."""
     one = bench(replace(CPU, shape={"kind": "constant", "level": level}, options={"kernel": kernel}))
     one.ready()
+    one.go_first()
     one.go()
     one.cores(0.3)
     assert settled(one, level) == pytest.approx(level, abs=0.05)
@@ -75,6 +76,7 @@ def test_less_than_one_core_is_spread_over_time(bench: Any) -> None:
     """A share of half a core of half a core is no second of rest and a second of load: tenths of a second show it too."""
     one = bench(CPU, replace(CAPACITY, cpu_cores=0.5))
     one.ready()
+    one.go_first()
     one.go()
     one.cores(0.3)
     readings = [one.cores(0.1) for _ in range(8)]
@@ -85,6 +87,7 @@ def test_the_ceiling_throttles_within_a_moment(bench: Any) -> None:
     """A lower ceiling is less load at once, and the asked figure says so."""
     one = bench(replace(CPU, shape={"kind": "constant", "level": 0.6}))
     one.ready()
+    one.go_first()
     one.go()
     one.cores(0.3)
     one.guardian.control.write_ceiling(SLOT, 0.25)

@@ -193,6 +193,12 @@ class MetricPath(RuleBasedStateMachine):
                 self.give(samples)
             self.window(values, events, step_s)
 
+    @property
+    def told(self) -> int:
+        """Up to which number the agent was told that all is safe: it keeps nothing of that."""
+        waiting = self.stream.unacked(1)
+        return waiting[0][0] - 1 if waiting else self.stream.outbox.last
+
     def give(self, samples: int) -> None:
         name = f"{self.life}/{self.stream.outbox.last + 1}"
         plain = {"metric": "load.slice", "unit": "seconds", "node": "n1", "worker": name, "phase": "", "labels": [], "value": 0.5}
@@ -219,7 +225,8 @@ class MetricPath(RuleBasedStateMachine):
         records = records * 2 if twice else records
         if shuffled:
             self.chance.shuffle(records)
-        answer = self.guarded(lambda one: one.push("n1", self.life, records))
+        safe = self.told
+        answer = self.guarded(lambda one: one.push("n1", self.life, records, safe))
         if answer is not None:
             self.acked[self.life] = max(self.acked[self.life], answer)
             if acked:
@@ -228,8 +235,8 @@ class MetricPath(RuleBasedStateMachine):
     @rule(drop=st.integers(0, 3))
     def push_with_a_gap(self, drop: int) -> None:
         """The first records of a call are missing."""
-        records = self.stream.unacked()[drop:]
-        answer = self.guarded(lambda one: one.push("n1", self.life, records))
+        records, safe = self.stream.unacked()[drop:], self.told
+        answer = self.guarded(lambda one: one.push("n1", self.life, records, safe))
         if answer is not None:
             self.acked[self.life] = max(self.acked[self.life], answer)
 
@@ -258,7 +265,7 @@ class MetricPath(RuleBasedStateMachine):
         box = Outbox(self.path(life))
         box.seal()
         while records := box.unacked():
-            answer = self.guarded(lambda one, records=records: one.push("n1", life, records))
+            answer = self.guarded(lambda one, records=records: one.push("n1", life, records, records[0][0] - 1))
             if answer is not None:
                 assert answer >= records[0][0], "what had been acknowledged is gone, so the rest is refused"
                 self.acked[life] = max(self.acked[life], answer)
@@ -270,7 +277,7 @@ class MetricPath(RuleBasedStateMachine):
         self.stream.finish()
         while records := self.stream.unacked():
             assert self.aggregator is not None
-            answer = self.aggregator.push("n1", self.life, records)
+            answer = self.aggregator.push("n1", self.life, records, self.told)
             assert answer >= records[0][0], "what had been acknowledged is gone, so the rest is refused"
             self.stream.ack(answer)
         assert self.aggregator is not None

@@ -16,6 +16,7 @@ import pytest
 from support import documents
 from support.embedded import FinishedRun, temporary_names
 
+from actors.host import read_heat
 from actors.metrics.labels import strange
 from actors.simulator import REGISTRY
 from actors.undo import SLOT_BYTES, decode
@@ -211,6 +212,8 @@ def test_events(finished: FinishedRun) -> None:
     rows = table.to_pylist()
     assert all(isinstance(json.loads(row["data"]), dict) for row in rows)
     assert {row["severity"] for row in rows} <= {"info", "warning", "error"}
+    unavailable = [row["node"] for row in rows if row["kind"] == "load_note" and "temperatures are unavailable" in row["message"]]
+    assert sorted(unavailable) == ([] if read_heat().available else sorted(TARGETS))
     story = [row["message"] for row in sorted(rows, key=lambda row: row["time"]) if row["node"] == "orchestrator"]
     wanted = ("preparing", "running", "stopping")
     places = [next((at for at, message in enumerate(story) if word in message), -1) for word in wanted]

@@ -58,6 +58,16 @@ def test_gaps_are_refused(aggregator: Aggregator) -> None:
     assert counted(aggregator.directory) == [1]
 
 
+def test_a_gap_of_what_was_acknowledged_is_lost_and_no_other(aggregator: Aggregator) -> None:
+    """A stream goes on behind records that its sender was told to be safe and keeps no more; a gap beyond them is refused as ever."""
+    assert aggregator.push("n1", "a", [record("n1", 5), record("n1", 7)], 4) == 5
+    assert aggregator.push("n1", "a", [record("n1", 7)], 5) == 5
+    assert aggregator.losses()["lost_records"] == 4
+    assert aggregator.push("n1", "a", [record("n1", 3), record("n1", 3), record("n1", 6)]) == 6
+    assert aggregator.losses()["lost_records"] == 3
+    assert counted(aggregator.directory) == [5, 3, 6]
+
+
 def test_streams_are_apart(aggregator: Aggregator) -> None:
     """Another node, or another life of the same agent, has sequence numbers of its own."""
     for node, incarnation in (("n1", "a"), ("n1", "b"), ("n2", "a")):

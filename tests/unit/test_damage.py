@@ -120,7 +120,7 @@ def test_a_damaged_part_is_set_aside(tmp_path: Path) -> None:
     (second,) = part_files(aggregator.directory)
     second.write_bytes(second.read_bytes()[:-1])
     successor = Aggregator("r", aggregator.directory, VirtualClock())
-    assert successor.push("n1", "a", [record("n1", RECORDS + 2), end(RECORDS + 3)]) == RECORDS + 3
+    assert successor.push("n1", "a", [record("n1", RECORDS + 2), end(RECORDS + 3)], RECORDS + 1) == RECORDS + 3
     successor.finish({"status": "x"}, {"status": "x"})
     assert numbers(successor.directory) == [RECORDS + 2]
     assert [path.name for path in part_files(successor.directory)] == ["part-0002.parquet"]

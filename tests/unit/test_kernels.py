@@ -13,7 +13,8 @@ from actors import kernels
 
 ROOT = Path(__file__).parents[2]
 MASK = (1 << 64) - 1
-LOAD = "import sys; from actors import kernels; work = kernels.load_kernel({name!r}); print(work(1000, 7), 'numba' in sys.modules)"
+LOAD = "import sys; from actors import kernels; work = kernels.load_function({name!r}); print(work(1000, 7), 'numba' in sys.modules)"
+PLAIN = ("integer", "floating")
 
 
 def xorshift(rounds: int, seed: int) -> int:
@@ -31,7 +32,7 @@ def xorshift(rounds: int, seed: int) -> int:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both kernels, compiled by processes of their own."""
     folder = tmp_path_factory.mktemp("kernels")
-    for name in kernels.NAMES:
+    for name in PLAIN:
         assert loaded(folder, name)[1] == "True"
     return folder
 
@@ -54,7 +55,7 @@ def loaded(folder: Path, name: str) -> list[str]:
 def test_the_integer_kernel_computes_what_its_source_says(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled, kept and loaded again, it is the same function for every start."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(kept))
-    work = kernels.load_kernel("integer")
+    work = kernels.load_function("integer")
     for rounds, seed in ((0, 1), (1, 1), (1000, 7), (3, MASK)):
         assert work(rounds, seed) == xorshift(rounds, seed)
 
@@ -62,11 +63,11 @@ def test_the_integer_kernel_computes_what_its_source_says(kept: Path, monkeypatc
 def test_the_float_kernel_stays_finite_and_depends_on_its_rounds(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No optimiser has taken its loop away."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(kept))
-    work = kernels.load_kernel("float")
+    work = kernels.load_function("floating")
     assert len({work(rounds, 500) for rounds in (0, 10, 1000, 100_000)}) == 4
 
 
-@pytest.mark.parametrize("name", kernels.NAMES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_kept_kernel_needs_no_numba(kept: Path, name: str) -> None:
     """The second process reads the text."""
     assert loaded(kept, name)[1] == "False"
@@ -105,4 +106,4 @@ def test_a_signature_that_cannot_be_called_is_refused(signature: str) -> None:
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:
     """And the kernel works all the same."""
-    assert kernels.load_kernel("integer")(1000, 7) == xorshift(1000, 7)
+    assert kernels.load_function("integer")(1000, 7) == xorshift(1000, 7)

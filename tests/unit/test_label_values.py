@@ -113,9 +113,12 @@ RECORDERS = (
     "actors/meters.py",
     "actors/exhaustion/holder.py",
     "actors/exhaustion/connections.py",
+    *(f"actors/concurrency/{name}.py" for name in ("figures", "convoy", "deadlock", "livelock", "inversion")),
     "actors/memory.py",
     "actors/memory_access.py",
     "actors/memory_fragment.py",
+    "actors/stress_ng/load.py",
+    "actors/vm_pressure.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",
@@ -124,7 +127,8 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(r"(operation|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+")
+FAMILIES = "operation|concurrency|dose|host|load|memory|stressng|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt"
+DOTTED = re.compile(rf"({FAMILIES})\.[a-z.]+")
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

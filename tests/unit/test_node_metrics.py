@@ -18,9 +18,10 @@ from actors.shape import Constant
 from cluster import node_metrics
 from cluster.metrics.cardinality import Caps
 from cluster.metrics.windows import unseal, unseal_samples
+from cluster.near import NearFiles
 from cluster.node_metrics import SEAL_TRIES, NodeMetrics
 from cluster.outbox import Kind as RecordKind
-from cluster.outbox import Outbox, OutboxFullError, parse
+from cluster.outbox import Outbox, OutboxFullError, Place, parse
 from tests.simulation.world.agent_host import quiet
 
 OPERATION = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 60.0, "fraction", Constant(0.1).to_spec())
@@ -224,8 +225,8 @@ def test_an_agent_records_by_the_policy_of_each_run(tmp_path):
     left = {run: [(row["labels"], row["sum"]) for row in rows_of(metrics, run) if row["metric"] == "metrics.filtered"] for run in names}
     assert left == {
         "r": [([("reason", "level")], 3 * 4.0)],
-        "few": [([("reason", "level")], 3 * 11.0)],
-        "no-host": [([("reason", "filter")], 3 * 9.0)],
+        "few": [([("reason", "level")], 3 * 12.0)],
+        "no-host": [([("reason", "filter")], 3 * 10.0)],
     }
     metrics.set_policy("no-host", RecordingPolicy())
     metrics.on_snapshot(snapshot, 2, {}, 0.0)
@@ -302,3 +303,63 @@ def test_errors_are_counted_where_their_run_is_open(tmp_path):
     metrics.seal("r")
     metrics.error("r", HarnessError("os", "x"))
     assert [dict(row["labels"])["code"] for row in rows_of(metrics) if row["metric"] == "errors.seen"] == ["journal"]
+
+
+def wide(metrics, windows=1, series=2000):
+    """Seal windows of so many series."""
+    stream = metrics._streams["r"]
+    for number in range(windows):
+        for worker in range(series):
+            stream.observe("host.cpu.busy", worker * 0.7 + number, f"load-{worker}")
+        assert stream.close_window(10**18 + number)
+
+
+def pushed(metrics, *, is_near=True):
+    """Deliver to an aggregator that can, or cannot, read the outbox; return what each record came as: its place, or its bytes."""
+    box, came = metrics._streams["r"].outbox, []
+
+    def push(run, node, incarnation, records, timeout_s):
+        came.extend(type(data) for _, data in records)
+        with NearFiles().frames(box.path if is_near else box.path.with_name("gone"), records) as frames:
+            return next((parse(data).sequence for _, data in reversed(frames)), records[0][0] - 1)
+
+    metrics.deliver("r", push)
+    assert metrics._streams["r"].unacked_bytes == 0
+    return came
+
+
+def test_small_windows_are_always_sent_as_bytes(tmp_path):
+    """They cost less to copy than to map, and nobody is asked."""
+    metrics = made(tmp_path, max_bytes=64 << 20)
+    wide(metrics, windows=5, series=10)
+    assert pushed(metrics) == [bytes] * 5
+
+
+def test_wide_windows_are_sent_by_their_places_to_who_can_read_them(tmp_path):
+    """And sealed as they lie in memory from then on, but while the outbox is half full."""
+    metrics = made(tmp_path, max_bytes=2 << 20)
+    wide(metrics)
+    packed = metrics._streams["r"].unacked_bytes
+    assert pushed(metrics) == [Place]
+    sizes = []
+    for _ in range(8):
+        before = metrics._streams["r"].unacked_bytes
+        wide(metrics)
+        sizes.append(metrics._streams["r"].unacked_bytes - before)
+    in_place = [size > 2 * packed for size in sizes]
+    assert in_place[0]
+    assert not in_place[-1]
+    assert in_place == sorted(in_place, reverse=True)
+    assert sum(sizes[: sum(in_place) - 1]) < 1 << 20 <= sum(sizes[: sum(in_place)])
+    assert pushed(metrics) == [Place] * 8
+
+
+def test_who_cannot_read_places_is_asked_once(tmp_path):
+    """An aggregator on another machine gets bytes, packed, all of them."""
+    metrics = made(tmp_path, max_bytes=64 << 20)
+    wide(metrics, windows=2)
+    packed = metrics._streams["r"].unacked_bytes
+    assert pushed(metrics, is_near=False) == [Place, Place, bytes, bytes]
+    wide(metrics, windows=2)
+    assert metrics._streams["r"].unacked_bytes == pytest.approx(packed, rel=0.1)
+    assert pushed(metrics, is_near=False) == [bytes, bytes]

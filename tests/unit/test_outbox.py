@@ -132,15 +132,16 @@ def test_a_failed_write_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPa
     """When the disk has no room the record is refused, and the next one has its number."""
     box = _new(path)
     box.append(Kind.WINDOW, b"first")
-    real = os.pwrite
+    real = os.pwritev
 
-    def short(fd: int, data: bytes, offset: int) -> int:
+    def short(fd: int, parts: list[memoryview], offset: int) -> int:
+        data = b"".join(parts)
         if len(data) > 10:
-            return real(fd, bytes(data)[:10], offset)
+            return real(fd, [data[:10]], offset)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", short)
+        patched.setattr(os, "pwritev", short)
         with pytest.raises(OutboxFullError):
             box.append(Kind.WINDOW, b"lost")
     assert box.append(Kind.WINDOW, b"second") == 2

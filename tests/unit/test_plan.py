@@ -60,7 +60,8 @@ def test_a_single_hold_has_the_root_path():
     plan = resolve(scenario(hold(CpuLoad(0.5, mode="host_total", cores=2), 5, tolerance=0.1)), WORKERS[:1])
     (operation,) = plan.operations
     assert operation.id == "0.CpuLoad@n1"
-    assert operation.options == {"mode": "host_total", "kernel": "integer", "cores": 2}
+    given = {"mode": "host_total", "kernel": "integer", "cores": 2}
+    assert operation.options == {**given, "affinity": "free", "heat_limit_c": 85}
     assert operation.tolerance == 0.1
     assert operation.shape == {"kind": "constant", "level": 0.5}
 

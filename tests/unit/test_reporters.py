@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import kernels
+from actors import cpu
 from actors.clock import SystemClock, VirtualClock
 from actors.cpu import CpuLoad
 from actors.errors import InputError
+from actors.heat import Reading
 from actors.messages import Capacity, Operation
 from actors.meters import LoadMeters, open_meters
 from actors.metrics import Recorder, Segment
@@ -154,16 +155,16 @@ def test_a_load_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     """The kernel breaks in the 20th slice: the error comes out, and the 19 slices before it are in the segment, which is closed."""
     left = iter(range(19))
 
-    def kernel(rounds: int, index: int) -> None:
+    def kernel(rounds: int) -> None:
         if next(left, None) is None:
             raise OSError("broken")
 
-    monkeypatch.setattr(kernels, "load_kernel", lambda _: lambda rounds, index: None)
+    monkeypatch.setattr(cpu, "make_kernels", lambda *_: [lambda rounds: None])
     segment, watch = Segment.create(), Watch()
     operation = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 5.0, "fraction", Constant(1.0).to_spec(), {"cores": 1})
-    load = CpuLoad(operation, Capacity(1.0, 1 << 30, 1 << 30), watch, segment.path)
+    load = CpuLoad(operation, Capacity(1.0, 1 << 30, 1 << 30), watch, segment.path, sensors=lambda: Reading({"core": 50.0}))
     load.warm_up()
-    load._kernel = kernel
+    load._kernels = [kernel]
     with pytest.raises(OSError, match="broken"):
         load.run(watch.clock.boot_ns())
     found = {name: segment.read(row).count for row, _, name, _ in segment.series()}

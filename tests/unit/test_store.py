@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.clock import SystemClock
 from actors.errors import HarnessError
 from cluster.files import read_json, write_json_atomic, write_whole
+from cluster.metrics.aggregator import Aggregator
 from cluster.metrics.parts import part_files
 from cluster.metrics.ranges import Ranges
 from cluster.metrics.store import (
@@ -20,7 +22,7 @@ from cluster.metrics.store import (
     read_run,
 )
 from cluster.metrics.windows import EVENTS, METRICS
-from tests.support.windows import STREAM, entry
+from tests.support.windows import STREAM, entry, record
 
 
 def seen(directory: Path) -> tuple[list[float], list[str]]:
@@ -263,3 +265,32 @@ def test_coverage_survives_its_footer() -> None:
     assert Coverage.of_footer({b"stress_cluster": coverage.to_footer()}) == coverage
     assert Coverage.of_footer({b"pandas": b"{}"}).held == {}
     assert Coverage.of_footer(None).held == {}
+
+
+def test_what_exporters_lack_is_read_from_a_log_that_has_gone_into_parquet_meanwhile(tmp_path: Path) -> None:
+    """The log is held packed, and unpacked record by record: each is a batch of its own, in order, with its rows and no other's."""
+    aggregator = Aggregator("run", tmp_path / "run", SystemClock())
+    aggregator.push("n1", "a", [record("n1", sequence) for sequence in range(1, 41)])
+    parts, pending = aggregator.stored()
+    assert parts == []
+    first = next(pending)
+    aggregator.finish({"status": "passed"})
+    assert not (aggregator.directory / "log").exists()
+    found = [first, *pending]
+    assert [tagged.sequence for tagged in found] == list(range(1, 41))
+    assert [tagged.batch.column("sum")[0].as_py() for tagged in found] == [float(sequence) for sequence in range(1, 41)]
+    assert len(aggregator.stored()[0]) == 1
+    assert list(aggregator.stored()[1]) == []
+    aggregator.close()
+
+
+def test_a_log_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is read at once, the records are the same."""
+    aggregator = Aggregator("run", tmp_path / "run", SystemClock())
+    aggregator.push("n1", "a", [record("n1", sequence) for sequence in range(1, 31)])
+    aggregator.close()
+    whole = read_run(aggregator.directory).metrics
+    for size in (1, 10_000):
+        monkeypatch.setattr("cluster.metrics.store._GROUP_BYTES", size)
+        assert read_run(aggregator.directory).metrics.equals(whole)
+    assert whole.num_rows == 90

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cluster.metrics.intake import contiguous, following
+from cluster.metrics.intake import following, reached
 from cluster.metrics.store import Coverage, End, Stream
 from cluster.metrics.tree import ROOT, Answer, Outcome, Pace, Part, Relay, Way, layout, size_of
 
@@ -209,7 +209,7 @@ class RootHost(Server):
                 world.kept[stream, number] = value
                 world.coverage.add(stream, number, End(number, True) if value == END_VALUE else None)
                 world.kept_sum += max(0, value)
-        reply(Answer(0, Outcome.HELD, tuple(contiguous(world.coverage, stream) for stream, _ in parts)))
+        reply(Answer(0, Outcome.HELD, tuple(reached(world.coverage, stream) for stream, _ in parts)))
 
 
 class AgentHost(Process):
@@ -263,7 +263,7 @@ class AgentHost(Process):
         self.uplink.push(((box.stream, records),), told)
 
     def _ack(self, box: Box, held: int) -> None:
-        durable = contiguous(self.world.coverage, box.stream)
+        durable = reached(self.world.coverage, box.stream)
         assert held <= durable, f"{box.stream}: {held} acknowledged, {durable} on disk"
         box.acked = max(box.acked, held)
 
@@ -347,7 +347,7 @@ class TreeWorld:
             agent = self.agents[node]
             open_now += agent.open if agent.alive else 0
             for box in boxes:
-                held = contiguous(self.coverage, box.stream)
+                held = reached(self.coverage, box.stream)
                 assert box.acked <= held <= len(box.records), f"{box.stream}: {box.acked} acknowledged, {held} on disk"
                 for number in range(box.checked + 1, held + 1):
                     kept, value = self.kept.get((box.stream, number)), value_of(box.records[number - 1])

@@ -1,0 +1,54 @@
+"""Memory that cores write together: each round loads, raises and stores a word, or adds to it in one locked step.
+
+The area holds 64-bit words that all threads share. `variant` 0 adds to word 0 atomically, for every thread the same one; 1 writes a word
+of the thread's own in the same line (false sharing); 2 the same in lines of their own, for comparison. `seed` is the thread's number.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+SIGNATURE = "uint64(CPointer(uint64), uint64, uint64, uint64, uint64)"
+OPTIONS = {"error_model": "numpy"}
+_WORD = ir.IntType(64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def add_atomically(_context: object, area: object, at: object) -> object:
+    """Return code for `area[at] += 1` as one locked step."""
+
+    def generate(_context: object, builder: ir.IRBuilder, _signature: object, arguments: list[ir.Value]) -> ir.Value:
+        pointer = builder.gep(arguments[0], [arguments[1]], source_etype=_WORD)
+        return builder.atomic_rmw("add", pointer, ir.Constant(_WORD, 1), "monotonic")
+
+    return types.uint64(area, at), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def add_plainly(_context: object, area: object, at: object) -> object:
+    """Return code for `area[at] += 1` as a load and a store that no compiler may keep in a register (monotonic, a plain move on x86)."""
+
+    def generate(_context: object, builder: ir.IRBuilder, _signature: object, arguments: list[ir.Value]) -> ir.Value:
+        pointer = builder.gep(arguments[0], [arguments[1]], source_etype=_WORD)
+        value = builder.add(builder.load_atomic(pointer, "monotonic", 8, typ=_WORD), ir.Constant(_WORD, 1))
+        builder.store_atomic(value, pointer, "monotonic", 8)
+        return value
+
+    return types.uint64(area, at), generate
+
+
+def work(area: npt.NDArray[np.uint64], length: int, rounds: int, seed: int, variant: int) -> int:
+    """Raise a word so many times; return the thread's number."""
+    if variant == np.uint64(0):
+        for _ in range(rounds):
+            add_atomically(area, np.uint64(0))
+    else:
+        step = np.uint64(1) if variant == np.uint64(1) else np.uint64(16)
+        at = (np.uint64(seed) * step) % np.uint64(length)
+        for _ in range(rounds):
+            add_plainly(area, at)
+    return np.uint64(seed)  # type: ignore[return-value]  # compiled, it gives an int
