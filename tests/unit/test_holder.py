@@ -405,9 +405,7 @@ def test_a_wrong_unit_is_refused(unit: str) -> None:
         check(replace(TEN, unit=unit))
 
 
-@pytest.mark.parametrize(
-    ("kind", "what"), [("Processes", "tasks"), ("Threads", "tasks"), ("Descriptors", "descriptors"), ("Inodes", "inodes")]
-)
+@pytest.mark.parametrize(("kind", "what"), [("Processes", "tasks"), ("Threads", "tasks"), ("Descriptors", "descriptors")])
 def test_more_than_the_limits_allow_is_refused_in_the_plan(kind: str, what: str) -> None:
     """A plan may take its share of what there is: a little more is refused with the name of what is short, before anything starts."""
     limits = limits_for("balanced")
