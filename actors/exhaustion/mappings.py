@@ -5,6 +5,7 @@ Private maps stay apart because every second one carries another flag (MADV_DONT
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 from typing import TYPE_CHECKING, Final
@@ -56,9 +57,18 @@ class Maps:
 
     def _finish(self, made: mmap.mmap) -> None:
         if self._apart and len(self._held) % 2:
-            made.madvise(mmap.MADV_DONTDUMP)  # splits it off its neighbours, and takes an entry of its own for that
+            self._set_apart(made)
         if self._touch:
             made.madvise(MADV_POPULATE_WRITE)
+
+    @staticmethod
+    def _set_apart(made: mmap.mmap) -> None:
+        """Split a map off its neighbours, for which it takes an entry of its own; where there is none, the kernel says EAGAIN."""
+        try:
+            made.madvise(mmap.MADV_DONTDUMP)
+        except OSError as error:
+            code = errno.ENOMEM if error.errno == errno.EAGAIN else error.errno  # as mmap says it
+            raise OSError(code, str(error)) from error
 
     def give_back(self, count: int) -> None:
         """Unmap the last ones."""
