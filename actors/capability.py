@@ -18,11 +18,12 @@ from typing import Any, Final
 
 from .exhaustion.place import open_nameless
 from .kernels.table import missing_kernels
-from .limits import PROC, Container, find_container, read_text
+from .limits import PROC, Container, cpu_stalled_s, find_container, read_text
 from .memory import MADV_POPULATE_WRITE
 from .proc import cgroup_root
 from .processor import read_processor
 from .simulator import REGISTRY, Capability
+from .stress_ng import tree as stress_ng
 
 # Bits of CapEff: linux/capability.h
 CAPABILITIES: Final[Mapping[str, int]] = {
@@ -58,6 +59,7 @@ class NodeFacts:
     populates_memory: bool
     has_numba: bool
     kernels_missing: Mapping[str, str]  # kernels of CpuLoad that this processor cannot run, and why
+    has_cpu_pressure: bool
     has_pidfd: bool
     state_dir: str
     state_filesystem: str
@@ -66,6 +68,7 @@ class NodeFacts:
     lists_children: bool
     makes_nameless: bool  # STATE's file system has files without a name (O_TMPFILE)
     direct_io: bool  # and direct access to them (O_DIRECT)
+    stress_ng: str = ""  # its version, "" where it is not installed
 
     @property
     def may_raise_nice(self) -> bool:
@@ -162,6 +165,7 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         populates_memory=populates_memory(),
         has_numba=importlib.util.find_spec("numba") is not None,
         kernels_missing=missing_kernels(read_processor(proc)),
+        has_cpu_pressure=cpu_stalled_s(proc) is not None,
         has_pidfd=hasattr(os, "pidfd_open") and sys.platform == "linux",
         state_dir=str(state_dir),
         state_filesystem=filesystem,
@@ -170,6 +174,7 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         lists_children=(proc / "self/task" / str(os.getpid()) / "children").exists(),
         makes_nameless=makes_nameless(state_dir),
         direct_io=makes_nameless(state_dir, os.O_DIRECT),
+        stress_ng=stress_ng.version(stress_ng.find()) if stress_ng.find() else "",
     )
 
 

@@ -5,6 +5,7 @@ A carrier starts, tells when it has ended, and ends when told to. It decides not
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from .lease import LeaseWatch
 from .lifecycle import Event, classify_exit
 from .load import LoadSpec
 from .messages import Capacity, Operation, SlotTicket
+from .simulator import record_of
 from .state import ENV_STATE_DIR
+from .undo import TREE_TOKEN_FILE
 
 REASON_BYTES: Final = 16_384
 _DROPPED: Final = ("LD_PRELOAD", "PYTHONSTARTUP", "PYTHONHOME")
@@ -106,7 +109,7 @@ class LoadProcess:
         self._errors_fd = -1
         self._stopping = False
 
-    records: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()  # undo of its scratch folder
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -122,7 +125,7 @@ class LoadProcess:
         """Spawn the load and register it; it waits at its gate meanwhile. Raises `StressError` once it is gone again."""
         spec = LoadSpec(self._operation, self._capacity, self._ticket, os.getpid(), *self._page_fds, cgroup=self._cgroup())
         try:
-            self._spawn(spec)
+            self._spawn(spec, self._scratch())
         except OSError as error:
             self.close()
             raise HarnessError("os", f"{self._operation.id}: cannot start a load process: {error}") from error
@@ -134,7 +137,21 @@ class LoadProcess:
             self.close()
             raise
 
-    def _spawn(self, spec: LoadSpec) -> None:
+    def _scratch(self) -> str:
+        """Return the load's working folder: one of its own, whose removal is armed before it is made, where its record asks for one."""
+        if not record_of(self._operation.kind).scratch:
+            return "/"
+        token = f"{hashlib.sha256(self._operation.id.encode()).hexdigest()[:12]}-{self._ticket.slot}-{self._ticket.generation}"
+        path = Path(os.path.abspath(self._state_dir)) / "scratch" / token  # noqa: PTH100  # links stay
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        fields = {"path": str(path), "token": token}
+        answer = self._guardian.call("arm", slot=self._ticket.slot, generation=self._ticket.generation, kind="tree", fields=fields)
+        self.records = (str(answer.get("record", "")),)
+        path.mkdir(mode=0o700)
+        (path / TREE_TOKEN_FILE).write_text(token)
+        return str(path)
+
+    def _spawn(self, spec: LoadSpec, folder: str) -> None:
         (self._state_dir / "kernels").mkdir(mode=0o700, exist_ok=True)
         self._errors_fd, child_errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # bounded, and never waits for a reader
         spec_fd = os.memfd_create("stress-cluster-load", os.MFD_CLOEXEC)
@@ -147,7 +164,7 @@ class LoadProcess:
                 stderr=child_errors,
                 pass_fds=(spec_fd, *self._page_fds),
                 start_new_session=True,
-                cwd="/",
+                cwd=folder,
                 env=load_environment(os.environ, self._state_dir),
             )
         finally:

@@ -11,14 +11,12 @@ takes 1 / (1 - share) times as long: a lower clock rate, simulated. All modes yi
 from __future__ import annotations
 
 import os
-import resource
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .clock import SECOND_NS, process_cpu_ns, thread_cpu_ns
-from .errors import InputError, RefusedError
 from .heat import Heat, Reading
 from .host import read_heat
 from .kernels.ready import Kernel, make_kernels
@@ -29,20 +27,18 @@ from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_meters
 from .others import OthersMeter
 from .pacing import REPORT_S, Pacer, next_rounds, thread_count
-from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
+from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute, record_of
+from .slowdown import bound_realtime, check_slowdown, go_realtime
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
 
 SAMPLE_S: Final = 0.1
 HEAT_S: Final = 0.4
-SLOWDOWN_MAX: Final = 0.9  # of a core: whoever watches and ends loads needs the rest
-REALTIME_PRIORITY: Final = 10  # above all normal work of any session or group, below the threads of the kernel
-REALTIME_US: Final = 500_000  # the kernel ends a load that works longer without a rest; the pacing rests within FORGET_S
 
 
 @dataclass(slots=True)
-class _Worker:
+class Worker:
     """What one thread tells the others; each figure has one writer."""
 
     operations: int = 0
@@ -63,25 +59,26 @@ class CpuLoad:
         segment_path: str = "",
         sensors: Callable[[], Reading] = read_heat,
     ) -> None:
-        options = RECORD.resolve_options(operation.options)
+        options = record_of(operation.kind).resolve_options(operation.options)
         self._operation = operation
         self._capacity = capacity
         self._watch = watch
         self._shape = absolute(operation, capacity)
         self._kernel = KERNELS[str(options["kernel"])]
         peak_cores = self._shape.peak(operation.duration_s)
-        self._threads = thread_count(options["cores"], capacity.cpu_cores, peak_cores, operation.id)
-        self._slows = options["mode"] == "slowdown"
+        self._threads = thread_count(options.get("cores", "all"), capacity.cpu_cores, peak_cores, operation.id)
+        mode = options.get("mode", "own")
+        self._slows = mode == "slowdown"
         if self._slows:
             check_slowdown(peak_cores / self._threads, operation.id)
-        self._cpus = sorted(find_container().cpus) if self._slows or options["affinity"] == "pinned" else []
-        self._others = OthersMeter(watch) if options["mode"] == "host_total" else None
+        self._cpus = sorted(find_container().cpus) if self._slows or options.get("affinity") == "pinned" else []
+        self._others = OthersMeter(watch) if mode == "host_total" else None
         self._sensors = sensors
         self._heat = Heat(float(options["heat_limit_c"]))
         self._others_cores = 0.0
         self._kernels: list[Kernel] = []
         self._rounds = self._kernel.rounds_first
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._segment_path = segment_path
         self._meters: LoadMeters | None = None
 
@@ -106,6 +103,10 @@ class CpuLoad:
     def idle(self) -> None:
         """Publish CPU time and sample others; called about ten times a second until the start."""
         self._watch.report(asked=0.0, own=0.0, cpu_ns=process_cpu_ns(), operations=0)
+        self._sample(0.0)
+
+    def _sample(self, elapsed_s: float) -> None:  # noqa: ARG002  # where what is asked is no CPU time, it counts
+        """See what others use, in host-total mode."""
         if self._others is not None:
             self._others_cores = self._others.sample() / self._capacity.sharers
 
@@ -120,7 +121,7 @@ class CpuLoad:
     def run(self, start_ns: int) -> None:
         """Load until the operation's end or a stop; leaves the process when the lease ends."""
         end_ns = start_ns + round(self._operation.duration_s * SECOND_NS)
-        self._workers = [_Worker() for _ in range(self._threads)]
+        self._workers = [Worker() for _ in range(self._threads)]
         for index, worker in enumerate(self._workers):
             worker.thread = threading.Thread(target=self._work, args=(worker, index, start_ns, end_ns), name=f"cpu-{index}", daemon=True)
             worker.thread.start()
@@ -145,8 +146,7 @@ class CpuLoad:
                 own_cores = (cpu_ns - before_cpu_ns) / (now_ns - before_ns)
                 self._record_cores(meters, now_ns - before_ns)
                 before_ns, before_cpu_ns, sampled_ns = now_ns, cpu_ns, now_ns
-                if self._others is not None:
-                    self._others_cores = self._others.sample() / self._capacity.sharers
+                self._sample((now_ns - start_ns) / SECOND_NS)
                 meters.tick()
             if self._heat.limit_c and now_ns - felt_ns >= HEAT_S * SECOND_NS:
                 felt_ns = now_ns
@@ -179,17 +179,17 @@ class CpuLoad:
             operations=sum(worker.operations for worker in self._workers),
         )
 
-    def _work(self, worker: _Worker, index: int, start_ns: int, end_ns: int) -> None:
+    def _work(self, worker: Worker, index: int, start_ns: int, end_ns: int) -> None:
         try:
             if self._cpus:
                 os.sched_setaffinity(0, {self._cpus[index % len(self._cpus)]})
             if self._slows:
-                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
+                go_realtime()
             self._pace(worker, index, start_ns, end_ns)
         except BaseException as trouble:  # told by run(), which the main thread is in
             worker.trouble = trouble
 
-    def _pace(self, worker: _Worker, index: int, start_ns: int, end_ns: int) -> None:
+    def _pace(self, worker: Worker, index: int, start_ns: int, end_ns: int) -> None:
         """Keep one core as busy as asked; looks at the lease before each slice and each rest."""
         kernel, meters, watch, clock, pacer = self._kernels[index], self._meters, self._watch, self._watch.clock, Pacer()
         assert meters is not None, "warm_up comes before run"
@@ -212,30 +212,6 @@ class CpuLoad:
             rounds = next_rounds(rounds, (thread_cpu_ns() - cpu_ns) / SECOND_NS, self._kernel.rounds_min)
 
 
-def check_slowdown(share: float, operation_id: str) -> None:
-    """Raise `InputError` (`invalid_value`) when a slowdown would leave others less than a tenth of a core."""
-    if share > SLOWDOWN_MAX + 1e-9:
-        raise InputError(
-            "invalid_value",
-            f"{operation_id} takes {share:.0%} of each core before all others, at most {SLOWDOWN_MAX:.0%} can be taken",
-            "lower the fraction, or use the mode `own`",
-        )
-
-
-def bound_realtime() -> None:
-    """Have the kernel end this process should it ever work for `REALTIME_US` without a rest at real-time priority.
-
-    Raises `RefusedError` (`capability`) when it may not have that priority.
-    """
-    resource.setrlimit(resource.RLIMIT_RTTIME, (REALTIME_US, REALTIME_US))
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    except PermissionError as error:
-        message = "the mode slowdown needs real-time priority, which this process may not have"
-        raise RefusedError("capability", message, "grant CAP_SYS_NICE, or use the mode `own`") from error
-
-
 def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:  # noqa: ARG001  # the kernel's memory is in all
     """Return the cores at a peak, and the working set of a kernel that has a large one."""
     kernel = KERNELS.get(str(operation.options.get("kernel", "integer")))
@@ -244,14 +220,31 @@ def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels")
+        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
     if facts.nice > 0 and not facts.may_raise_nice:
         return Capability(
-            "fallback", f"runs at nice {facts.nice} (raising it needs CAP_SYS_NICE): weaker than other processes on a busy host"
+            "fallback",
+            f"runs at nice {facts.nice}: weaker than other processes on a busy host",
+            "run Ray with CAP_SYS_NICE, or with a limit of nice (ulimit -e) that lets it be raised",
         )
     return AVAILABLE
 
 
+KERNEL: Final = Option(
+    "kernel",
+    "choice",
+    "integer",
+    "which loop runs",
+    tuple(KERNELS),
+    choice_help={name: kernel.help for name, kernel in KERNELS.items()},
+)
+HEAT_LIMIT: Final = Option(
+    "heat_limit_c",
+    "integer",
+    85,
+    "degrees Celsius of the processor at which the load rests until it is 5 cooler; 0: never. Without a sensor it does not rest",
+    high=120,
+)
 RECORD: Final = SimulatorRecord(
     name="CpuLoad",
     family="cpu",
@@ -271,23 +264,10 @@ RECORD: Final = SimulatorRecord(
             "core before all others, which then run as at a lower clock rate (simulated)",
             ("own", "host_total", "slowdown"),
         ),
-        Option(
-            "kernel",
-            "choice",
-            "integer",
-            "which loop runs",
-            tuple(KERNELS),
-            choice_help={name: kernel.help for name, kernel in KERNELS.items()},
-        ),
+        KERNEL,
         Option("cores", "cores", "all", "how many threads share the load: one for each core, or a number", low=1),
         Option("affinity", "choice", "free", "whether each thread stays on one CPU", ("free", "pinned")),
-        Option(
-            "heat_limit_c",
-            "integer",
-            85,
-            "degrees Celsius of the processor at which the load rests until it is 5 cooler; 0: never. Without a sensor it does not rest",
-            high=120,
-        ),
+        HEAT_LIMIT,
     ),
     supported=_supported,
     metrics=("load.operations", "load.slice", "load.core.busy"),

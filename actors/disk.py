@@ -213,11 +213,16 @@ class DiskFill:
         return Event.BROKE, f"the undo of {self._record} ended as {outcome}"
 
 
+_LOCAL_STATE: Final = f"state_dir on one of {', '.join(sorted(LOCAL_KINDS))}"
+
+
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.state_local:
-        return Capability("unavailable", f"STATE {facts.state_dir} lies on {facts.state_filesystem}: an undo journal needs a local disk")
+        return Capability(
+            "unavailable", f"STATE {facts.state_dir} lies on {facts.state_filesystem}: an undo journal needs a local disk", _LOCAL_STATE
+        )
     if facts.state_filesystem not in LOCAL_KINDS:
-        return Capability("fallback", f"{facts.state_filesystem} may write blocks instead of reserving them: slower to fill")
+        return Capability("fallback", f"{facts.state_filesystem} may write blocks instead of reserving them: slower to fill", _LOCAL_STATE)
     return AVAILABLE
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from . import session
 from .host import BusyMeter, usage_seconds
-from .limits import PROC
+from .limits import PROC, cpu_stalled_s, read_text
 from .messages import Operation
 from .proc import session_members
 from .ray_loads import board
@@ -86,6 +87,11 @@ class ProcessFiles:
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
         return None
+
+    def major_faults(self) -> int | None:
+        """Return the major page faults so far (man 5 proc_pid_stat, majflt), or None when the process is gone."""
+        fields = (self._read("stat") or "").rpartition(")")[2].split()
+        return int(fields[9]) if len(fields) > 9 else None
 
     def descriptors(self) -> int | None:
         """Return how many file descriptors are open, or None when the process is gone."""
@@ -220,7 +226,7 @@ class OutsideMeter:
         record = record_of(operation.kind)
         self.operation = operation
         self.resource = record.resource
-        self._meter = METERS[record.meter]
+        self._meter = METERS[record.meter_of(operation.unit)]
         self._seen = Seen([ProcessFiles(pid, proc) for pid in pids], cgroup, path)
         self._baseline = 0.0
 
@@ -228,11 +234,6 @@ class OutsideMeter:
     def cumulative(self) -> bool:
         """Whether it only ever grows, so that the dose is its growth a second."""
         return self._meter.cumulative
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether it counts CPU seconds."""
-        return self._meter is METERS["cpu_seconds"]
 
     def set_baseline(self) -> float:
         """Take what is held now as zero, and return it. What grows, and blocks of a file of its own, need none."""
@@ -278,6 +279,28 @@ def _cpu_seconds(seen: Seen) -> float | None:
     return None if used_ns is None else used_ns / 1e9
 
 
+def _tree_cpu_seconds(seen: Seen) -> float | None:
+    """Return the CPU seconds of all processes of the load's session, or of its group."""
+    if seen.cgroup is not None:
+        return _cpu_seconds(seen)
+    found = [member for process in seen.processes for member in session.members(process.pid)]
+    return session.cpu_seconds(found) if found else None
+
+
+def _instances(seen: Seen) -> float | None:
+    """Return how many children of the load work: none while its group is frozen."""
+    if seen.total(ProcessFiles.threads) is None:
+        return None
+    inside = tuple(seen.cgroup.iterdir()) if seen.cgroup is not None and seen.cgroup.is_dir() else ()
+    if any("frozen 1" in (read_text(group / "cgroup.events") or "") for group in inside if group.is_dir()):
+        return 0.0
+    return float(sum(session.instances(session.members(process.pid), process.pid, "stress-ng") for process in seen.processes))
+
+
+def _cpu_pressure(seen: Seen) -> float | None:
+    return None if seen.total(ProcessFiles.cpu_ns) is None else cpu_stalled_s()
+
+
 def _blocks(seen: Seen) -> float | None:
     if seen.path is None:
         return None
@@ -303,19 +326,27 @@ def _links(is_counted: Callable[[str], bool]) -> Callable[[Seen], float | None]:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """How a dose is read. `cumulative`: it only grows; `absolute`: it starts at nothing, so that no baseline is taken."""
+    """How a dose is read. `cumulative`: it only grows; `absolute`: it starts at nothing, so that no baseline is taken.
+
+    `in_points`: a share is held to points of the node's capacity, else to a share of what is asked (contract, "Dose reached").
+    """
 
     read: Callable[[Seen], float | None]
     cumulative: bool = False
     absolute: bool = False
+    in_points: bool = False
 
 
 METERS: Final[Mapping[str, Meter]] = {
-    "cpu_seconds": Meter(_cpu_seconds, cumulative=True, absolute=True),
+    "cpu_seconds": Meter(_cpu_seconds, cumulative=True, absolute=True, in_points=True),
+    "cpu_pressure": Meter(_cpu_pressure, cumulative=True, absolute=True, in_points=True),
     "anonymous_bytes": Meter(lambda seen: seen.total(ProcessFiles.anonymous_bytes)),
     "blocks": Meter(_blocks, absolute=True),
+    "major_faults": Meter(lambda seen: seen.total(ProcessFiles.major_faults), cumulative=True),
     "descriptors": Meter(lambda seen: seen.total(ProcessFiles.descriptors)),
     "mappings": Meter(lambda seen: seen.total(ProcessFiles.mappings)),
+    "tree_cpu_seconds": Meter(_tree_cpu_seconds, cumulative=True, absolute=True, in_points=True),
+    "instances": Meter(_instances, absolute=True),
     "served_calls": Meter(_served_calls, cumulative=True, absolute=True),
     "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
     # what the simulators of actors/exhaustion take

@@ -117,6 +117,12 @@ def memory_available_share(limits: Container, proc: Path = PROC) -> float:
     return min([machine, *(level_available_bytes(level) / max(1, level.limit_bytes) for level in limits.memory_levels)])
 
 
+def memory_available_bytes(limits: Container, proc: Path = PROC) -> int:
+    """Return what may still be used without swapping: of the machine, or under the tightest control group. Raises `OSError`."""
+    machine = meminfo_bytes((proc / "meminfo").read_text(encoding="ascii"), "MemAvailable")
+    return min([machine, *(level_available_bytes(level) for level in limits.memory_levels)])
+
+
 class HostSampler:
     """Takes snapshots of one host. Busy CPU is over the last `window_s`, so that single ticks do not count.
 

@@ -165,3 +165,13 @@ def find_container(proc: Path = PROC) -> Container:
     total = memory_total_bytes(proc)
     quota, usage = _cpu_limit(proc)
     return Container(frozenset(os.sched_getaffinity(0)), quota, usage, total, _memory_levels(proc, total))
+
+
+def cpu_stalled_s(proc: Path = PROC) -> float | None:
+    """Return the seconds for which some process has waited for a CPU since boot (PSI, `some`); None where the kernel does not tell.
+
+    Source: Documentation/accounting/psi.rst of the kernel.
+    """
+    line = next((line for line in (read_text(proc / "pressure/cpu") or "").splitlines() if line.startswith("some ")), "")
+    total = line.rpartition("total=")[2]
+    return int(total) / 1e6 if total.isdigit() else None

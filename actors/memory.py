@@ -8,15 +8,17 @@ What is never done: memory shared with other processes, which would outlive a ki
 from __future__ import annotations
 
 import errno
+import functools
 import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .clock import SECOND_NS, process_cpu_ns
 from .lease import NOTE_NO_POPULATE, NOTE_NO_RECORDING, LeaseWatch
+from .limits import Container, find_container
 from .messages import Capacity, Operation
 from .meters import open_reporter
-from .simulator import AVAILABLE, Capability, SimulatorRecord, absolute
+from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
@@ -129,6 +131,18 @@ class Reservoir:
         self._full, self._tail = [], None
 
 
+def available_bytes() -> int:
+    """Return what may still be used without swapping here, under the limits of this process's control groups."""
+    from .host import memory_available_bytes  # noqa: PLC0415  # loaded where a reserve is asked for alone
+
+    return memory_available_bytes(_container())
+
+
+@functools.cache
+def _container() -> Container:
+    return find_container()
+
+
 def own_anonymous_bytes() -> int:
     """Return this process's anonymous resident bytes."""
     rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
@@ -159,12 +173,13 @@ class MemoryPressure:
     """Runs in a load process: `warm_up`, then `run`."""
 
     def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:
-        RECORD.resolve_options(operation.options)
+        self._reserve_bytes = int(RECORD.resolve_options(operation.options)["reserve"])
         self._operation, self._watch, self._segment_path = operation, watch, segment_path
         self._shape = absolute(operation, capacity)
         self._unit_bytes = float(capacity.memory_bytes) if operation.unit == "fraction" else 1.0
         self._reservoir = Reservoir()
         self._steps: StepMeters | None = None
+        self._available = available_bytes if self._reserve_bytes else None
 
     def warm_up(self) -> None:
         """Take the code path once with one grain, so that the ramp brings nothing but its own pages; recording has its memory by then."""
@@ -199,12 +214,18 @@ class MemoryPressure:
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on():
             asked = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
             before = self._reservoir.held_bytes
-            reached = self._reservoir.step_towards(asked)
+            reached = self._reservoir.step_towards(self._within_reserve(asked, before))
             meters.record(self._reservoir.held_bytes - before, (clock.boot_ns() - now_ns) / SECOND_NS)
             steps += 1
             self._publish(asked, steps)  # a sign of life with each step: on a starved machine a few of them take a second
             if reached:
                 clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
+
+    def _within_reserve(self, asked_bytes: float, held_bytes: int) -> float:
+        """Return what may be held of what is asked, so that the reserve stays available to others; what others take, this gives back."""
+        if self._available is None:
+            return asked_bytes
+        return min(asked_bytes, max(0.0, float(held_bytes + self._available() - self._reserve_bytes)))
 
     def _publish(self, asked_bytes: float, steps: int) -> None:
         unit = self._unit_bytes
@@ -215,10 +236,12 @@ def supported(facts: NodeFacts) -> Capability:
     """Return whether a node can hold memory as asked: populated in one call, and never swapped out."""
     if not facts.populates_memory:
         return Capability(
-            "fallback", "the kernel has no MADV_POPULATE_WRITE (before 5.14): pages are touched one by one, the ramp takes more CPU"
+            "fallback",
+            "the kernel has no MADV_POPULATE_WRITE: pages are touched one by one, the ramp takes more CPU",
+            "Linux 5.14 or newer",
         )
     if facts.swap_bytes > 0:
-        return Capability("fallback", "this host has swap: memory that was swapped out no longer counts as held")
+        return Capability("fallback", "this host has swap: memory that was swapped out no longer counts as held", "swapoff -a")
     return AVAILABLE
 
 
@@ -232,7 +255,7 @@ RECORD: Final = SimulatorRecord(
     measure="anonymous resident bytes of the load process less their value before the ramp",
     tolerance=0.02,
     look_ms=50,
-    options=(),
+    options=(Option("reserve", "bytes", 0, "what stays available on the node whatever is asked: less is held where others need it"),),
     metrics=METRICS,
     supported=supported,
     entry="memory:MemoryPressure",

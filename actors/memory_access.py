@@ -248,10 +248,12 @@ def _reserves(peak_cores: float, operation: Operation, capacity: Capacity) -> Am
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels")
+        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
     if facts.nice > 0 and not facts.may_raise_nice:
         return Capability(
-            "fallback", f"runs at nice {facts.nice} (raising it needs CAP_SYS_NICE): weaker than other processes on a busy host"
+            "fallback",
+            f"runs at nice {facts.nice}: weaker than other processes on a busy host",
+            "run Ray with CAP_SYS_NICE, or with a limit of nice (ulimit -e) that lets it be raised",
         )
     return AVAILABLE
 

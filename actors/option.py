@@ -24,7 +24,8 @@ class Option:
     """One option of a simulator.
 
     `kind`: "path" is an absolute path or "" for none, "cores" is "all" or a whole number from 1, "bytes" a whole number, "duration" is in
-    seconds, "fraction" from 0 to 1. `low` and `high` bound numbers; without `high` the kind's own bound counts.
+    seconds, "fraction" from 0 to 1. `low` and `high` bound numbers; without `high` the kind's own bound counts. `examples` are texts
+    that a rule of the simulator takes.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Option:
     low: float = 0
     high: float | None = None
     choice_help: Mapping[str, str] = field(default_factory=dict)  # where `help` does not say what each choice is
+    examples: tuple[str, ...] = ()
 
     @property
     def top(self) -> float:
@@ -96,7 +98,7 @@ class Option:
         if self.kind == "flag":
             return {"type": "boolean", **about}
         if self.kind in ("text", "path"):
-            return {"type": "string", **about}
+            return {"type": "string", **about, **({"examples": list(self.examples)} if self.examples else {})}
         bounds = {"minimum": self.low, **({} if self.top == LARGEST else {"maximum": self.top})}
         number = {"type": "integer" if self.kind in _WHOLE else "number", **bounds}
         return {"oneOf": [{"const": "all"}, number], **about} if self.kind == "cores" else {**number, **about}

@@ -14,6 +14,7 @@ LOOK_S: Final = 0.005
 SPREAD_S: Final = 0.010  # a partly busy core works and rests within about this long
 FORGET_S: Final = 0.2
 REPORT_S: Final = 0.02
+PRESSURE_GAIN: Final = 0.8  # a second: slow beside the half second over which waiting is seen
 
 
 @dataclass(slots=True)
@@ -46,6 +47,18 @@ def next_rounds(rounds: int, used_s: float, rounds_min: int = 100) -> int:
         return rounds * 2
     factor = min(2.0, max(0.125, SLICE_S / used_s))
     return max(rounds_min, round(rounds * factor))
+
+
+@dataclass(slots=True)
+class PressureLoop:
+    """Decides which share of its core each thread works so that processes wait for so much of the time: an integrator. Pure."""
+
+    limit: float = 1.0  # of the share
+    share: float = 0.0
+
+    def settle(self, asked: float, stalled: float, elapsed_s: float) -> None:
+        """Account for an interval in which somebody waited for `stalled` of the time; both are shares of it."""
+        self.share = min(self.limit, max(0.0, self.share + PRESSURE_GAIN * (asked - stalled) * elapsed_s))
 
 
 def thread_count(cores: Value, capacity_cores: float, peak_cores: float, operation_id: str) -> int:

@@ -11,7 +11,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -36,6 +36,7 @@ __all__ = [
     "check_here",
     "peak_amounts",
     "record_of",
+    "whole_of",
 ]
 
 Verdict = Literal["available", "fallback", "unavailable"]
@@ -54,10 +55,15 @@ UNITS: Final[Mapping[Unit, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """Whether a node can run a simulator; a reason goes with everything but `available`."""
+    """Whether a node can run a simulator. With everything but `available` go a reason, and what would allow it where something would."""
 
     verdict: Verdict
     reason: str = ""
+    allow: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return what `doctor` tells of a node."""
+        return asdict(self)
 
 
 AVAILABLE: Final = Capability("available")
@@ -95,9 +101,14 @@ class SimulatorRecord:
     `entry` is "module:attribute" below `actors`, loaded there only; "" when the guardian applies the effect.
     `resource` names what of `Capacity` a fraction is of, and which of the node's ceilings throttles it. Of it the peak is reserved, unless
     `reserves` says what an operation takes at a peak (in `resource`'s unit, or in the operation's own where that is no fraction).
+    `of_time`: a fraction is of time, not of the resource.
     `meter` names how the dose is seen from outside (`dose.METERS`). `tolerance` is the dose's: a share of the capacity for CPU, of what
     is asked else (contract, "Dose reached"). `metrics` are the names that its load records, all of them.
     `check_here` looks at what can only be known on the node, before anything is reserved there.
+
+    Some have more to say. `meters`: units whose dose is seen by another meter. `floor`: the least that a count may be off by. `rule`
+    raises `InputError` for options that do not go together. `scratch`: its load gets a folder of its own as working folder, which the
+    guardian removes.
     """
 
     name: str
@@ -117,7 +128,16 @@ class SimulatorRecord:
     entry: str = ""
     carrier: Carrier = "process"
     reserves: Callable[[float, Operation, Capacity], Amounts] | None = None
+    of_time: bool = False
     check_here: Callable[[Operation, Path], None] | None = None
+    meters: Mapping[Unit, str] = field(default_factory=dict)
+    rule: Callable[[Mapping[str, Value]], None] | None = None
+    scratch: bool = False
+    floor: float | None = None
+
+    def meter_of(self, unit: str) -> str:
+        """Return how the dose of an operation in this unit is seen from outside."""
+        return next((meter for of, meter in self.meters.items() if of == unit), self.meter)
 
     def resolve_options(self, given: Mapping[str, Any], label: str = "") -> dict[str, Value]:
         """Return all options with defaults filled in. `label` is put before their names in messages.
@@ -128,7 +148,10 @@ class SimulatorRecord:
         for name in given:
             if name not in known:
                 raise InputError("unknown_key", f"{self.name} has no option {name!r}", nearest(name, known))
-        return {name: option.check(given.get(name, option.default), f"{label}.{name}" if label else "") for name, option in known.items()}
+        full = {name: option.check(given.get(name, option.default), f"{label}.{name}" if label else "") for name, option in known.items()}
+        if self.rule is not None:
+            self.rule(full)
+        return full
 
     def make(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> Simulator:
         """Return the simulator's code, loaded now; only where load may run."""
@@ -149,6 +172,7 @@ class SimulatorRecord:
             "units": {unit: UNITS[unit] for unit in self.units},
             "resource": self.resource,
             "measure": self.measure,
+            "meter": {unit: self.meter_of(unit) for unit in self.units},
             "tolerance": self.tolerance,
             "look_ms": self.look_ms,
             "needs": self.needs,
@@ -159,11 +183,13 @@ class SimulatorRecord:
 
 
 _MODULES: Final = (
-    *("cpu", "memory", "memory_fragment", "memory_access", "disk"),
+    *("cpu", "memory", "memory_fragment", "memory_access", "vm_pressure", "disk"),
+    *("cpu", "cpu_pressure", "memory", "memory_fragment", "memory_access", "disk"),
     # those that use something up
     *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
     *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
     *("concurrency.contention", "concurrency.convoy", "concurrency.deadlock", "concurrency.livelock", "concurrency.inversion"),
+    "stress_ng.record",
     # those that Ray carries
     *("ray_loads.mailbox_flood", "ray_loads.task_explosion", "ray_loads.cluster_lock"),
 )
@@ -198,10 +224,14 @@ def record_of(kind: str) -> SimulatorRecord:
 
 
 def absolute(operation: Operation, capacity: Capacity) -> shapes.Shape:
-    """Return the operation's shape in cores or bytes of this node."""
+    """Return the operation's shape in cores or bytes of this node, or in its own unit where that is no part of them."""
+    return shapes.from_spec(operation.shape).scaled(whole_of(operation, capacity))
+
+
+def whole_of(operation: Operation, capacity: Capacity) -> float:
+    """Return what 1 in the operation's unit is: all of the resource for a fraction of it, else 1."""
     record = record_of(operation.kind)
-    shape = shapes.from_spec(operation.shape)
-    return shape.scaled(float(getattr(capacity, record.resource))) if operation.unit == "fraction" else shape
+    return float(getattr(capacity, record.resource)) if operation.unit == "fraction" and not record.of_time else 1.0
 
 
 def check(operation: Operation) -> None:

@@ -73,7 +73,11 @@ def _check_capability(by_node: Mapping[str, Sequence[Operation]], hellos: Hellos
         can = hellos[name]["report"]["simulators"]
         for kind in sorted({op.kind for op in operations}):
             if can[kind]["verdict"] == "unavailable":
-                raise RefusedError("capability", f"{name} cannot run {kind}: {can[kind]['reason']}", "see `stress-cluster doctor`")
+                raise RefusedError(
+                    "capability",
+                    f"{name} cannot run {kind}: {can[kind]['reason']}",
+                    can[kind].get("allow") or "see `stress-cluster doctor`",
+                )
         lacking = hellos[name]["report"].get("kernels_missing", {})
         for op in operations:
             if reason := lacking.get(op.options.get("kernel"), ""):

@@ -128,7 +128,7 @@ class AgentShell:
 
     def _node_report(self) -> dict[str, Any]:
         facts = read_facts(self.state_dir)
-        can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge_capability(facts).items()}
+        can = {name: found.to_json() for name, found in judge_capability(facts).items()}
         return {**facts.to_json(), **machine_facts(), "ray": ray_facts(os.environ), "simulators": can, "shapes": digests()}
 
     def poke(self) -> None:

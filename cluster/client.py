@@ -156,7 +156,7 @@ class Connection:
             nodes = self._some_orchestrator().call("doctor", timeout_s=120.0, group="control")
             return {"code_id": code_id(), "nodes": nodes}
         facts = read_facts(self._state_dir)
-        can = {name: {"verdict": found.verdict, "reason": found.reason} for name, found in judge(facts).items()}
+        can = {name: found.to_json() for name, found in judge(facts).items()}
         return {"code_id": code_id(), "nodes": {"this machine": {**facts.to_json(), "ray": ray_facts(os.environ), "simulators": can}}}
 
     def nodes(self) -> Sequence[NodeSpec]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from actors.clock import SECOND_NS
+from actors.dose import METERS
 from actors.messages import Event, Operation, Shortfall
 from actors.simulator import record_of
 from scenarios.hypotheses import ActorProbe, Hypothesis, HypothesisResult, Observed, Threshold, title
@@ -159,10 +160,11 @@ class _Measured:
         operation, record = self.operation, record_of(self.operation.kind)
         return {
             "unit": operation.unit,
-            "relative": record.meter != "cpu_seconds",
+            "relative": not METERS[record.meter_of(operation.unit)].in_points,
             "duration_s": operation.duration_s,
             "tolerance": record.tolerance if operation.tolerance is None else operation.tolerance,
             "host_total": operation.options.get("mode") == "host_total",
+            "floor": record.floor,
         }
 
     def dose(self) -> DoseResult:

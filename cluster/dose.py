@@ -87,13 +87,15 @@ def reached(
     tolerance: float | None = None,
     host_total: bool = False,
     relative: bool | None = None,
+    floor: float | None = None,
 ) -> DoseResult:
     """Return whether the dose of one operation was reached.
 
     `unit` is that of the windows' values, one of `FLOORS`. `relative` says what `tolerance` is a share of: the asked value, or the node's
-    capacity (CPU); by default fractions are of the capacity, and all else is relative.
+    capacity (CPU); by default fractions are of the capacity, and all else is relative. `floor` is the least that it may be off by, where
+    the simulator has another than `FLOORS`.
     """
-    judge = _Judge(unit, tolerance, host_total, unit != "fraction" if relative is None else relative)
+    judge = _Judge(unit, tolerance, host_total, unit != "fraction" if relative is None else relative, floor)
     whole = _whole(windows, duration_s)
     settled = _settled(whole, judge)
     stirred = judge.stirred(whole)
@@ -108,10 +110,17 @@ def reached(
 
 
 def at_target(
-    windows: Sequence[DoseWindow], *, unit: str, duration_s: float, tolerance: float | None, host_total: bool, relative: bool
+    windows: Sequence[DoseWindow],
+    *,
+    unit: str,
+    duration_s: float,
+    tolerance: float | None,
+    host_total: bool,
+    relative: bool,
+    floor: float | None = None,
 ) -> list[tuple[float, float]]:
     """Return begin and end of each whole window in which something was asked and achieved, settled or not. Arguments as of `reached`."""
-    judge = _Judge(unit, tolerance, host_total, relative)
+    judge = _Judge(unit, tolerance, host_total, relative, floor)
     hits = (window for window in _whole(windows, duration_s) if window.requested > 0.0 and judge.is_hit(window))
     return [(window.start_s, window.start_s + window.window_s) for window in hits]
 
@@ -148,12 +157,16 @@ class _Judge:
     tolerance: float | None
     host_total: bool
     relative: bool
+    floor: float | None = None
 
     def margin(self, requested: float) -> float:
         """Return how far achieved may differ from this asked value, in the operation's unit."""
         if not self.relative:
             return (FRACTION_TOLERANCE if self.tolerance is None else self.tolerance) + 1e-9
-        return max((RELATIVE_TOLERANCE if self.tolerance is None else self.tolerance) * requested, FLOORS[self.unit])
+        return max(
+            (RELATIVE_TOLERANCE if self.tolerance is None else self.tolerance) * requested,
+            FLOORS[self.unit] if self.floor is None else self.floor,
+        )
 
     def is_change(self, before: DoseWindow, window: DoseWindow) -> bool:
         """Tell whether the asked value changed between two windows, or may have in a gap between them."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from actors import pressure
 from actors import shape as shapes
 from actors.clock import SECOND_NS, Clock
 from actors.control import LOAD_RUNNING, SLOTS
@@ -27,7 +28,7 @@ from actors.metrics.registry import DOSE_UNITS
 from actors.metrics.ring import SAMPLE_COLUMNS, Consumer, Ring
 from actors.metrics.segment import check_policy_text
 from actors.proc import cgroup_pids
-from actors.simulator import absolute
+from actors.simulator import absolute, whole_of
 
 from .metrics.cardinality import Caps
 from .metrics.raw_samples import SampleReader
@@ -317,7 +318,7 @@ class NodeMetrics:
         if not watched.start_ns or read is None or now_ns < watched.start_ns:
             return None
         operation = watched.operation
-        whole = float(getattr(watched.capacity, watched.meter.resource)) if operation.unit == "fraction" else 1.0
+        whole = whole_of(operation, watched.capacity)
         if cumulative:
             if before is None:
                 return None
@@ -384,6 +385,7 @@ class NodeMetrics:
             "host.cpu.busy": host.cpu_busy_fraction,
             "host.memory.limit": host.memory_limit_bytes,
             "host.memory.used": used,
+            "host.memory.pressure": pressure.category(pressure.level(used, host.memory_limit_bytes)),
             "host.memory.available": host.memory_available_bytes,
             "host.disk.free": host.disk_free_bytes,
             "host.descriptors.used": host.descriptors_used,

@@ -30,10 +30,12 @@ class CpuLoad(Simulator):
 class MemoryPressure(Simulator):
     fraction: Shape | None
     bytes: Shape | None
+    reserve: int
     def __init__(
         self,
         fraction: Shape | float | None = None,
         bytes: Shape | float | None = None,
+        reserve: int = ...,
     ) -> None: ...
 
 class MemoryFragment(Simulator):
@@ -66,6 +68,17 @@ class MemoryAccess(Simulator):
         cores: int | str = ...,
     ) -> None: ...
 
+class VmPressure(Simulator):
+    per_second: Shape
+    file: int
+    dir: str
+    def __init__(
+        self,
+        per_second: Shape | float,
+        file: int = ...,
+        dir: str = ...,
+    ) -> None: ...
+
 class DiskFill(Simulator):
     bytes: Shape | None
     fraction: Shape | None
@@ -77,6 +90,17 @@ class DiskFill(Simulator):
         fraction: Shape | float | None = None,
         dir: str = ...,
         reserve_bytes: int = ...,
+    ) -> None: ...
+
+class CpuPressure(Simulator):
+    fraction: Shape
+    kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"]
+    heat_limit_c: int
+    def __init__(
+        self,
+        fraction: Shape | float,
+        kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"] = ...,
+        heat_limit_c: int = ...,
     ) -> None: ...
 
 class Descriptors(Simulator):
@@ -354,12 +378,12 @@ class Deadlock(Simulator):
 
 class Livelock(Simulator):
     count: Shape
-    backoff: Literal["equal", "random"]
+    retry: Literal["in_step", "at_random"]
     backoff_s: float
     def __init__(
         self,
         count: Shape | float,
-        backoff: Literal["equal", "random"] = ...,
+        retry: Literal["in_step", "at_random"] = ...,
         backoff_s: float = ...,
     ) -> None: ...
 
@@ -378,6 +402,29 @@ class PriorityInversion(Simulator):
         hold_s: float = ...,
         burst_s: float = ...,
         bound_s: float = ...,
+    ) -> None: ...
+
+class StressNg(Simulator):
+    count: Shape | None
+    fraction: Shape | None
+    stressor: str
+    arguments: str
+    instances: int
+    cores: float
+    memory_bytes: int
+    disk_bytes: int
+    tasks: int
+    def __init__(
+        self,
+        count: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        stressor: str = ...,
+        arguments: str = ...,
+        instances: int = ...,
+        cores: float = ...,
+        memory_bytes: int = ...,
+        disk_bytes: int = ...,
+        tasks: int = ...,
     ) -> None: ...
 
 class MailboxFlood(Simulator):

@@ -1,7 +1,8 @@
 """Contenders as asyncio tasks on `asyncio.Lock`, in one event loop of the load process.
 
 The kernel sees nothing of a task. Each one holds an event descriptor while it works, as a task that serves somebody holds a connection:
-that is what is counted from outside.
+that is what is counted from outside. The event loop wakes in whole milliseconds, so that holds of about one end together and more
+acquisitions are contended than the model has it: a few in a hundred at a mean of 1 ms, none to be seen at 5 ms.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..capability import NodeFacts
 
 REST_S: Final = 0.1
+LOOK_S: Final = 0.001
 ROUNDS: Final = 20_000
 PRIORITIES: Final = (LOW, MEDIUM, HIGH)
 
@@ -52,6 +53,7 @@ class _Episode:
 
     mechanism: Mechanism
     asked: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)  # the medium thread is ready to run
     log: list[LockEvent] = field(default_factory=list)
 
 
@@ -114,16 +116,21 @@ class Triples:
         try:
             self._note(episode, "got", task)
             group.meet()  # the lock is held: the others may begin
-            self._compute(group, task, episode, self._rules.hold_s)
+            while not (lock.waiters and episode.begun.is_set()):  # so that an inversion is planted for certain
+                group.rest(LOOK_S)
+            with episode.mechanism.ready(task):
+                self._compute(group, task, episode, self._rules.hold_s)
             self._note(episode, "released", task)
         finally:
             lock.release(task)
 
     def _medium(self, group: Group, task: Task, episode: _Episode) -> None:
         group.meet()
-        while not episode.asked.wait(1.0):
+        while not episode.asked.wait(LOOK_S):
             group.rest(0.0)
-        self._compute(group, task, episode, self._rules.burst_s)
+        with episode.mechanism.ready(task):
+            episode.begun.set()
+            self._compute(group, task, episode, self._rules.burst_s)
 
     def _high(self, group: Group, task: Task, episode: _Episode) -> None:
         group.meet()
@@ -138,19 +145,18 @@ class Triples:
             lock.release(task)
 
     def _compute(self, group: Group, task: Task, episode: _Episode, cpu_s: float) -> None:
-        """Use so much CPU time, in slices of about a millisecond."""
-        rounds, used_s, mechanism = ROUNDS, 0.0, episode.mechanism
-        with mechanism.ready(task):
-            while used_s < cpu_s:
-                if group.stop.is_set():
-                    raise StoppedError
-                with mechanism.turn(task):
-                    before_ns = thread_cpu_ns()
-                    self._work(rounds, task.priority)
-                    slice_s = (thread_cpu_ns() - before_ns) / SECOND_NS
-                self._note(episode, "ran", task)
-                used_s += slice_s
-                rounds = next_rounds(rounds, slice_s)
+        """Use so much CPU time, in slices of about a millisecond; the task is ready."""
+        rounds, used_s = ROUNDS, 0.0
+        while used_s < cpu_s:
+            if group.stop.is_set():
+                raise StoppedError
+            with episode.mechanism.turn(task):
+                before_ns = thread_cpu_ns()
+                self._work(rounds, task.priority)
+                slice_s = (thread_cpu_ns() - before_ns) / SECOND_NS
+            self._note(episode, "ran", task)
+            used_s += slice_s
+            rounds = next_rounds(rounds, slice_s)
 
     def _note(self, episode: _Episode, kind: EventKind, task: Task) -> None:
         episode.log.append(LockEvent(self.table.clock.boot_ns(), kind, task.name, task.priority))
@@ -163,6 +169,7 @@ class Triples:
             self.detected += len(found)
         episode.log.clear()
         episode.asked.clear()
+        episode.begun.clear()
 
 
 class PriorityInversion(ContestLoad):
@@ -190,9 +197,11 @@ def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels")
+        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
     if not facts.may_raise_nice:
-        return Capability("fallback", "raising a nice value needs CAP_SYS_NICE: mechanism=queue works, mechanism=nice does not")
+        return Capability(
+            "fallback", "raising a nice value needs CAP_SYS_NICE: mechanism=queue works, mechanism=nice does not", "CAP_SYS_NICE"
+        )
     return AVAILABLE
 
 

@@ -1,7 +1,7 @@
 """Livelock: pairs of threads that are busy for ever and get nothing done, because each politely gives way to the other.
 
 Each thread takes its own lock and tries the other's; it is held, so the thread gives its own back, waits `backoff_s`, and tries again. With
-`backoff="equal"` both do so in step, which a barrier makes certain, and no try ever succeeds. With `backoff="random"`, the control, waits
+`retry="in_step"` both do so at once, which a barrier makes certain, and no try ever succeeds. With `retry="at_random"`, the control, waits
 are drawn by chance, and nearly each try does. A pair that tried often and got nowhere within a second is counted as livelocked.
 """
 
@@ -113,7 +113,7 @@ class Livelock(ContestLoad):
         """Return the pairs."""
         options = RECORD.resolve_options(self.operation.options)
         table = LockTable(self._watch.clock, meters.wait, meters.hold)
-        return Polite(table, in_step=options["backoff"] == "equal", backoff_s=float(options["backoff_s"]), seed=self.operation.seed)
+        return Polite(table, in_step=options["retry"] == "in_step", backoff_s=float(options["backoff_s"]), seed=self.operation.seed)
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
@@ -135,7 +135,7 @@ RECORD: Final = SimulatorRecord(
     tolerance=0.05,
     look_ms=50,
     options=(
-        Option("backoff", "choice", "equal", "equal: in step, for ever; random: the control, which gets on", ("equal", "random")),
+        Option("retry", "choice", "in_step", "in_step: for ever; at_random: the control, which gets on", ("in_step", "at_random")),
         Option("backoff_s", "duration", 0.002, "how long a thread waits before it tries again", low=0.0002, high=1.0),
     ),
     supported=_supported,

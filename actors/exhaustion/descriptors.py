@@ -16,6 +16,8 @@ from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
+FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
 
 class OpenFiles:
     """Descriptors of one device: each opened anew, which the machine counts too, or copies of one, which only this process counts."""
@@ -34,25 +36,23 @@ class OpenFiles:
         """Check that the device is one that nothing waits on. Raises `InputError`, `OSError`."""
         if not Path(self._device).is_char_device():
             raise InputError("invalid_value", f"option 'device' must name a character device such as {os.devnull}, got {self._device}")
-        self._first = self._open()
-
-    def _open(self) -> int:
-        return os.open(self._device, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        self._first = os.open(self._device, FLAGS)
 
     def take(self, count: int) -> None:
         """Open so many more; raises `OSError` (EMFILE, ENFILE)."""
-        keep = self._held.append
+        keep, one, device, take, flags = self._held.append, self._first, self._device, os.open, FLAGS  # found once, not for each
         if self._copies:
             for _ in range(count):
-                keep(os.dup(self._first))
+                keep(os.dup(one))
         else:
             for _ in range(count):
-                keep(self._open())
+                keep(take(device, flags))
 
     def give_back(self, count: int) -> None:
         """Close the last ones."""
+        last = self._held.pop
         for _ in range(count):
-            os.close(self._held.pop())
+            os.close(last())
 
     def figures(self) -> dict[str, float]:
         """Return nothing: closed descriptors leave nothing."""
@@ -87,7 +87,7 @@ RECORD: Final = SimulatorRecord(
     options=(
         Option("source", "choice", "open", "open: each counts for the machine too; copy: for this process only", ("open", "copy")),
         Option("device", "path", os.devnull, "the character device that is opened"),
-        *holding_options(batch=1000, spare=16),
+        *holding_options(batch=2000, spare=16),
     ),
     supported=_supported,
     metrics=METRICS,

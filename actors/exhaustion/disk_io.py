@@ -2,8 +2,9 @@
 
     owed(t + dt) = min(owed(t) + rate * dt, what FORGET_S seconds ask) - what was moved
 
-What the disk had no time for is owed for `FORGET_S` and then dropped, so that a slow disk is not followed by a burst. Without direct
-access each write waits until its data is on the disk (O_DSYNC), and what was read is dropped from the cache, so that the next read is one.
+What disk or processor had no time for is owed for `FORGET_S` and then dropped, so that a slow disk is not followed by a long burst.
+Without direct access each write waits until its data is on the disk (O_DSYNC), and what was read is dropped from the cache, so that the
+next read is one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .place import DIR, check_folder, folder_of, open_nameless
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
-FORGET_S: Final = 0.2
+FORGET_S: Final = 1.0
 LOOK_S: Final = 0.05
 TICK_S: Final = 0.1
 MIB: Final = 1 << 20
@@ -185,14 +186,20 @@ def _reserves(_: float, operation: Operation, __: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if facts.state_filesystem in _NO_STORAGE:
-        return Capability("unavailable", f"STATE {facts.state_dir} lies on {facts.state_filesystem}, which has no disk behind it")
+        return Capability(
+            "unavailable", f"STATE {facts.state_dir} lies on {facts.state_filesystem}, which has no disk behind it", "state_dir on a disk"
+        )
     if not facts.makes_nameless:
         return Capability(
-            "unavailable", f"{facts.state_filesystem} has no files without a name (O_TMPFILE), and others would outlive a kill"
+            "unavailable",
+            f"{facts.state_filesystem} has no files without a name (O_TMPFILE), and others would outlive a kill",
+            "state_dir on ext4, xfs or btrfs",
         )
     if not facts.direct_io:
         return Capability(
-            "fallback", f"{facts.state_filesystem} has no direct access: writes wait for the disk, reads drop what was cached"
+            "fallback",
+            f"{facts.state_filesystem} has no direct access: writes wait for the disk, reads drop what was cached",
+            "state_dir on ext4, xfs or btrfs",
         )
     return AVAILABLE
 

@@ -62,7 +62,9 @@ def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.makes_nameless:
         return Capability(
-            "unavailable", f"{facts.state_filesystem} has no files without a name (O_TMPFILE), and others would outlive a kill"
+            "unavailable",
+            f"{facts.state_filesystem} has no files without a name (O_TMPFILE), and others would outlive a kill",
+            "state_dir on ext4, xfs, btrfs or tmpfs",
         )
     return AVAILABLE
 

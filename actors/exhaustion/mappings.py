@@ -85,7 +85,7 @@ def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.populates_memory:
-        return Capability("fallback", "the kernel has no MADV_POPULATE_WRITE (before 5.14): the option 'touch' fails")
+        return Capability("fallback", "the kernel has no MADV_POPULATE_WRITE: the option 'touch' fails", "Linux 5.14 or newer")
     return AVAILABLE
 
 

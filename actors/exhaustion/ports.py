@@ -108,7 +108,7 @@ def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
 def _supported(facts: NodeFacts) -> Capability:
     if "CAP_SYS_ADMIN" not in facts.capabilities:
         return Capability(
-            "unavailable", "making a network namespace needs CAP_SYS_ADMIN (run as root, or give the container that capability)"
+            "unavailable", "making a network namespace needs CAP_SYS_ADMIN", "run as root, or give the container that capability"
         )
     return AVAILABLE
 

@@ -82,7 +82,9 @@ def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.lists_children:
         return Capability(
-            "unavailable", "the kernel does not list the children of a process (CONFIG_PROC_CHILDREN): no dose could be measured"
+            "unavailable",
+            "the kernel does not list the children of a process (CONFIG_PROC_CHILDREN): no dose could be measured",
+            "a kernel with CONFIG_PROC_CHILDREN",
         )
     return AVAILABLE
 

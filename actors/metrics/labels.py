@@ -45,6 +45,7 @@ NAMES: Final[Mapping[str, str]] = {
     "simulator": "a simulator that is registered",
     "shape": "the name of a load shape",
     "lock": "one of the first 16 locks of a load",
+    "stressor": "a stressor that the node's stress-ng has",
     "exporter": "an exporter of the run",
     "reason": "the class of the error that a destination raised",
     "metric": "a metric of the catalogue",

@@ -33,9 +33,10 @@ Records = dict[str, dict[str, Any]]
 
 
 def _simulators() -> Records:
+    from actors.reference import elsewhere  # noqa: PLC0415
     from actors.simulator import REGISTRY  # noqa: PLC0415  # each list loads only what it shows
 
-    return {name: record.to_json() for name, record in REGISTRY.items()}
+    return {name: {**record.to_json(), "elsewhere": [one.to_json() for one in elsewhere(record)]} for name, record in REGISTRY.items()}
 
 
 def _faults() -> Records:
@@ -127,6 +128,7 @@ SUBJECTS: Final[Mapping[Subject, Callable[[], Records]]] = {
 
 
 COLUMNS: Final[Mapping[Subject, tuple[str, ...]]] = {
+    Subject.SIMULATORS: ("family", "units"),
     Subject.METRICS: ("kind", "unit"),
     Subject.LIMITS: PROFILES,
     Subject.ERRORS: ("category",),
@@ -141,6 +143,10 @@ def _documented(kind: type) -> dict[str, Any]:
     }
     about = inspect.getdoc(kind) or ""
     return {"name": kind.__name__, "summary": _first_line(about), "about": about, "options": fields}
+
+
+def _cell(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple, Mapping)) else value
 
 
 def _first_line(told: str) -> str:
@@ -160,7 +166,7 @@ def list_records(
     """
     records = SUBJECTS[subject]()
     columns = COLUMNS.get(subject, ())
-    rows = [(name, *(record.get(column, "") for column in columns), record.get("summary", "")) for name, record in records.items()]
+    rows = [(name, *(_cell(record.get(column, "")) for column in columns), record.get("summary", "")) for name, record in records.items()]
     lines = table(("name", *columns, "what it is"), rows) or [f"no {subject.value} in this version"]
     emit({subject.value: list(records.values())}, as_json, lines)
     return 0

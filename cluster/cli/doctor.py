@@ -13,7 +13,7 @@ from .output import emit
 def doctor(address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
     """Tell per node: kernel, cgroup, privileges, the Ray settings of its own environment, and whether each simulator is available.
 
-    Starts no load. `unavailable` and `fallback` come with their reason.
+    Starts no load. `unavailable` and `fallback` come with their reason, and with what would allow it.
 
     Examples:
       stress-cluster doctor                    this machine
@@ -43,8 +43,7 @@ def _fact_lines(facts: Mapping[str, Any], indent: str) -> list[str]:
     width = max(map(len, facts), default=0)
     for key, value in facts.items():
         if isinstance(value, Mapping) and "verdict" in value:
-            reason = f"  ({value['reason']})" if value.get("reason") else ""
-            lines.append(f"{indent}{key:{width}} {value['verdict']}{reason}")
+            lines.append(f"{indent}{key:{width}} {value['verdict']}{told_of(value)}")
         elif isinstance(value, Mapping):
             lines += [f"{indent}{key}", *_fact_lines(value, indent + "  ")]
         elif isinstance(value, (list, tuple)):
@@ -52,6 +51,12 @@ def _fact_lines(facts: Mapping[str, Any], indent: str) -> list[str]:
         else:
             lines.append(f"{indent}{key:{width}} {_word(value)}")
     return lines
+
+
+def told_of(capability: Mapping[str, Any]) -> str:
+    """Return why a node cannot do something, or not as well as others, and what would allow it; "" where it can."""
+    allow = f"; what would allow it: {capability['allow']}" if capability.get("allow") else ""
+    return f"  ({capability['reason']}{allow})" if capability.get("reason") else ""
 
 
 def _word(value: Any) -> str:

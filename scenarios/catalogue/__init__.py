@@ -13,6 +13,7 @@ from ..model import Scenario
 
 NAMES: Final[tuple[str, ...]] = (
     "burst",
+    "contention",
     "exhaustion",
 )
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from actors import reference as simulators
 from actors.errors import CODES
 from actors.kernels.table import to_page
 from actors.metrics.registry import CATALOGUE
+from actors.simulator import REGISTRY
 from cluster import cli
 from cluster.exporters.prometheus import OWN
 from cluster.metrics import reference
@@ -83,6 +85,16 @@ The table is closed.
 """
     rows = [f"| `{code}` | {category} | {meaning} |" for code, (category, meaning) in CODES.items()]
     check(REFERENCE / "errors.md", head + "\n".join(rows) + "\n")
+
+
+def test_simulators_reference():
+    """docs/reference/simulators.md is the records: each simulator with its options, its metrics, and what it says of other nodes."""
+    page = simulators.page()
+    check(REFERENCE / "simulators.md", page)
+    for name, record in REGISTRY.items():
+        assert f"## {name}" in page
+        assert all(f"| `{option.name}` | {option.expected} |" in page for option in record.options)
+        assert all(f"`{metric}`" in page for metric in record.metrics)
 
 
 def test_metrics_reference():

@@ -29,7 +29,8 @@ from actors.cpu import CpuLoad
 from actors.heat import Reading
 from actors.host import BusyMeter
 from actors.lease import NOTE_SIMULATED_CLOCK, NOTES, LeaseWatch, read_heat
-from actors.limits import find_container
+from actors.lifecycle import EXIT_LEASE, Event
+from actors.limits import cpu_stalled_s, find_container
 from actors.messages import Capacity, Operation
 from actors.metrics.policy import RecordingPolicy
 from actors.metrics.registry import Verbosity
@@ -97,7 +98,7 @@ def tasks_of(pid: int) -> dict[str, tuple[float, int]]:
 @pytest.mark.parametrize("cores", sorted({1, max(1, CORES // 2), CORES}))
 def test_cpu_time_is_what_was_asked_of_so_many_cores(bench: Any, cores: int) -> None:
     """25, 50, 75 and 100 % of one core, half of them and all: CPU seconds a second within 5 %, each thread's part on a CPU of its own."""
-    levels, each_s = (0.25, 0.5, 0.75, 1.0), 1.7
+    levels, each_s = (0.25, 0.5, 0.75, 1.0), 1.2
     shape = {"kind": "steps", "levels": [level * cores / CORES for level in levels], "each_s": each_s}
     told = Told()
     told.segment.publish(RecordingPolicy(level=Verbosity.VERBOSE).to_json(), "")
@@ -107,14 +108,14 @@ def test_cpu_time_is_what_was_asked_of_so_many_cores(bench: Any, cores: int) -> 
     start_ns, seen, judged = one.go(), Seen(one), 0
     for index, level in enumerate(levels):
         end_ns = start_ns + (index + 1) * each_s * SECOND_NS
-        one.cores(0.25)
+        one.cores(0.2)
         spans, before, begun_s = [], tasks_of(one.load.pids[0]), time.monotonic()
-        while SystemClock().boot_ns() < end_ns - 0.65 * SECOND_NS:
-            spans.append(seen.over(0.5))
+        while SystemClock().boot_ns() < end_ns - 0.45 * SECOND_NS:
+            spans.append(seen.over(0.4))
         after, want = tasks_of(one.load.pids[0]), level * cores
         own, others = min(spans, key=lambda span: abs(span[0] - want))
-        if not is_first and want + others > CORES - 0.1:
-            continue  # others may have had it
+        if want + others > CORES - 0.1 and (not is_first or (want > CORES - 0.1 and others > 0.05)):
+            continue  # others may have had it; of all there is they get a little also beside one who goes first
         judged += 1
         assert own == pytest.approx(want, rel=0.05), (level, spans)
         busiest = sorted(((used - before[task][0], cpu) for task, (used, cpu) in after.items()), reverse=True)[:cores]
@@ -172,6 +173,18 @@ def is_shown(rate: float, before: float, slowed: float, after: float) -> bool:
     return abs(slowed / before * rate - 1.0) <= 0.1 and abs(after / before - 1.0) <= 0.1
 
 
+@may_raise
+def test_a_slowdown_ends_with_its_lease(bench: Any) -> None:
+    """Whoever takes cores first gives them back by itself: the lease's end is seen between two pieces of work."""
+    one = bench(replace(CPU, shape={"kind": "constant", "level": 0.9}, options={"mode": "slowdown"}))
+    one.ready()
+    one.go(lease_s=0.6)
+    deadline_ns = one.guardian.control.lease(SLOT)[1]
+    event, _ = until(one.load.poll, 5, "the end of the load", every_s=0.005)
+    assert (event, one.load.exit_code) == (Event.LEASE_ENDED, EXIT_LEASE)
+    assert SystemClock().boot_ns() - deadline_ns < SECOND_NS
+
+
 PATTERNS = {
     "sustained": shapes.Constant(0.6),
     "burst": shapes.Burst(base=0.1, peak_level=0.9, period_s=2.5, length_s=1.0),
@@ -183,7 +196,7 @@ PATTERNS = {
 
 @pytest.mark.parametrize(
     ("name", "seconds"),
-    [*((name, 5) for name in ("burst", "oscillating")), *(pytest.param(name, 30, marks=pytest.mark.soak) for name in PATTERNS)],
+    [*((name, 4) for name in ("burst", "oscillating")), *(pytest.param(name, 30, marks=pytest.mark.soak) for name in PATTERNS)],
 )
 def test_a_pattern_is_followed(bench: Any, name: str, seconds: int) -> None:
     """Each second's CPU time is the curve's mean over that second: root of the mean square error at most 7 points of the core."""
@@ -206,7 +219,7 @@ def test_a_pattern_is_followed(bench: Any, name: str, seconds: int) -> None:
 
 def test_the_edges_of_a_burst_are_sharp(bench: Any) -> None:
     """A burst begins and ends within half a second: seen in windows of 100 ms, at best of its edges."""
-    shape = shapes.Burst(base=0.1, peak_level=0.8, period_s=1.6, length_s=0.8)
+    shape = shapes.Burst(base=0.1, peak_level=0.8, period_s=1.2, length_s=0.6)
     one = bench(replace(CPU, shape=shape.to_spec(), options={"cores": 1}), replace(CAPACITY, cpu_cores=1.0))
     one.ready()
     one.go_first()
@@ -214,10 +227,10 @@ def test_the_edges_of_a_burst_are_sharp(bench: Any) -> None:
     late: dict[bool, list[float]] = {True: [], False: []}
     settled = True  # the load begins with a burst
     edge_s = 0.0
-    while (now_s := (clock.boot_ns() - start_ns) / SECOND_NS) < 5.2:
+    while (now_s := (clock.boot_ns() - start_ns) / SECOND_NS) < 3.2:
         high = shape.value(now_s) > 0.5
-        if now_s - edge_s >= 0.8:
-            settled, edge_s = False, math.floor(now_s / 0.8) * 0.8
+        if now_s - edge_s >= 0.6:
+            settled, edge_s = False, math.floor(now_s / 0.6) * 0.6
         own = one.cores(0.1)
         if not settled and (own > 0.65) == high and (own < 0.25) != high:
             late[high].append((clock.boot_ns() - start_ns) / SECOND_NS - edge_s)
@@ -265,3 +278,32 @@ def test_a_load_yields_to_heat_within_a_second_and_returns() -> None:
         thread.join(10)
         guardian.close()
     assert not thread.is_alive()
+
+
+@pytest.mark.skipif(cpu_stalled_s() is None, reason="this kernel does not tell for how long processes wait")
+def test_processes_wait_for_the_share_of_time_that_was_asked(bench: Any) -> None:
+    """The kernel's total of waiting grows by 0.2 s a second within 5 points, once the load has found how."""
+
+    def waiting(span_s: float) -> float:
+        then_s, before_s = time.monotonic(), cpu_stalled_s()
+        threading.Event().wait(span_s)
+        after_s = cpu_stalled_s()
+        assert before_s is not None
+        assert after_s is not None
+        return (after_s - before_s) / (time.monotonic() - then_s)
+
+    before = waiting(1.0)
+    if before > 0.15:
+        pytest.skip(f"others wait for {before:.0%} of the time already")
+    one = bench(replace(CPU, kind="CpuPressure", shape={"kind": "constant", "level": 0.2}))
+    one.ready()
+    one.go()
+    waiting(3.0)
+    found = [waiting(1.5) for _ in range(3)]
+    assert one.stats.asked == pytest.approx(0.2)
+    one.load.drain()
+    one.end()
+    after = waiting(1.0)
+    if after > 0.15:
+        pytest.skip(f"others wait for {after:.0%} of the time by now")
+    assert min(abs(share - 0.2) for share in found) <= 0.05, (before, found)

@@ -36,7 +36,7 @@ def used_s():
     text = usage.read_text()
     rows = dict(line.split() for line in text.splitlines() if " " in line)
     return int(rows["usage_usec"]) / 1e6 if rows else int(text) / 1e9
-def cores(of, span_s=1.5):
+def cores(of, span_s=1.0):
     then, before = time.monotonic(), of()
     time.sleep(span_s)
     return (of() - before) / (time.monotonic() - then)
@@ -48,10 +48,10 @@ found = {"capacity": capacity.cpu_cores}
 try:
     one.ready()
     one.go()
-    time.sleep(1.0)
+    time.sleep(0.7)
     found["alone"], found["own_alone"] = cores(used_s), one.cores(0.5)
     other = subprocess.Popen([sys.executable, "-S", "-c", OTHER])
-    time.sleep(1.0)
+    time.sleep(0.7)
     found["beside"], found["own_beside"] = cores(used_s), one.cores(0.5)
     other.kill()
     other.wait()

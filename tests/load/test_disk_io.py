@@ -59,9 +59,9 @@ def rate(one: Bench, over_s: float) -> float:
     "options",
     [
         pytest.param({"direction": "write", "order": "sequential"}, id="write-sequential"),
-        pytest.param({"direction": "write", "order": "random", "sync": True}, id="write-random-sync"),
+        pytest.param({"direction": "write", "order": "random", "sync": True}, id="write-random-sync", marks=pytest.mark.soak),
         pytest.param({"direction": "read", "order": "random"}, id="read-random"),
-        pytest.param({"direction": "read", "order": "sequential", "direct": False}, id="read-buffered"),
+        pytest.param({"direction": "read", "order": "sequential", "direct": False}, id="read-buffered", marks=pytest.mark.soak),
         pytest.param({"direction": "write", "order": "sequential", "direct": False}, id="write-buffered"),
     ],
 )

@@ -271,7 +271,7 @@ def life_of(name: str) -> dict[str, object]:
     if reason := KERNELS[name].missing(this_processor(), 2):
         return {"missing": reason}
     reporter = MemoryReporter()
-    operation = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 0.15, "fraction", Constant(0.8).to_spec(), {"kernel": name, "cores": 2})
+    operation = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 0.08, "fraction", Constant(0.8).to_spec(), {"kernel": name, "cores": 2})
     load = CpuLoad(operation, Capacity(2.0, 1 << 30, 1 << 30), Watch())
     load.warm_up()
     load._meters = LoadMeters(reporter)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from load_bench import Bench, Told
 from support.observe import anonymous_bytes, promised
-from support.waiting import until
+from support.waiting import never, until
 
 from actors import plugin_shapes
 from actors.clock import SECOND_NS, SystemClock
@@ -106,6 +106,35 @@ def test_a_load_records_its_steps_and_nothing_else(tmp_path: Path) -> None:
     finally:
         one.close()
         told.close()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_a_share_is_of_the_limit_and_held_within_two_percent_of_it(tmp_path: Path, share: float) -> None:
+    """Whatever the machine has: a fraction is of the capacity, which is the container's limit; it is reached and held."""
+    limit = 200 * MIB
+    fraction = Operation("m", "MemoryPressure", "n1", 0.0, 60.0, "fraction", Constant(share).to_spec())
+    one = Bench(tmp_path, fraction, Capacity(1.0, limit, 1 << 30))
+    try:
+        one.ready()
+        one.go()
+        until(lambda: abs(anonymous_bytes(one.load.pids[0]) - one.meter._baseline - share * limit) <= 0.02 * limit, 5, "the level")
+        never(lambda: abs((one.meter.read() or 0.0) - share * limit) > 0.02 * limit, 0.5, "the level moved")
+    finally:
+        one.close()
+
+
+def test_nothing_is_taken_from_a_reserve(tmp_path: Path) -> None:
+    """A load whose reserve is more than there is holds nothing, whatever it was asked."""
+    greedy = Operation("m", "MemoryPressure", "n1", 0.0, 60.0, "bytes", Constant(64 * MIB).to_spec(), {"reserve": 1 << 50})
+    one = Bench(tmp_path, greedy, CAPACITY)
+    try:
+        one.ready()
+        one.go()
+        until(lambda: one.stats.asked == 64 * MIB and one.stats.operations > 5, 5, "some looks")
+        assert one.meter.read() < MIB
+        assert one.stats.own == 0
+    finally:
+        one.close()
 
 
 def follow_all(state_dir: Path) -> None:

@@ -41,6 +41,8 @@ def shape(level):
 
 
 LEVELS = {"fraction": fraction, "bytes": size, "count": st.integers(0, 1 << 40), "per_second": st.floats(0, 1e9)}
+# Made once: a strategy that is made in each draw is checked in each. Deferred: the words for one are not as long as all of them.
+STRENGTHS = {unit: st.deferred(lambda level=level: shape(level)) for unit, level in LEVELS.items()}
 
 
 def option_values(option):
@@ -50,7 +52,7 @@ def option_values(option):
     return {
         "choice": st.sampled_from(option.choices or ("",)),
         "flag": st.booleans(),
-        "text": line,
+        "text": st.sampled_from(option.examples) if option.examples else line,
         "path": st.just("") | line.map(lambda name: f"/{name}"),
         "integer": whole,
         "bytes": whole,
@@ -61,7 +63,7 @@ def option_values(option):
 def loads(record):
     """Return loads of a record, in each of its units."""
     options = st.fixed_dictionaries({}, optional={option.name: option_values(option) for option in record.options})
-    strength = st.sampled_from(record.units).flatmap(lambda unit: st.tuples(st.just(unit), shape(LEVELS[unit])))
+    strength = st.one_of([st.tuples(st.just(unit), STRENGTHS[unit]) for unit in record.units])
     return st.builds(lambda one, given: kinds.KINDS[record.name](**{one[0]: one[1]}, **given), strength, options)
 
 

@@ -14,6 +14,8 @@ from support.embedded import FinishedRun
 from support.observe import boot_s
 from support.terminal import Terminal, terminal
 
+from actors.simulator import REGISTRY
+
 
 def fetch(url: str) -> tuple[int, str]:
     with urllib.request.urlopen(url, timeout=10) as answer:
@@ -81,7 +83,7 @@ def doctored(here: Terminal) -> None:
     told = here.run("doctor", "--json").document
     assert {"n1", "n2"} <= told["nodes"].keys()
     for facts in told["nodes"].values():
-        assert {name: can["verdict"] for name, can in facts["simulators"].items()}.keys() == {"CpuLoad", "MemoryPressure", "DiskFill"}
+        assert facts["simulators"].keys() == set(REGISTRY)
         assert all(can["verdict"] in {"available", "fallback", "unavailable"} for can in facts["simulators"].values())
         assert facts["kernel"]
         assert facts["ray"]["RAY_AUTH_MODE"] == "token"  # the embedded Ray is not open to others

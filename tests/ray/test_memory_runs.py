@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from support import documents
+from support.observe import Meter
 from support.terminal import Terminal
 
 from actors.simulator import record_of
@@ -18,16 +19,25 @@ CURVES: dict[str, dict[str, Any]] = {
     "gradual": {"ramp": {"start": "16MiB", "end": "64MiB", "over": "8s"}},
     "burst": {"burst": {"base": "32MiB", "peak": "96MiB", "period": "6s", "length": "2s"}},
     "oscillating": {"sine": {"low": "32MiB", "high": "64MiB", "period": "6s"}},
-    "stepped": {"steps": {"levels": ["16MiB", "64MiB", "32MiB"], "each": "3s"}},
 }
-SAWTOOTH = {"sawtooth": {"low": "32MiB", "high": "64MiB", "period": "4s"}}
-PHASES = (*CURVES, "sawtooth")
+STEPPED = {"steps": {"levels": ["32MiB", "64MiB", "48MiB"], "each": "3s"}}
+PHASES = (*CURVES, "stepped")
 JUMPS = 2  # readings that may fall into the moment of a jump, as the start is one
 LOADS: list[dict[str, Any]] = [
     *({"MemoryPressure": {"bytes": curve}, "phase": name} for name, curve in CURVES.items()),
-    {"MemoryFragment": {"bytes": SAWTOOTH, "fragmentation": "95%"}, "phase": "sawtooth"},
+    {"MemoryFragment": {"bytes": STEPPED, "fragmentation": "95%"}, "phase": "stepped"},
     {"MemoryAccess": {"fraction": "10%", "working_set": "32MiB"}, "phase": "access", "tolerance": "100%"},
+    {"VmPressure": {"per_second": 100, "file": "1MiB"}, "phase": "faults", "tolerance": "100%"},
 ]
+TOO_MUCH: tuple[dict[str, Any], ...] = (
+    {"ramp": {"start": "0%", "end": "80%", "over": "5s"}},
+    {"burst": {"base": "10%", "peak": "80%", "period": "5s", "length": "1s"}},
+    {"sine": {"low": "10%", "high": "80%", "period": "5s"}},
+    {"steps": {"levels": ["10%", "80%"], "each": "2s"}},
+    {"square": {"low": "10%", "high": "80%", "period": "5s"}},
+    {"sawtooth": {"low": "10%", "high": "80%", "period": "4s"}},
+    {"leak": {"start": "0%", "rate": "20%"}},
+)
 
 
 def test_memory_simulators_follow_their_curves_on_two_nodes(standing: Terminal) -> None:
@@ -55,7 +65,18 @@ def test_memory_simulators_follow_their_curves_on_two_nodes(standing: Terminal) 
         off = sorted(abs(achieved[at] - asked[at]) for at in both)[:-JUMPS]
         errors[key] = sum(off) / len(off) / (sum(asked[at] for at in both) / len(both))
     assert {key: error for key, error in errors.items() if error > 0.05} == {}, errors
-    assert recorded == {kind: set(record_of(kind).metrics) for kind in ("MemoryPressure", "MemoryFragment", "MemoryAccess")}
+    assert recorded == {kind: set(record_of(kind).metrics) for kind in ("MemoryPressure", "MemoryFragment", "MemoryAccess", "VmPressure")}
     hashes = {row["last"] for row in run.metrics.to_pylist() if row["metric"] == "memory.sequence"}
     assert len(hashes) == 1, "the same order on both nodes"
     assert standing.loads() == []
+
+
+def test_more_than_the_limit_is_refused_before_anything_is_held(standing: Terminal) -> None:
+    """80 % in every pattern, one after the other, where 50 % is the limit: a typed error with both figures, and never a load."""
+    plan = {"sequence": [{"MemoryPressure": {"fraction": curve}, "for": "5s"} for curve in TOO_MUCH]}
+    made = {"version": 1, "name": "greedy", "targets": {"names": ["n1", "n2"]}, "limits": {"memory_fraction": "50%"}, "plan": plan}
+    with Meter(standing.loads, 0.1) as meter:
+        ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=90)
+    assert ended.code == 6, str(ended)
+    assert "limits.memory_fraction" in str(ended)
+    assert max((reading.memory_bytes for reading in meter.readings), default=0) == 0

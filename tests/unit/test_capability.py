@@ -7,12 +7,14 @@ import pytest
 
 from actors.capability import NodeFacts, cgroup_kind, effective_capabilities, filesystem_of, judge, nice_limit, read_facts
 from actors.simulator import REGISTRY
+from cluster.cli.doctor import doctor_lines
 
 
 @pytest.fixture
 def facts(tmp_path: Path) -> NodeFacts:
     able = {"nice": 15, "nice_limit": -20, "capabilities": ("CAP_SYS_NICE", "CAP_SYS_ADMIN"), "populates_memory": True, "swap_bytes": 0}
     able |= {"lists_children": True, "makes_nameless": True, "direct_io": True}
+    able |= {"stress_ng": "0.15.06", "cgroup_folder": "/sys/fs/cgroup/a"}
     return replace(read_facts(tmp_path), **able, has_numba=True, state_local=True, state_filesystem="ext4", system="Linux", has_pidfd=True)
 
 
@@ -38,6 +40,9 @@ def test_an_able_node_can_do_all(facts: NodeFacts) -> None:
         pytest.param({"state_filesystem": "tmpfs"}, "DiskIO", "unavailable", "no disk", id="no-disk-behind-it"),
         pytest.param({"direct_io": False}, "DiskIO", "fallback", "no direct access", id="no-direct-access"),
         pytest.param({"populates_memory": False}, "Mappings", "fallback", "touch", id="no-touching"),
+        pytest.param({"stress_ng": ""}, "StressNg", "unavailable", "stress-ng is not installed", id="no-stress-ng"),
+        pytest.param({"cgroup_folder": ""}, "StressNg", "fallback", "SIGSTOP", id="no-control-group"),
+        pytest.param({"capabilities": ()}, "StressNg", "fallback", "namespaces", id="no-namespaces"),
         pytest.param({"has_pidfd": False}, "CpuLoad", "unavailable", "pidfd", id="no-pidfd"),
     ],
 )
@@ -46,6 +51,7 @@ def test_what_is_missing_is_named(facts: NodeFacts, change: dict[str, object], s
     found = judge(replace(facts, **change))[simulator]
     assert found.verdict == verdict
     assert word in found.reason
+    assert found.allow or simulator == "DiskFill" or "system" in change or "has_pidfd" in change
 
 
 def test_parsers() -> None:
@@ -57,3 +63,15 @@ def test_parsers() -> None:
     mounts = "1 0 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / /data rw - xfs /dev/b rw\n3 1 0:3 / /dat rw - tmpfs none rw\n"
     assert filesystem_of(Path("/data/x"), mounts) == "xfs"
     assert filesystem_of(Path("/database"), mounts) == "ext4"
+
+
+def test_doctor_says_what_would_allow_what_a_node_cannot_do(facts: NodeFacts) -> None:
+    """Each simulator has a line: its verdict, and where that is not `available` the reason and the way out of it."""
+    can = {name: found.to_json() for name, found in judge(replace(facts, stress_ng="")).items()}
+    lines = doctor_lines({"nodes": {"n1": {"simulators": can}}})
+    for name in REGISTRY:
+        (line,) = (line.strip() for line in lines if line.strip().startswith(f"{name} "))
+        if name == "StressNg":
+            assert "unavailable  (stress-ng is not installed on this node; what would allow it: install the package stress-ng" in line
+        else:
+            assert line.endswith("available")

@@ -230,7 +230,7 @@ def test_polite_threads_livelock_in_step_and_get_on_at_random() -> None:
     assert counts["concurrency.livelock.progress"] == one.contest.operations == 0
     assert counts["concurrency.livelock.tries"] >= 20
     assert counts["concurrency.livelock.detected"] == 2
-    with driven("Livelock", 2, backoff="random", backoff_s=0.002) as one:
+    with driven("Livelock", 2, retry="at_random", backoff_s=0.002) as one:
         begun_ns = SystemClock().boot_ns()
         one.until(lambda: SystemClock().boot_ns() - begun_ns > 1.3 * SECOND_NS and one.contest.operations > 20)
     counts = one.contest.counts()
@@ -268,7 +268,7 @@ SPEAKS = {
     "LockContention": (2, {"hold_s": 0.001}, lambda one: one.contest.operations > 20),
     "LockConvoy": (4, {"every_s": 0.1, "stall_s": 0.05}, lambda one: one.reporter.samples("concurrency.convoy.clearing")),
     "Deadlock": (1, {"hold_s": 0.0}, lambda one: one.contest.operations >= 1),
-    "Livelock": (1, {"backoff": "random", "backoff_s": 0.001}, lambda one: one.reporter.samples("concurrency.lock.wait")),
+    "Livelock": (1, {"retry": "at_random", "backoff_s": 0.001}, lambda one: one.reporter.samples("concurrency.lock.wait")),
     "PriorityInversion": (1, {"hold_s": 0.005, "burst_s": 0.01}, lambda one: one.contest.operations >= 1),
 }
 

@@ -217,3 +217,9 @@ def test_the_result_names_what_was_asked_and_achieved():
     assert (result.operation, result.node, result.unit, result.requested) == ("0.CpuLoad@n1", "n1", "fraction", pytest.approx(0.5))
     assert result.achieved == pytest.approx((27 * 0.3 + 0.1) / 28)
     assert "worst: asked 50.0%, achieved 10.0% at 7 s" in result.reason
+
+
+@pytest.mark.parametrize(("asked", "achieved", "want"), [(2.0, 2.0, True), (2.0, 1.0, False), (1.5, 2.0, True), (0.0, 1.0, False)])
+def test_where_few_are_counted_each_is_told(asked, achieved, want):
+    """With a floor of a half one of two is a miss, and the rounding of a step that is not whole is none."""
+    assert reached(steady(achieved, requested=asked), unit="count", floor=0.5).reached is want

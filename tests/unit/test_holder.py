@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import errno
 import itertools
+import math
 import mmap
 import os
 import resource
@@ -32,7 +33,9 @@ from actors.exhaustion.shared_memory import Segments
 from actors.exhaustion.sockets import Unconnected
 from actors.exhaustion.threads import Waiters
 from actors.messages import Capacity, Operation
-from actors.simulator import REGISTRY, peak_amounts
+from actors.simulator import REGISTRY, check, peak_amounts
+from cluster.safety.profiles import check_planned, limits_for
+from scenarios import kinds
 
 CAPACITY = Capacity(4.0, 1 << 34, 1 << 40, 1, 10_000, 10_000, 10_000, 10_000, 10_000)
 TEN = Operation("0.Descriptors@n1", "Descriptors", "n1", 0.0, 5.0, "count", {"kind": "constant", "level": 10})
@@ -355,7 +358,7 @@ def test_folders_of_another_file_system_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_rate_is_owed_for_a_moment_only() -> None:
-    """What a slow disk had no time for is dropped after 200 ms; a block is due when its bytes are owed, and no rest passes a look."""
+    """What a slow disk had no time for is dropped after a second; a block is due when its bytes are owed, and no rest passes a look."""
     pacer = RatePacer(block_bytes=100)
     pacer.grow(1000.0, 0.05)
     assert pacer.pause_s(1000.0) == pytest.approx(0.05)
@@ -363,5 +366,57 @@ def test_a_rate_is_owed_for_a_moment_only() -> None:
     assert pacer.pause_s(1000.0) == 0.0
     pacer.pay(100)
     pacer.grow(1000.0, 60.0)
-    assert pacer.debt_bytes == 200.0
+    assert pacer.debt_bytes == 1000.0
     assert RatePacer(100).pause_s(0.0) == LOOK_S
+
+
+BAD = [
+    pytest.param({"count": -1}, "Descriptors.count", id="negative"),
+    pytest.param({"count": 1.5}, "Descriptors.count", id="half-a-thing"),
+    pytest.param({"count": math.nan}, "Descriptors.count", id="nan"),
+    pytest.param({"count": math.inf}, "Descriptors.count", id="endless"),
+    pytest.param({"count": 1 << 60}, "Descriptors.count", id="huge"),
+    pytest.param({"count": "many"}, "Descriptors.count", id="a-word"),
+    pytest.param({"fraction": 1.01}, "Descriptors.fraction", id="more-than-all"),
+    pytest.param({"fraction": 0.5, "count": 1}, "both", id="two-units"),
+    pytest.param({}, "neither", id="no-strength"),
+    pytest.param({"count": 1, "batch": 0}, "Descriptors.batch", id="an-empty-batch"),
+    pytest.param({"count": 1, "release_steps": 0}, "Descriptors.release_steps", id="no-step"),
+    pytest.param({"count": 1, "release_interval_s": math.nan}, "Descriptors.release_interval_s", id="an-interval-of-nan"),
+    pytest.param({"count": 1, "allow_partial": "yes"}, "Descriptors.allow_partial", id="a-flag-in-words"),
+    pytest.param({"count": 1, "source": "copied"}, "Descriptors.source", id="an-unknown-choice"),
+    pytest.param({"count": 1, "device": "null"}, "Descriptors.device", id="a-relative-path"),
+]
+
+
+@pytest.mark.parametrize(("given", "field"), BAD)
+def test_bad_values_are_refused_by_name_before_anything_is_taken(given: dict[str, Any], field: str) -> None:
+    """What is out of range is said with the name of its field, and this process has not one descriptor more."""
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(InputError, match=field):
+        kinds.Descriptors(**given)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("unit", ["bytes", "per_second"])
+def test_a_wrong_unit_is_refused(unit: str) -> None:
+    """A number of things is no number of bytes."""
+    with pytest.raises(InputError, match="takes values in count or fraction"):
+        check(replace(TEN, unit=unit))
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("Processes", "tasks"), ("Threads", "tasks"), ("Descriptors", "descriptors"), ("Inodes", "inodes")]
+)
+def test_more_than_the_limits_allow_is_refused_in_the_plan(kind: str, what: str) -> None:
+    """A plan may take its share of what there is: a little more is refused with the name of what is short, before anything starts."""
+    limits = limits_for("balanced")
+    most = int(limits.counts_fraction * getattr(CAPACITY, what))
+    for count, fits in ((most - 100, True), (most + 1, False)):
+        wanted = {"n1": peak_amounts(replace(TEN, kind=kind, shape={"kind": "constant", "level": count}), CAPACITY)}
+        if fits:
+            check_planned(wanted, {"n1": CAPACITY}, limits)
+        else:
+            with pytest.raises(RefusedError, match=what) as caught:
+                check_planned(wanted, {"n1": CAPACITY}, limits)
+            assert caught.value.code == "budget"

@@ -118,6 +118,8 @@ RECORDERS = (
     "actors/memory.py",
     "actors/memory_access.py",
     "actors/memory_fragment.py",
+    "actors/stress_ng/load.py",
+    "actors/vm_pressure.py",
     "cluster/node_metrics.py",
     "cluster/probes/prober.py",
     "cluster/metrics/stream.py",
@@ -126,9 +128,8 @@ RECORDERS = (
     "cluster/exporters/figures.py",
     "cluster/aggregator_shell.py",
 )
-DOTTED = re.compile(
-    r"(operation|concurrency|flood|dose|host|load|memory|probe|safety|agent|metrics|samples|errors|export|anomaly|start|halt)\.[a-z.]+"
-)
+FAMILIES = "|".join(sorted({name.partition(".")[0] for name in CATALOGUE}))
+DOTTED = re.compile(rf"({FAMILIES})\.[a-z.]+")
 NO_METRICS = {"metrics.anomaly", "metrics.anomaly_window_s"}  # settings
 
 

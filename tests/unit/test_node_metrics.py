@@ -225,8 +225,8 @@ def test_an_agent_records_by_the_policy_of_each_run(tmp_path):
     left = {run: [(row["labels"], row["sum"]) for row in rows_of(metrics, run) if row["metric"] == "metrics.filtered"] for run in names}
     assert left == {
         "r": [([("reason", "level")], 3 * 4.0)],
-        "few": [([("reason", "level")], 3 * 11.0)],
-        "no-host": [([("reason", "filter")], 3 * 9.0)],
+        "few": [([("reason", "level")], 3 * 12.0)],
+        "no-host": [([("reason", "filter")], 3 * 10.0)],
     }
     metrics.set_policy("no-host", RecordingPolicy())
     metrics.on_snapshot(snapshot, 2, {}, 0.0)

@@ -35,6 +35,9 @@ from actors.ray_loads.figures import Figures as FloodFigures
 from actors.ray_loads.figures import LockFigures
 from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.shape import Constant
+from actors.stress_ng import rules
+from actors.stress_ng.load import tell
+from actors.vm_pressure import FaultMeters
 from cluster import cli
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
@@ -57,6 +60,7 @@ from scenarios import catalogue
 from scenarios import plan as plans
 from tests.simulation.world.agent_host import quiet
 from tests.support.asked import rows
+from tests.support.contests import driven
 from tests.support.windows import record
 
 RUN = "20261101-120000-all-0001"
@@ -118,6 +122,17 @@ def of_a_load(folder: Path) -> Series:
     return series_of(stream.unacked(1 << 20))
 
 
+def of_stress_ng(_: Path) -> Series:
+    """An instance of stress-ng that ended."""
+    segment = Segment.create()
+    reporter = Recorder(segment)
+    tell(reporter, "vm", rules.Figures(10.0, 5.0, 1.0, 0.5, 4096.0))
+    reporter.close()
+    found = {(metric, labels) for _, _, metric, labels in segment.series()}
+    segment.close()
+    return found
+
+
 def of_exhaustion(_: Path) -> Series:
     """A load that is refused for each reason there is, and leaves connections in TIME_WAIT."""
     reporter = MemoryReporter()
@@ -131,9 +146,10 @@ def of_exhaustion(_: Path) -> Series:
 
 
 def of_memory_loads(folder: Path) -> Series:
-    """A fragmented load, before and after its split, one that reads a working set, and the steps of one that holds."""
+    """A fragmented load, before and after its split, one that reads a working set, steps of one that holds, and faults."""
     reporter, shards = MemoryReporter(), Shards(1 << 16)
     StepMeters(reporter).record(1 << 16, 0.001)
+    FaultMeters(reporter).record(3, 0.001, 1 << 12)
     teller = Teller(reporter, shards, 0)
     shards.lay(1 << 20)
     teller.tell()
@@ -143,6 +159,22 @@ def of_memory_loads(folder: Path) -> Series:
     for series in (figures.access, figures.bandwidth, figures.sequence):
         series.record(1.0)
     return {(one.name, one.labels) for one in reporter.series()}
+
+
+def of_concurrency(folder: Path) -> Series:
+    """One load of each kind that contends at locks, as it is at its end."""
+    found: Series = set()
+    for kind, count, options, name in (
+        ("LockContention", 3, {"hold_s": 0.001}, "concurrency.lock.wait"),
+        ("LockConvoy", 4, {"every_s": 0.1, "stall_s": 0.05}, "concurrency.convoy.clearing"),
+        ("Deadlock", 1, {"hold_s": 0.0}, "concurrency.deadlock.detection"),
+        ("Livelock", 1, {}, "concurrency.livelock.tries"),
+        ("PriorityInversion", 1, {"hold_s": 0.002, "burst_s": 0.005}, "concurrency.lock.wait"),
+    ):
+        with driven(kind, count, **options) as one:
+            one.until(lambda one=one, name=name: bool(one.reporter.samples(name)))
+        found |= {(series.name, series.labels) for series in one.reporter.series()}
+    return found
 
 
 class Port:
@@ -235,7 +267,10 @@ def of_the_end(folder: Path) -> Series:
     return found
 
 
-PARTS = (of_an_agent, of_a_load, of_memory_loads, of_exhaustion, of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end)
+PARTS = (
+    *(of_an_agent, of_a_load, of_stress_ng, of_exhaustion, of_memory_loads, of_concurrency),
+    *(of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
+)
 
 
 def test_the_recorded_set_is_the_documented_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,6 +277,15 @@ def test_bad_python_files_name_the_line(tmp_path, code, words):
     assert words in str(caught.value)
 
 
+def test_a_count_is_written_as_a_whole_number():
+    """What a count was given as in Python, 8 or 8.0, a level or a shape of levels, is a whole number in the text, which reads back."""
+    for count in (8, 8.0, shapes.Ramp(start=2.0, end=8.0, over_s=1.0)):
+        made = Scenario(name="counts", plan=hold(loads.LockContention(count=count), for_s=5.0))
+        written = text.dump(made)
+        assert "8.0" not in written
+        assert text.load(written) == made
+
+
 def test_the_catalogue_describes_itself():
     """Each catalogue scenario says in its docstring what holding proves; another name offers the nearest."""
     assert all("Holding proves" in words for words in describe().values())

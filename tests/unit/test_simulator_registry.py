@@ -14,6 +14,7 @@ from actors.errors import InputError
 from actors.messages import Amounts, Capacity, Operation
 from actors.metrics.registry import CATALOGUE
 from actors.option import Option
+from actors.reference import elsewhere
 from actors.simulator import REGISTRY, absolute, check, peak_amounts, record_of
 from cluster.safety.policies import THROTTLES
 
@@ -31,6 +32,8 @@ def test_records_are_complete(name: str) -> None:
     assert record.summary.endswith(".")
     assert record.measure
     assert 0 < record.tolerance <= 0.05
+    keys = [option.name.removesuffix("_s").removesuffix("_bytes") for option in record.options]
+    assert len(set(keys)) == len(keys), "a scenario's text names no units: two options would be one"
     for option, value in record.resolve_options({}).items():
         jsonschema.validate(value, document["options"][option])
         assert document["options"][option]["description"]
@@ -39,7 +42,8 @@ def test_records_are_complete(name: str) -> None:
 def test_what_a_record_names_exists() -> None:
     """Its meter, its ceiling and its metrics are known, what it reserves is something, and its code can be loaded."""
     for record in REGISTRY.values():
-        assert record.meter in METERS
+        assert {record.meter, *record.meters.values()} <= set(METERS)
+        assert set(record.meters) <= set(record.units)
         assert record.resource in THROTTLES
         assert set(record.metrics) <= set(CATALOGUE)
         for unit in record.units:
@@ -127,3 +131,11 @@ def test_bytes_are_not_scaled() -> None:
     """A shape in bytes asks the same of a small and a large node."""
     operation = replace(CPU, kind="MemoryPressure", unit="bytes", shape={"kind": "constant", "level": 1e6})
     assert absolute(operation, CAPACITY).value(0) == 1e6
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_what_a_node_cannot_do_has_a_reason_and_a_way(name: str) -> None:
+    """Whatever a node lacks, a verdict other than available says why, and what would allow it."""
+    for found in elsewhere(REGISTRY[name]):
+        assert found.reason, found
+        assert found.allow, found
