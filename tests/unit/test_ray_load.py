@@ -143,6 +143,13 @@ def test_what_ray_refuses_is_rejected() -> None:
     assert counts.accepted == work.sent - 2  # of the sent, two asked for the actors' processes
 
 
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_only_a_flood_that_rejects_has_ray_refuse(strategy: Strategy) -> None:
+    """Ray sees the end of a call a little later than we do: with any other strategy its bound would refuse what ours has room for."""
+    _, work, _ = run(replace(CALLS, duration_s=0.1, options={"outstanding": 30, "backpressure": str(strategy)}), work_s=0.01)
+    assert {server.calls_max for server in work.servers} == {30 if strategy is Strategy.REJECT else 0}
+
+
 @pytest.mark.parametrize("figure", ["flood.outstanding", "flood.payload"])
 def test_the_depth_that_is_told_is_the_depth(figure: str) -> None:
     """What is recorded as outstanding never passes the bound and reaches it under overload; in bytes it is that many payloads."""
