@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from . import shape as shapes
-from .errors import InputError
+from .errors import InputError, RefusedError
 from .messages import AMOUNTS, Amounts, Capacity, Operation, Resource
 from .option import Option, Value, nearest
 
@@ -229,9 +229,18 @@ def absolute(operation: Operation, capacity: Capacity) -> shapes.Shape:
 
 
 def whole_of(operation: Operation, capacity: Capacity) -> float:
-    """Return what 1 in the operation's unit is: all of the resource for a fraction of it, else 1."""
+    """Return what 1 in the operation's unit is: all of the resource for a fraction of it, else 1.
+
+    Raises `RefusedError` (`capability`) for a fraction of what the node states no limit of.
+    """
     record = record_of(operation.kind)
-    return float(getattr(capacity, record.resource)) if operation.unit == "fraction" and not record.of_time else 1.0
+    if operation.unit != "fraction" or record.of_time:
+        return 1.0
+    whole = float(getattr(capacity, record.resource))
+    if not whole:
+        message = f"{operation.id} asks a share of the {record.resource} of {operation.node}, which states none"
+        raise RefusedError("capability", message, "ask for a number, or leave that node out")
+    return whole
 
 
 def check(operation: Operation) -> None:

@@ -10,7 +10,7 @@ from actors.metrics.registry import CATALOGUE, CONTEXT, Kind, Metric, Verbosity
 
 from .buckets import BY_UNIT, Buckets
 
-OF_NODES: Final = ("agent.", "dose.", "host.", "load.", "operation.", "safety.")
+OF_NODES: Final = ("agent.", "dose.", "host.", "operation.", "safety.")
 OF_EACH_RUN: Final = frozenset(name for name in CATALOGUE if name.startswith(OF_NODES))
 
 _HEAD: Final = """# Metrics
@@ -24,8 +24,8 @@ a metric is a row for each series and window ([columns](files.md#metrics)); `str
 | family | name at the Prometheus endpoint, where each has the labels {context} beside its own; exported rows have these as columns |
 | recorded | from which level on: `minimal`, `normal` (the default), `verbose`; `always` is under every level, filter and sampling |
 
-At its level a run has of its nodes all that begins with {prefixes}, where an operation of that kind loads;
-others are there where what they tell of happens, or was asked for.
+At its level a run has of its nodes all that begins with {prefixes}, and of its loads what each
+[simulator](simulators.md) lists; others are there where what they tell of happens, or was asked for.
 
 """.format(prefixes=", ".join(f"`{one}`" for one in OF_NODES), context=", ".join(f"`{one}`" for one in CONTEXT))
 _COLUMNS: Final = "| metric | kind | unit | family | labels | recorded | what it is |\n|---|---|---|---|---|---|---|\n"

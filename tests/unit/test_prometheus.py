@@ -134,7 +134,7 @@ def test_the_catalogue_keeps_its_rules() -> None:
     for metric in CATALOGUE.values():
         assert re.fullmatch(r"[a-z]+(\.[a-z]+)+", metric.name), metric.name
         assert metric.help.endswith("."), metric.name
-        assert metric.unit in ("", "seconds", "bytes", "ratio", "bytes_per_second"), metric.name
+        assert metric.unit in ("", "seconds", "bytes", "ratio", "bytes_per_second", "per_second"), metric.name
         assert not set(metric.labels) & set(RESERVED_LABELS), metric.name
         assert not set(metric.name.split(".")) & {"seconds", "bytes", "ratio", "total", "count", "sum", "bucket"}, metric.name
 

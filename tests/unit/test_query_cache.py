@@ -125,12 +125,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counting(original):
         def call(path, *args, **kwargs):
-            found.append(str(path))
+            found.append("log" if isinstance(path, bytes) else str(path))
             return original(path, *args, **kwargs)
 
         return call
 
-    monkeypatch.setattr(store, "read_log", counting(store.read_log))
+    monkeypatch.setattr(store, "_read_log", counting(store._read_log))
     monkeypatch.setattr(store.pq, "read_table", counting(store.pq.read_table))
     monkeypatch.setattr(store.pq, "read_schema", counting(store.pq.read_schema))
     return found

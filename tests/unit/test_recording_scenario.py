@@ -80,7 +80,10 @@ def test_without_the_section_the_plan_and_the_policy_are_as_before() -> None:
         pytest.param("filters:\n- keep: {metric: 'host.*', kind: counter}", "5:36", "no metric called 'host.*' is a counter", id="kind"),
         pytest.param("sampling:\n- rate: {metric: load.slice, rate_hz: 5}", "5:3", "mode detailed only", id="sampling-of-nothing"),
         pytest.param(
-            "mode: detailed\nsampling:\n- rate: {metric: host.cpu.busy, rate_hz: 5}", "6:20", "load.operations, load.slice", id="no-load"
+            "mode: detailed\nsampling:\n- rate: {metric: host.cpu.busy, rate_hz: 5}",
+            "6:20",
+            "load.operations, load.core.busy",
+            id="no-load",
         ),
         pytest.param("mode: detailed\nsampling:\n- rate: {metric: load.slice}", "6:11", "expected the key 'rate_hz'", id="no-rate"),
         pytest.param("mode: detailed\nsampling:\n- adaptive: {metric: load.slice, rate_hz: 9}", "6:45", "at least 10", id="adaptive"),
