@@ -108,4 +108,4 @@ def test_options_are_refused_or_planned_and_nothing_is_taken(name: str) -> None:
     after = held()
     assert TIMES * 0.02 < planned < TIMES * 0.9, planned  # neither word is the only one
     assert after[0] - before[0] < GROWTH_BYTES
-    assert after[1:] == before[1:]
+    assert (after[1] <= before[1], after[2]) == (True, before[2])  # what others left may be closed meanwhile

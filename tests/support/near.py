@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from cluster.exporters.context import COLUMNS
 from tests.support.killing import ROOT
 
 RUN: Final = "20260101-120000-small-1a2b"
@@ -104,7 +105,7 @@ def mapped_boxes() -> list[tuple[int, int]]:
 
 
 class Watched:
-    """A real exporter, and where the rows of the agent lie that it is given."""
+    """A real exporter, and where the rows of the agent lie that it is given, but for the names of run and scenario before them."""
 
     def __init__(self, exporter: Any) -> None:
         self._exporter = exporter
@@ -116,7 +117,8 @@ class Watched:
         """Take rows."""
         if batch.column("node")[0].as_py() == NODE:
             places = mapped_boxes()
-            for buffer in (buffer for column in batch.columns for buffer in column.buffers() if buffer is not None):
+            columns = batch.columns[len(COLUMNS) :]
+            for buffer in (buffer for column in columns for buffer in column.buffers() if buffer is not None):
                 inside = any(begin <= buffer.address and buffer.address + buffer.size <= end for begin, end in places)
                 self.mapped_bytes += buffer.size * inside
                 self.owned_bytes += buffer.size * (buffer.parent is None)
