@@ -161,7 +161,7 @@ def test_a_lower_clock_rate_is_simulated(bench: Any) -> None:
                 assert one.guardian.stats.word(SLOT, NOTES) & NOTE_SIMULATED_CLOCK
                 one.load.drain()
                 one.end()
-                seen.append((before, slowed, stretch()))
+                seen.append((before, slowed, statistics.median(stretch() for _ in range(3))))  # the first holds its end
                 if is_shown(rate, *seen[-1]):
                     break
         work.kill()

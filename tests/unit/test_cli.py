@@ -336,6 +336,8 @@ def test_unexpected_error_is_3_with_a_traceback(capsys, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_asks_for_a_stop_and_waits(drive, number):
     """A signal becomes one stop request, the run is followed to its outcome, and handlers are put back."""
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("whoever started the tests ignores it, as nohup does, and so does the command then")
     before = signal.getsignal(number)
     driver = drive(outcome=FakeOutcome("cancelled", 130), signals={2: number})
     assert cli.main(["run", "burst"]) == 130
