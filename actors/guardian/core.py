@@ -215,7 +215,7 @@ class GuardianCore(Owners):
             total = total.plus(slot.amounts)
         over = total.beyond(limits)
         if over:
-            told = " and ".join(f"{getattr(total, name):g} {spoken(name)}, its limit is {getattr(limits, name):g}" for name in over)
+            told = " and ".join(f"{getattr(total, name):.15g} {spoken(name)}, its limit is {getattr(limits, name):.15g}" for name in over)
             raise RefusedError(
                 "budget", f"with this operation the machine would carry {told}", "lower the request or wait until other runs have ended"
             )

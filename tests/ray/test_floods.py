@@ -191,7 +191,7 @@ def test_a_lock_is_held_by_one_at_a_time(agent: Leasing, tmp_path: Path) -> None
     assert 0 < held < 50.5
     wait, hold = rows["flood.lock.wait"], rows["flood.lock.hold"]
     assert wait["count"] == hold["count"] > 5
-    assert hold["min"] >= 0.02
+    assert hold["min"] >= 0.019  # an event loop may wake a part of a millisecond early
     assert wait["sum"] / wait["count"] > 1.5 * 0.02  # of three before it
     assert rows["flood.lock.lost"]["sum"] == 0
 

@@ -70,7 +70,7 @@ def refused_beside(standing: Terminal) -> None:
     with terminal(shared_state=standing.state) as beside:
         ended = start(beside, "beside", "--nodes", "1").wait(90)
         assert (ended.code, ended.document["status"]) == (6, "refused"), str(ended)
-        assert "its limits are" in ended.document["message"]
+        assert "its limit is" in ended.document["message"]
         print(f"refused beside: {ended.document['message']}")
 
 
