@@ -15,7 +15,6 @@ from ..option import Option
 from ..simulator import AVAILABLE, Capability, SimulatorRecord
 from .contest import ContestSettings
 from .contest_processes import ProcessContest
-from .contest_tasks import TaskContest
 from .contest_threads import ThreadContest
 from .figures import LOCK_METRICS, LockMeters
 from .load import THREAD_BYTES, Contest, ContestLoad, threads_and_locks
@@ -42,7 +41,11 @@ class LockContention(ContestLoad):
         )
         if options["contenders"] == "processes":
             return ProcessContest(settings, math.ceil(self._shape.peak(self.operation.duration_s)))
-        return TaskContest(settings) if options["contenders"] == "tasks" else ThreadContest(settings)
+        if options["contenders"] == "tasks":
+            from .contest_tasks import TaskContest  # noqa: PLC0415  # asyncio takes longer to import than all else here
+
+            return TaskContest(settings)
+        return ThreadContest(settings)
 
 
 def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:
