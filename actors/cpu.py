@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from .clock import SECOND_NS, process_cpu_ns, thread_cpu_ns
 from .heat import Heat, Reading
@@ -26,12 +26,9 @@ from .limits import find_container
 from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_meters
 from .others import OthersMeter
-from .pacing import REPORT_S, Pacer, next_rounds, thread_count
-from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute, record_of
+from .pacing import REPORT_S, Pacer, next_rounds, paced, thread_count
+from .simulator import Option, SimulatorRecord, absolute, record_of
 from .slowdown import bound_realtime, check_slowdown, go_realtime
-
-if TYPE_CHECKING:
-    from .capability import NodeFacts
 
 SAMPLE_S: Final = 0.1
 HEAT_S: Final = 0.4
@@ -218,18 +215,6 @@ def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:
     return Amounts(cpu_cores=peak, memory_bytes=kernel.memory_bytes if kernel else 0)
 
 
-def _supported(facts: NodeFacts) -> Capability:
-    if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
-    if facts.nice > 0 and not facts.may_raise_nice:
-        return Capability(
-            "fallback",
-            f"runs at nice {facts.nice}: weaker than other processes on a busy host",
-            "run Ray with CAP_SYS_NICE, or with a limit of nice (ulimit -e) that lets it be raised",
-        )
-    return AVAILABLE
-
-
 KERNEL: Final = Option(
     "kernel",
     "choice",
@@ -269,7 +254,7 @@ RECORD: Final = SimulatorRecord(
         Option("affinity", "choice", "free", "whether each thread stays on one CPU", ("free", "pinned")),
         HEAT_LIMIT,
     ),
-    supported=_supported,
+    supported=paced,
     metrics=("load.operations", "load.slice", "load.core.busy"),
     needs="numba, or its kept kernels; the mode slowdown needs CAP_SYS_NICE, the kernels what `describe` says",
     undo="threads and their priority end with its process",

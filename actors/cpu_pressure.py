@@ -20,7 +20,7 @@ from .lease import LeaseWatch
 from .limits import cpu_stalled_s, find_container
 from .messages import Amounts, Capacity, Operation
 from .pacing import LOOK_S, PressureLoop, next_rounds
-from .simulator import AVAILABLE, Capability, SimulatorRecord
+from .simulator import AVAILABLE, NO_KERNELS, Capability, SimulatorRecord
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
@@ -101,7 +101,7 @@ def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
+        return NO_KERNELS
     if not facts.has_cpu_pressure:
         return Capability(
             "unavailable",

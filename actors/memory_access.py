@@ -22,11 +22,10 @@ from .kernels.orders import CHASE, FILL, LINK, PATTERNS
 from .lease import NOTE_NO_RECORDING, LeaseWatch
 from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_reporter
-from .pacing import REPORT_S, Pacer, next_rounds, thread_count
-from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
+from .pacing import REPORT_S, Pacer, next_rounds, paced, thread_count
+from .simulator import Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:
-    from .capability import NodeFacts
     from .metrics.reporter import Recordable, Reporter
 
 WORD: Final = 8
@@ -246,18 +245,6 @@ def _reserves(peak_cores: float, operation: Operation, capacity: Capacity) -> Am
     return Amounts(cpu_cores=peak_cores, memory_bytes=int(options["working_set"]))
 
 
-def _supported(facts: NodeFacts) -> Capability:
-    if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
-    if facts.nice > 0 and not facts.may_raise_nice:
-        return Capability(
-            "fallback",
-            f"runs at nice {facts.nice}: weaker than other processes on a busy host",
-            "run Ray with CAP_SYS_NICE, or with a limit of nice (ulimit -e) that lets it be raised",
-        )
-    return AVAILABLE
-
-
 RECORD: Final = SimulatorRecord(
     name="MemoryAccess",
     family="memory",
@@ -289,6 +276,6 @@ RECORD: Final = SimulatorRecord(
     ),
     metrics=METRICS,
     reserves=_reserves,
-    supported=_supported,
+    supported=paced,
     entry="memory_access:MemoryAccess",
 )

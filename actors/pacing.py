@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .errors import InputError
 from .option import Value
+from .simulator import AVAILABLE, NO_KERNELS, Capability
+
+if TYPE_CHECKING:
+    from .capability import NodeFacts
 
 SLICE_S: Final = 0.001
 LOOK_S: Final = 0.005
@@ -75,3 +79,16 @@ def thread_count(cores: Value, capacity_cores: float, peak_cores: float, operati
             "raise the option `cores` or lower the fraction",
         )
     return int(cores)
+
+
+def paced(facts: NodeFacts) -> Capability:
+    """Return whether a node can run threads of compiled loops at the strength that is asked."""
+    if not facts.has_numba:
+        return NO_KERNELS
+    if facts.nice > 0 and not facts.may_raise_nice:
+        return Capability(
+            "fallback",
+            f"runs at nice {facts.nice}: weaker than other processes on a busy host",
+            "run Ray with CAP_SYS_NICE, or with a limit of nice (ulimit -e) that lets it be raised",
+        )
+    return AVAILABLE

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AVAILABLE",
+    "NO_KERNELS",
     "REGISTRY",
     "Capability",
     "Option",
@@ -67,6 +68,7 @@ class Capability:
 
 
 AVAILABLE: Final = Capability("available")
+NO_KERNELS: Final = Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
 
 
 class Simulator(Protocol):

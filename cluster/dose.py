@@ -8,6 +8,8 @@ is reached when in at least 95 % of those windows achieved and asked differ by a
     count       2 % of the asked number, at least 2
     per_second  2 % of the asked rate, at least 1 a second
 
+The least is half of what is asked where that is smaller: of two that are asked, none is no dose.
+
 All but CPU that is asked as a fraction of the node's capacity is `relative`: 2 % of the asked fraction, at least a thousandth of the
 capacity. A simulator or a scenario may state another tolerance.
 
@@ -163,10 +165,10 @@ class _Judge:
         """Return how far achieved may differ from this asked value, in the operation's unit."""
         if not self.relative:
             return (FRACTION_TOLERANCE if self.tolerance is None else self.tolerance) + 1e-9
-        return max(
-            (RELATIVE_TOLERANCE if self.tolerance is None else self.tolerance) * requested,
-            FLOORS[self.unit] if self.floor is None else self.floor,
-        )
+        floor = FLOORS[self.unit] if self.floor is None else self.floor
+        if requested > 0.0:  # or nothing at all would be enough of a little
+            floor = min(floor, requested / 2)
+        return max((RELATIVE_TOLERANCE if self.tolerance is None else self.tolerance) * requested, floor)
 
     def is_change(self, before: DoseWindow, window: DoseWindow) -> bool:
         """Tell whether the asked value changed between two windows, or may have in a gap between them."""

@@ -17,7 +17,7 @@ from ..clock import SECOND_NS, thread_cpu_ns
 from ..messages import Amounts, Capacity, Operation
 from ..option import Option
 from ..pacing import next_rounds
-from ..simulator import AVAILABLE, Capability, SimulatorRecord
+from ..simulator import AVAILABLE, NO_KERNELS, Capability, SimulatorRecord
 from .detection import EventKind, LockEvent, inversions
 from .figures import LOCK_METRICS, LockMeters
 from .group import Group, GroupContest, StoppedError
@@ -197,7 +197,7 @@ def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:
 
 def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
-        return Capability("unavailable", "numba is not installed, so there are no compiled kernels", "pip install numba")
+        return NO_KERNELS
     if not facts.may_raise_nice:
         return Capability(
             "fallback", "raising a nice value needs CAP_SYS_NICE: mechanism=queue works, mechanism=nice does not", "CAP_SYS_NICE"
