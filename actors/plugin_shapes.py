@@ -15,11 +15,13 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP: Final = "stress_cluster.shapes"
 POINTS: Final = 1_000  # of the grid, beside both ends
@@ -36,12 +38,18 @@ class PlugIn:
     digest: str
 
 
+def _installed() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # noqa: PLC0415  # a hundredth of a second, where shapes of packages are asked for alone
+
+    return entry_points(group=GROUP)
+
+
 def find(name: str, found: Iterable[EntryPoint] | None = None) -> PlugIn:
     """Return what installed packages (or these entry points) offer under a name.
 
     Raises `InputError`: `unknown_name` where none or more than one package offers it, `invalid_value` where it cannot be loaded.
     """
-    points = list(entry_points(group=GROUP) if found is None else found)
+    points = list(_installed() if found is None else found)
     offered = {(_source(point), point.value): point for point in points if point.name == name}  # a path that is listed twice offers twice
     if len(offered) != 1:
         known = ", ".join(sorted({point.name for point in points})) or "none"
@@ -75,7 +83,7 @@ def _digest(point: EntryPoint) -> str:
 def digests(found: Iterable[EntryPoint] | None = None) -> dict[str, str]:
     """Return a digest of all that installed packages offer under each name: alike on two nodes where they have the same."""
     offered: dict[str, set[str]] = {}
-    for point in entry_points(group=GROUP) if found is None else found:
+    for point in _installed() if found is None else found:
         offered.setdefault(point.name, set()).add(_digest(point))
     return {name: "+".join(sorted(values)) for name, values in sorted(offered.items())}
 

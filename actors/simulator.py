@@ -7,10 +7,9 @@ module loads neither numba nor Ray.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from . import shape as shapes
 from .errors import InputError, RefusedError
 from .messages import AMOUNTS, Amounts, Capacity, Operation, Resource
+from .on_demand import OnDemand
 from .option import Option, Value, nearest
 
 if TYPE_CHECKING:
@@ -184,38 +184,47 @@ class SimulatorRecord:
         }
 
 
-_MODULES: Final = (
-    *("cpu", "memory", "memory_fragment", "memory_access", "vm_pressure", "disk"),
-    *("cpu", "cpu_pressure", "memory", "memory_fragment", "memory_access", "disk"),
+# The file of each simulator below `actors`; its record is read when first asked for.
+_MODULES: Final[Mapping[str, str]] = {
+    "CpuLoad": "cpu",
+    "CpuPressure": "cpu_pressure",
+    "MemoryPressure": "memory",
+    "MemoryFragment": "memory_fragment",
+    "MemoryAccess": "memory_access",
+    "VmPressure": "vm_pressure",
+    "DiskFill": "disk",
     # those that use something up
-    *("exhaustion.descriptors", "exhaustion.mappings", "exhaustion.sockets", "exhaustion.connections", "exhaustion.ports"),
-    *("exhaustion.threads", "exhaustion.processes", "exhaustion.inodes", "exhaustion.shared_memory", "exhaustion.disk_io"),
-    *("concurrency.contention", "concurrency.convoy", "concurrency.deadlock", "concurrency.livelock", "concurrency.inversion"),
-    "stress_ng.record",
+    "Descriptors": "exhaustion.descriptors",
+    "Mappings": "exhaustion.mappings",
+    "Sockets": "exhaustion.sockets",
+    "Connections": "exhaustion.connections",
+    "Ports": "exhaustion.ports",
+    "Threads": "exhaustion.threads",
+    "Processes": "exhaustion.processes",
+    "Inodes": "exhaustion.inodes",
+    "SharedMemory": "exhaustion.shared_memory",
+    "DiskIO": "exhaustion.disk_io",
+    # those that contend
+    "LockContention": "concurrency.contention",
+    "LockConvoy": "concurrency.convoy",
+    "Deadlock": "concurrency.deadlock",
+    "Livelock": "concurrency.livelock",
+    "PriorityInversion": "concurrency.inversion",
+    # those of another program
+    "StressNg": "stress_ng.record",
     # those that Ray carries
-    *("ray_loads.mailbox_flood", "ray_loads.task_explosion", "ray_loads.cluster_lock"),
-)
+    "MailboxFlood": "ray_loads.mailbox_flood",
+    "TaskExplosion": "ray_loads.task_explosion",
+    "ClusterLock": "ray_loads.cluster_lock",
+}
 
 
-class _Registry(Mapping[str, SimulatorRecord]):
-    """The records by name, read from the simulators' files when first asked for."""
-
-    @functools.cached_property
-    def _records(self) -> dict[str, SimulatorRecord]:
-        records = (importlib.import_module(f"{__package__}.{module}").RECORD for module in _MODULES)
-        return {record.name: record for record in records}
-
-    def __getitem__(self, name: str) -> SimulatorRecord:
-        return self._records[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._records)
-
-    def __len__(self) -> int:
-        return len(self._records)
+def _record(name: str) -> SimulatorRecord:
+    record: SimulatorRecord = importlib.import_module(f"{__package__}.{_MODULES[name]}").RECORD
+    return record
 
 
-REGISTRY: Final[Mapping[str, SimulatorRecord]] = _Registry()
+REGISTRY: Final[Mapping[str, SimulatorRecord]] = OnDemand(_MODULES, _record)
 
 
 def record_of(kind: str) -> SimulatorRecord:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from actors.errors import InputError
+from actors.on_demand import OnDemand
 from actors.option import Option
-from actors.simulator import REGISTRY, UNITS, SimulatorRecord
+from actors.simulator import REGISTRY, UNITS
 
 from .combinators import DEPTH_MAX, Hold, Pause, Sequence, Together, Tree
 from .document import Entries, Node, wrong
@@ -200,17 +201,18 @@ _OPTION_KINDS: Final[Mapping[str, Kind]] = {
 }
 
 
-def _simulator(record: SimulatorRecord) -> Record:
+def _simulator(name: str) -> Record:
     """Return the keys of a simulator: its units, then its options; what has a unit of its own loses it in its name."""
+    record = REGISTRY[name]
     strengths = [Field(unit, unit, STRENGTHS[unit], UNITS[unit]) for unit in record.units]
     options = [
         Field(option.name.removesuffix("_bytes").removesuffix("_s"), option.name, _option_kind(option), option.help)
         for option in record.options
     ]
-    return Record(KINDS[record.name], (*strengths, *options), record.summary)
+    return Record(KINDS[name], (*strengths, *options), record.summary)
 
 
-SIMULATORS: Final[Mapping[str, Record]] = {name: _simulator(record) for name, record in REGISTRY.items()}
+SIMULATORS: Final[Mapping[str, Record]] = OnDemand(REGISTRY, _simulator)
 _HOLD_KEYS: Final = (
     Field("for", "for_s", DURATION, "how long"),
     Field("phase", "phase", Text(), "name of the phase"),

@@ -1,11 +1,12 @@
-"""The classes of the simulators, each made from its record. `kinds.pyi` tells type checkers of them and is made by `stub`."""
+"""The classes of the simulators, each made from its record when asked for. `kinds.pyi`, made by `stub`, tells type checkers of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, make_dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
+from actors.on_demand import OnDemand
 from actors.option import Option
 from actors.shape import Shape
 from actors.simulator import REGISTRY, SimulatorRecord
@@ -13,8 +14,9 @@ from actors.simulator import REGISTRY, SimulatorRecord
 from .simulators import Simulator
 
 
-def _kind_of(record: SimulatorRecord) -> type[Simulator]:
+def _kind_of(name: str) -> type[Simulator]:
     """Return the class of a record."""
+    record = REGISTRY[name]
     only = len(record.units) == 1
     strengths = [(unit, Shape | float) if only else (unit, Shape | float | None, field(default=None)) for unit in record.units]
     options = [(option.name, type(option.default), field(default=option.default)) for option in record.options]
@@ -23,9 +25,14 @@ def _kind_of(record: SimulatorRecord) -> type[Simulator]:
     return cast("type[Simulator]", made)
 
 
-KINDS: Final[Mapping[str, type[Simulator]]] = {name: _kind_of(record) for name, record in REGISTRY.items()}
-globals().update(KINDS)
-__all__ = ["KINDS", *KINDS]  # noqa: PLE0604  # they are made above
+KINDS: Final[Mapping[str, type[Simulator]]] = OnDemand(REGISTRY, _kind_of)
+__all__ = ["KINDS", *KINDS]  # noqa: PLE0604  # names of records
+
+
+def __getattr__(name: str) -> Any:
+    if name in KINDS:
+        return KINDS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def stub() -> str:
