@@ -476,12 +476,14 @@ class TaskExplosion(Simulator):
 class ClusterLock(Simulator):
     per_second: Shape
     contenders: int
+    contention: float
     hold: float
     lease: float
     def __init__(
         self,
         per_second: Shape | float,
         contenders: int = ...,
+        contention: float = ...,
         hold: float = ...,
         lease: float = ...,
     ) -> None: ...

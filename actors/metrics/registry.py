@@ -158,8 +158,11 @@ _TABLE: Final = (
     Metric("flood.response", H, "seconds", "Time from when an accepted call fell due to when its end was seen, to 5 ms."),
     Metric("flood.blocked", C, "seconds", "Time that the source stood still because too many calls were outstanding."),
     Metric("flood.spilled", C, "bytes", "Bytes that this node's object store wrote to disk meanwhile, as its raylet counts them."),
-    Metric("flood.lock.wait", H, "seconds", "Time that a contender waited for the lock, from its question to the token."),
-    Metric("flood.lock.hold", H, "seconds", "Time that a contender held the lock."),
+    Metric("flood.lock.shared", C, "", "Turns of the shared lock; all others are of locks that nobody else wants."),
+    Metric("flood.lock.contended", C, "", "Turns that found the shared lock held or others waiting for it."),
+    Metric("flood.lock.wait", H, "seconds", "Time that a contended turn waited for the lock, as its keeper saw it."),
+    Metric("flood.lock.hold", H, "seconds", "Time that a contender held the shared lock, as its keeper saw it."),
+    Metric("flood.lock.guarded", G, "", "The number that the shared lock guards: raised by one in every turn that was not lost."),
     Metric("flood.lock.lost", C, "", "Times that a holder lost the lock, because it did not give it back within its lease."),
     # what loads that use something up say of it
     Metric(

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..clock import SECOND_NS
+from ..errors import HarnessError
 from .flow import FATES, Flow
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
+    from .lock_actors import Turn
 
 
 class Figures:
@@ -53,15 +55,38 @@ class Figures:
 
 
 class LockFigures:
-    """What contenders for a lock tell of each time that they held it."""
+    """What contenders for a lock tell of each turn, and whether the lock let in one at a time: what it guards took each number once."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._wait = reporter.histogram("flood.lock.wait").record
         self._hold = reporter.histogram("flood.lock.hold").record
+        self._shared = reporter.counter("flood.lock.shared").record
+        self._contended = reporter.counter("flood.lock.contended").record
         self._lost = reporter.counter("flood.lock.lost").record
+        self._guarded = reporter.gauge("flood.lock.guarded").record
+        self._next, self._ahead = 0, set[int]()
+        self._kept = 0
 
-    def record(self, wait_s: float, hold_s: float, kept: bool) -> None:
-        """Record one time: the wait for it, its length, and whether it was held to its end."""
-        self._wait(wait_s)
-        self._hold(hold_s)
-        self._lost(0 if kept else 1)
+    def record(self, turn: Turn) -> None:
+        """Record one turn. Raises `HarnessError` (`internal`) where two held the lock at once."""
+        if turn.guarded is None:
+            return
+        self._shared(1)
+        self._hold(turn.held_s)
+        self._lost(0 if turn.kept else 1)
+        self._contended(1 if turn.waited_s else 0)
+        if turn.waited_s:
+            self._wait(turn.waited_s)
+        if turn.kept:
+            self._take(turn.guarded)
+        self._guarded(self._kept)
+
+    def _take(self, guarded: int) -> None:
+        """Count a number that a holder read and raised by one; turns end in another order than they are told."""
+        if guarded < self._next or guarded in self._ahead:
+            raise HarnessError("internal", f"the lock did not exclude: two of its holders read {guarded}")
+        self._ahead.add(guarded)
+        self._kept += 1
+        while self._next in self._ahead:
+            self._ahead.remove(self._next)
+            self._next += 1

@@ -4,44 +4,82 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from ..clock import SECOND_NS, SystemClock
+from ..concurrency.contest import Draws
 from .board import claim
 from .lock_line import LockLine
-from .victims import burn
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lock that was given: its token, the number that it guards, and how long it was waited for (0.0 when it was free)."""
+
+    token: int
+    guarded: int
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One time that a lock was held, in seconds as its keeper saw it; `guarded`: what the shared lock guards, None of a lock of one's own.
+
+    `kept`: whether it was held to the end, so that what it guards could be written.
+    """
+
+    waited_s: float
+    held_s: float
+    kept: bool
+    guarded: int | None = None
 
 
 class LockKeeper:
-    """Keeps one lock; every call but the one that asks for it is answered at once. A holder that is silent for `lease_s` loses it."""
+    """Keeps one lock and the number that it guards; every call but the one that asks for the lock is answered at once.
+
+    A holder that is silent for `lease_s` loses the lock, and with it the right to write the number.
+    """
 
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._line = LockLine()
         self._turns: dict[int, asyncio.Event] = {}
+        self._clock = SystemClock()
+        self._given_ns: dict[int, int] = {}
+        self._guarded = 0
 
     async def pid(self) -> int:
         """Return its process."""
         return os.getpid()
 
-    async def acquire(self) -> int:
-        """Wait for the lock and return the token that holds it."""
+    async def acquire(self) -> Held:
+        """Wait for the lock and return what holds it."""
+        asked_ns = self._clock.boot_ns()
         token = self._line.enter()
+        waits = self._line.holder != token
         turn = self._turns[token] = asyncio.Event()
         self._call_next()
         await turn.wait()
+        given_ns = self._given_ns[token] = self._clock.boot_ns()
         asyncio.get_running_loop().call_later(self._lease_s, self._expire, token)
-        return token
+        return Held(token, self._guarded, (given_ns - asked_ns) / SECOND_NS if waits else 0.0)
 
-    async def release(self, token: int) -> bool:
-        """Give the lock to the next; False when it was not held any more."""
-        held = self._line.leave(token)
+    async def release(self, token: int, guarded: int) -> tuple[bool, float]:
+        """Write the guarded number and give the lock to the next; return whether it was still held, and for how many seconds it was.
+
+        A token that does not hold the lock any more writes nothing.
+        """
+        held_s = (self._clock.boot_ns() - self._given_ns.pop(token)) / SECOND_NS
+        kept = self._line.leave(token)
+        if kept:
+            self._guarded = guarded
         self._call_next()
-        return held
+        return kept, held_s
 
-    async def figures(self) -> tuple[int, int]:
-        """Return how many wait, and how many holders lost the lock because their time was over."""
-        return self._line.waiting, self._line.expired
+    async def figures(self) -> tuple[int, int, int]:
+        """Return how many wait, how many holders lost the lock because their time was over, and the number that it guards."""
+        return self._line.waiting, self._line.expired, self._guarded
 
     def _expire(self, token: int) -> None:
         if self._line.expire(token):
@@ -54,12 +92,13 @@ class LockKeeper:
 
 
 class Contender:
-    """Takes the lock, works while it holds it, gives it back: one after another."""
+    """Takes a lock, holds it, gives it back: one after another. The shared lock by chance, else one of its own, which nobody else wants."""
 
-    def __init__(self, board: str, keeper: Any, patience_s: float) -> None:
+    def __init__(self, board: str, keeper: Any, patience_s: float, draws: Draws) -> None:
         self._board = board
         self._keeper = keeper
         self._patience_s = patience_s
+        self._draws = draws
         self._clock = SystemClock()
         claim(board)
 
@@ -67,16 +106,21 @@ class Contender:
         """Return its process."""
         return os.getpid()
 
-    def contend(self, hold_s: float) -> tuple[float, float, bool]:
-        """Hold the lock once, for this much CPU time; return how long it waited and held, in seconds, and whether it held it to the end.
-
-        Raises `TimeoutError` when the lock does not come within its patience.
-        """
-        asked_ns = self._clock.boot_ns()
-        token = self._keeper.acquire.remote().future().result(timeout=self._patience_s)
-        had_ns = self._clock.boot_ns()
-        burn(hold_s)
-        held_ns = self._clock.boot_ns() - had_ns
-        kept = self._keeper.release.remote(token).future().result(timeout=self._patience_s)
+    def contend(self) -> Turn:
+        """Hold a lock once, raise what it guards, and return the turn. Raises `TimeoutError` when the lock does not come in time."""
+        is_shared, hold_s = self._draws.next()
+        turn = self._shared(hold_s) if is_shared else self._own(hold_s)
         claim(self._board).add()
-        return (had_ns - asked_ns) / SECOND_NS, held_ns / SECOND_NS, bool(kept)
+        return turn
+
+    def _shared(self, hold_s: float) -> Turn:
+        held: Held = self._keeper.acquire.remote().future().result(timeout=self._patience_s)
+        self._clock.sleep(hold_s)
+        released = self._keeper.release.remote(held.token, held.guarded + 1).future()
+        kept, held_s = released.result(timeout=self._patience_s)
+        return Turn(held.waited_s, held_s, kept, held.guarded)
+
+    def _own(self, hold_s: float) -> Turn:
+        begun_ns = self._clock.boot_ns()
+        self._clock.sleep(hold_s)
+        return Turn(0.0, (self._clock.boot_ns() - begun_ns) / SECOND_NS, kept=True)

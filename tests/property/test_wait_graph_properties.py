@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from collections import deque
-from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.contention_model import Simulated
 
 from actors.clock import SECOND_NS, VirtualClock
-from actors.concurrency.contest import Draws, contended_share
+from actors.concurrency.contest import contended_share
 from actors.concurrency.detection import deadlocks, inversions
 from actors.concurrency.inversion_model import Core, episode
 from actors.concurrency.locks import Wait
@@ -62,41 +60,11 @@ def test_breaking_what_is_found_leaves_nothing_to_find(waits):
     assert deadlocks(left) == ()
 
 
-def simulated(contenders, contention, count, seed):
-    """Return the share of contended acquisitions of a discrete-event simulation with one mean hold."""
-    draws = [Draws(Random(f"{seed}/{at}"), contention, 1.0) for at in range(contenders)]
-    events: list[tuple[float, int]] = []
-    busy, waiting = None, deque()
-    asked = contended = 0
-
-    def ask(now, at):
-        nonlocal busy, asked, contended
-        is_shared, hold_s = draws[at].next()
-        asked += 1
-        if is_shared and busy is not None:
-            contended += 1
-            waiting.append((at, hold_s))
-            return
-        busy = at if is_shared else busy
-        heapq.heappush(events, (now + hold_s, at))
-
-    for at in range(contenders):
-        ask(0.0, at)
-    while asked < count:
-        now, at = heapq.heappop(events)
-        if busy == at:
-            busy = None
-            if waiting:
-                busy, hold_s = waiting.popleft()
-                heapq.heappush(events, (now + hold_s, busy))
-        ask(now, at)
-    return contended / asked
-
-
 @pytest.mark.parametrize(("contenders", "contention"), [(2, 0.5), (3, 0.2), (4, 0.5), (8, 0.1), (5, 0.9)])
 def test_the_contention_model_is_what_a_simulation_gives(contenders, contention):
     """The share of contended acquisitions of the model is that of 200,000 simulated ones, within 2 %."""
-    assert simulated(contenders, contention, 200_000, seed=7) == pytest.approx(contended_share(contenders, contention), rel=0.02)
+    simulated = Simulated(contenders, contention, seed=7).contended_share(200_000)
+    assert simulated == pytest.approx(contended_share(contenders, contention), rel=0.02)
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1))

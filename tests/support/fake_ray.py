@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.clock import SECOND_NS, VirtualClock
 from actors.ray_loads.flow import Outcome
+from actors.ray_loads.lock_actors import Turn
 from actors.ray_loads.ray_work import Ended
 
 
@@ -39,7 +40,7 @@ class FakeRayWork:
         self.servers: list[FakeServer] = []
         self.pool = [FakeServer(0) for _ in range(at_once)]
         self.sent = self.outstanding_max = 0
-        self.spilled = 0
+        self.spilled = self.turns = 0
 
     def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
         self.servers.append(FakeServer(calls_max))
@@ -67,8 +68,9 @@ class FakeRayWork:
         return self.put(min(self.pool, key=lambda one: one.free_ns), self.work_ns)
 
     def value_of(self, call: FakeCall) -> Any:
-        """Return what a call returns: here, how long it waited and was served, as a lock's contender does."""
-        return (0.0, (call.ends_ns - call.begins_ns) / SECOND_NS, True)
+        """Return what a call returns: here, how long it was served, as a lock's contender does."""
+        self.turns += 1
+        return Turn(0.0, (call.ends_ns - call.begins_ns) / SECOND_NS, True, self.turns - 1)
 
     def see(self, call: FakeCall) -> Ended | None:
         if call.end is None and call.ends_ns <= self.clock.boot_ns():

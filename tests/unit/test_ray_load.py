@@ -28,8 +28,9 @@ from actors.metrics.reporter import MemoryReporter
 from actors.ray_loads.board import Board, claim
 from actors.ray_loads.calls import READY_S, CallFlood, bounds_of
 from actors.ray_loads.cluster_lock import ClusterLock
+from actors.ray_loads.figures import LockFigures
 from actors.ray_loads.flow import FATES, Strategy
-from actors.ray_loads.lock_actors import LockKeeper
+from actors.ray_loads.lock_actors import Held, LockKeeper, Turn
 from actors.ray_loads.lock_line import LockLine
 from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
 from actors.ray_loads.mailbox_flood import MailboxFlood
@@ -241,14 +242,16 @@ def test_what_does_not_start_is_told() -> None:
 
 
 def test_contenders_are_bounded_and_what_they_tell_is_recorded() -> None:
-    """One question each at a time, one wait and one hold recorded for every time that the lock was held."""
+    """One question each at a time, one hold recorded for every turn, and what the lock guards counts them."""
     lock = replace(CALLS, kind="ClusterLock", options={"contenders": 3})
     made, work, reporter = run(lock, work_s=0.01)
     assert work.outstanding_max <= 3 + 1  # the keeper and three tell their processes
     assert len(work.servers) == 4
     finished = made.flow.counts.finished
-    assert len(values(reporter, "flood.lock.wait")) == len(values(reporter, "flood.lock.hold")) == finished > 500
-    assert set(values(reporter, "flood.lock.lost")) == {0.0}
+    assert len(values(reporter, "flood.lock.hold")) == sum(values(reporter, "flood.lock.shared")) == finished > 500
+    assert values(reporter, "flood.lock.wait") == []
+    assert set(values(reporter, "flood.lock.lost")) == set(values(reporter, "flood.lock.contended")) == {0.0}
+    assert values(reporter, "flood.lock.guarded")[-1] == finished
     assert not any(server.alive for server in work.servers)
 
 
@@ -272,20 +275,38 @@ def test_a_lock_has_one_holder_and_a_fair_line(steps: list[tuple[str, int]]) -> 
 def test_a_keeper_gives_the_lock_on_when_a_holder_is_silent() -> None:
     """Asked by three of whom the first never gives it back: the next two get it in turn, and the first is told that it lost it."""
 
-    async def life() -> tuple[list[int], tuple[int, int], list[bool]]:
+    async def life() -> tuple[list[Held], tuple[int, int, int], list[bool]]:
         keeper = LockKeeper(lease_s=0.05)
         waiting = [asyncio.ensure_future(keeper.acquire()) for _ in range(3)]
         first = await waiting[0]
         assert not waiting[1].done()
         second = await waiting[1]
-        kept = [await keeper.release(second)]
+        ends = [await keeper.release(second.token, second.guarded + 1)]
         third = await waiting[2]
-        kept += [await keeper.release(first), await keeper.release(third)]
-        return [first, second, third], await keeper.figures(), kept
+        ends += [await keeper.release(first.token, 99), await keeper.release(third.token, third.guarded + 1)]
+        assert all(held_s >= 0.0 for _, held_s in ends)
+        return [first, second, third], await keeper.figures(), [kept for kept, _ in ends]
 
-    tokens, figures, kept = asyncio.run(life())
+    given, figures, kept = asyncio.run(life())
+    tokens = [one.token for one in given]
     assert tokens == sorted(tokens)
-    assert (figures, kept) == ((0, 1), [True, False, True])
+    assert given[0].waited_s == 0.0
+    assert min(given[1].waited_s, given[2].waited_s) > 0.045  # an event loop may wake a part of a millisecond early
+    assert [one.guarded for one in given] == [0, 0, 1]
+    assert (figures, kept) == ((0, 1, 2), [True, False, True])
+
+
+def test_a_lock_that_lets_two_in_ends_the_load() -> None:
+    """Whatever the order in which turns are told, each number may be read once; a lost turn and one of another lock do not count."""
+    figures = LockFigures(MemoryReporter())
+    for guarded, kept in ((1, True), (0, True), (2, False), (2, True), (None, True), (3, True)):
+        figures.record(Turn(0.0, 0.1, kept, guarded))
+    for again in (1, 3):
+        with pytest.raises(HarnessError, match=f"two of its holders read {again}"):
+            figures.record(Turn(0.0, 0.1, True, again))
+    figures.record(Turn(0.0, 0.1, True, 5))
+    with pytest.raises(HarnessError, match="did not exclude"):
+        figures.record(Turn(0.0, 0.1, True, 5))
 
 
 class Carried:

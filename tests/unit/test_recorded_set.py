@@ -34,6 +34,7 @@ from actors.metrics.ring import Consumer, Ring
 from actors.ray_loads.figures import Figures as FloodFigures
 from actors.ray_loads.figures import LockFigures
 from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
+from actors.ray_loads.lock_actors import Turn
 from actors.shape import Constant
 from actors.stress_ng import rules
 from actors.stress_ng.load import tell
@@ -206,7 +207,7 @@ def of_a_flood(folder: Path) -> Series:
     stream.attach(segment, OPERATION.id, "main")
     reporter, _ = open_reporter(str(segment.path), 7)
     figures, flow = FloodFigures(reporter), Flow(Bounds(3, Strategy.REJECT), 1)
-    LockFigures(reporter).record(0.1, 0.2, kept=False)
+    LockFigures(reporter).record(Turn(0.1, 0.2, kept=False, guarded=0))
     flow.step(10.0, 100.0, 64)
     flow.counts.dropped += 1
     for outcome in Outcome:
