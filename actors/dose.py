@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from . import session
+from . import namespaces, session
 from .host import BusyMeter, usage_seconds
 from .limits import PROC, cpu_stalled_s, read_text
 from .messages import Operation
@@ -128,6 +128,19 @@ class ProcessFiles:
                 return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 16), b""))
         except OSError:
             return None
+
+    def semaphore_sets(self) -> int | None:
+        """Return how many System V semaphore sets its IPC namespace has, or None when it is gone or may not be entered."""
+        if self._fd is None:
+            return None
+        try:
+            fd = os.open("ns/ipc", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError:
+            return None
+        try:
+            return namespaces.within(fd, namespaces.CLONE_NEWIPC, lambda: (PROC / "sysvipc/sem").read_bytes().count(b"\n") - 1)
+        finally:
+            os.close(fd)
 
     def served(self) -> int | None:
         """Return how many calls are counted on the board that the process holds, or None when it holds none or is gone."""
@@ -356,6 +369,7 @@ METERS: Final[Mapping[str, Meter]] = {
     "sockets": Meter(_links(lambda target: target.startswith(SOCKET))),
     "segments": Meter(_links(lambda target: target.startswith("/memfd:"))),
     "nameless_files": Meter(_links(lambda target: target.endswith(" (deleted)") and not target.startswith("/memfd:"))),
+    "semaphore_sets": Meter(lambda seen: seen.total(ProcessFiles.semaphore_sets)),
     "thread_pairs": Meter(lambda seen: seen.groups_of(2)),
     "thread_triples": Meter(lambda seen: seen.groups_of(3)),
     "contenders": Meter(lambda seen: seen.total(ProcessFiles.contenders)),

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 SCHEMA_VERSION: Final = 1
 
-Resource = Literal["cpu_cores", "memory_bytes", "disk_bytes", "descriptors", "tasks", "inodes", "mappings", "ports"]
+Resource = Literal["cpu_cores", "memory_bytes", "disk_bytes", "descriptors", "tasks", "inodes", "locks", "mappings", "ports"]
 RESOURCES: Final[tuple[str, ...]] = get_args(Resource)  # fields of Capacity
 
 

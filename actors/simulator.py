@@ -203,6 +203,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "Processes": "exhaustion.processes",
     "Inodes": "exhaustion.inodes",
     "SharedMemory": "exhaustion.shared_memory",
+    "Semaphores": "exhaustion.semaphores",
     "DiskIO": "exhaustion.disk_io",
     # those that contend
     "LockContention": "concurrency.contention",

@@ -310,6 +310,27 @@ class SharedMemory(Simulator):
         release_interval_s: float = ...,
     ) -> None: ...
 
+class Semaphores(Simulator):
+    count: Shape
+    sets: int
+    allow_partial: bool
+    batch: int
+    spare: int
+    retry_s: float
+    release_steps: int
+    release_interval_s: float
+    def __init__(
+        self,
+        count: Shape | float,
+        sets: int = ...,
+        allow_partial: bool = ...,
+        batch: int = ...,
+        spare: int = ...,
+        retry_s: float = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
+    ) -> None: ...
+
 class DiskIO(Simulator):
     per_second: Shape
     direction: Literal["write", "read"]

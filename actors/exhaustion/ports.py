@@ -6,16 +6,15 @@ The load process leaves the host's namespace before it begins, so nothing outsid
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import math
-import os
 import socket
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from .. import namespaces
 from ..lease import LeaseWatch
 from ..limits import PROC
 from ..messages import Amounts, Capacity, Operation
@@ -26,7 +25,6 @@ from .sockets import KERNEL_BYTES
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
-CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 SIOCSIFFLAGS: Final = 0x8914  # linux/sockios.h
 IFF_UP: Final = 0x1  # linux/if.h
 _RANGE: Final = "sys/net/ipv4/ip_local_port_range"
@@ -34,10 +32,7 @@ _RANGE: Final = "sys/net/ipv4/ip_local_port_range"
 
 def leave_network() -> None:
     """Move this thread into a network namespace of its own, with its loopback up; raises `OSError` (EPERM)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"cannot make a network namespace: {os.strerror(code)}")
+    namespaces.leave(namespaces.CLONE_NEWNET, "a network namespace")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
 

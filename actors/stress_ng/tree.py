@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from .. import proc, session
+from .. import namespaces, proc, session
 from ..clock import SECOND_NS, SystemClock
 from ..errors import RefusedError
 from ..host import usage_seconds
@@ -32,8 +32,6 @@ SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108  # hidden by an own file system 
 BLOCK_BYTES: Final = 512
 ENTRIES_MAX: Final = 20_000  # files that one look at the disk counts
 KILL_S: Final = 2.0
-_CLONE_NEWNS: Final = 0x00020000  # linux/sched.h
-_CLONE_NEWIPC: Final = 0x08000000
 _MS_REC: Final = 0x4000  # linux/mount.h
 _MS_PRIVATE: Final = 0x40000
 
@@ -73,9 +71,11 @@ def version(path: str) -> str:
 
 def make_namespaces() -> bool:
     """Give this process, and all it starts, objects and mounts of their own, which end with the last of them; False where not allowed."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC) != 0:
+    try:
+        namespaces.leave(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWIPC, "namespaces of mounts and IPC")
+    except OSError:
         return False
+    libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0:
         return False
     return not os.path.isdir(SHARED_MEMORY) or libc.mount(b"tmpfs", SHARED_MEMORY.encode(), b"tmpfs", 0, b"mode=1777") == 0  # noqa: PTH112

@@ -165,6 +165,7 @@ THROTTLES: Final[Mapping[str, tuple[Policy, ...]]] = MappingProxyType(
         "ports": (descriptors_headroom,),
         "tasks": (descriptors_headroom, memory_headroom),
         "mappings": (descriptors_headroom, memory_headroom),
+        "locks": (descriptors_headroom, memory_headroom),
         "inodes": (descriptors_headroom, disk_headroom),
     }
 )

@@ -34,6 +34,7 @@ COUNTS = {
     "Threads": 100,
     "Inodes": 100,
     "SharedMemory": 50,
+    "Semaphores": 100,
 }
 KINDS = [pytest.param(kind, marks=() if kind == "Processes" else pytest.mark.soak) for kind in COUNTS]
 VICTIMS = ("simulator", "agent", "guardian", "load")

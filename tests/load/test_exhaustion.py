@@ -35,6 +35,7 @@ COUNTS = {
     "Processes": 24,
     "Inodes": 300,
     "SharedMemory": 200,
+    "Semaphores": 300,
 }
 KINDS = sorted(COUNTS)
 CORE = ("Descriptors", "Inodes", "Mappings", "Processes", "Sockets", "Threads")
@@ -381,6 +382,22 @@ def test_more_ports_than_there_are_is_partial(bench: Any) -> None:
     short = until(one.shortfall, 5, "a shortfall")
     assert (short.errno, short.requested, short.allocated) == ("EADDRNOTAVAIL", 300, 200)
     assert one.count() == 200
+
+
+def test_semaphores_are_used_up_inside_and_free_outside(bench: Any) -> None:
+    """Asked for more sets than the namespace may have, a further one finds no space there, is told as such, and outside it does."""
+    one = bench(operation("Semaphores", 300, sets=200))
+    outside = held.semaphore_sets(os.getpid())
+    one.ready()
+    one.go()
+    short = until(one.shortfall, 5, "a shortfall")
+    assert (short.errno, short.requested, short.allocated) == ("ENOSPC", 300, 200)
+    assert one.count() == one.meter.read() == 200
+    make = "import ctypes, sys; s = ctypes.CDLL(None); i = s.semget(0, 1, 0o1600); print(i >= 0 and s.semctl(i, 0, 0))"
+    enter = ["nsenter", "--ipc", f"--target={one.pid}"]
+    made = [subprocess.check_output([*how, sys.executable, "-S", "-c", make], text=True).strip() for how in (enter, [])]
+    assert made == ["False", "0"]
+    assert held.semaphore_sets(os.getpid()) == outside
 
 
 def test_a_child_that_others_kill_is_replaced_and_leaves_no_zombie(bench: Any) -> None:

@@ -33,6 +33,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "Processes": {"count": 8},
     "Inodes": {"count": 80},
     "SharedMemory": {"count": 50},
+    "Semaphores": {"count": 60},
     "DiskIO": {"per_second": 1 << 20, "file": "8MiB"},
 }
 

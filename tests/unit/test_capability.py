@@ -34,6 +34,7 @@ def test_an_able_node_can_do_all(facts: NodeFacts) -> None:
         pytest.param({"state_filesystem": "overlay"}, "DiskFill", "fallback", "overlay", id="overlay"),
         pytest.param({"system": "Darwin"}, "DiskFill", "unavailable", "Darwin", id="another-system"),
         pytest.param({"capabilities": ()}, "Ports", "unavailable", "CAP_SYS_ADMIN", id="no-namespace"),
+        pytest.param({"capabilities": ()}, "Semaphores", "unavailable", "IPC namespace", id="no-ipc-namespace"),
         pytest.param({"lists_children": False}, "Processes", "unavailable", "CONFIG_PROC_CHILDREN", id="children-are-not-listed"),
         pytest.param({"makes_nameless": False}, "Inodes", "unavailable", "O_TMPFILE", id="no-files-without-a-name"),
         pytest.param({"makes_nameless": False}, "DiskIO", "unavailable", "O_TMPFILE", id="no-file-to-move"),
