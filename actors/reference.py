@@ -76,6 +76,14 @@ def elsewhere(record: SimulatorRecord) -> tuple[Capability, ...]:
     return tuple(dict.fromkeys(one for one in found if one.verdict != "available"))
 
 
+def families(registry: Mapping[str, SimulatorRecord] = REGISTRY) -> str:
+    """Return the simulators by family, as a Markdown table with links from the repository's root."""
+    by_family: dict[str, list[str]] = {}
+    for record in registry.values():
+        by_family.setdefault(record.family, []).append(f"[{record.name}](docs/reference/simulators.md#{record.name.lower()})")
+    return "| family | simulators |\n|---|---|\n" + "".join(f"| {family} | {', '.join(names)} |\n" for family, names in by_family.items())
+
+
 def page(registry: Mapping[str, SimulatorRecord] = REGISTRY) -> str:
     """Return the page, as Markdown."""
     rows = ""

@@ -87,6 +87,16 @@ The table is closed.
     check(REFERENCE / "errors.md", head + "\n".join(rows) + "\n")
 
 
+def test_readme_names_every_simulator():
+    """The table of README between its marks is the records', by family."""
+    readme = ROOT / "README.md"
+    before, begin, rest = readme.read_text().partition("<!-- simulators: begin. Made from the records. -->\n")
+    _, end, after = rest.partition("<!-- simulators: end -->\n")
+    assert begin
+    assert end
+    check(readme, f"{before}{begin}{simulators.families()}{end}{after}")
+
+
 def test_simulators_reference():
     """docs/reference/simulators.md is the records: each simulator with its options, its metrics, and what it says of other nodes."""
     page = simulators.page()
