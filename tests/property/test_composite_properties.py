@@ -173,6 +173,16 @@ def test_scaled_and_stretched_compose_and_commute(a, one, two, seed):
     assert spans(limited(limited(a, 3), 5)) == spans(limited(limited(a, 5), 3)) == spans(limited(a, 3))
 
 
+@given(part, seeds)
+@QUICK
+def test_what_is_stretched_does_the_same_later(a, seed):
+    """At twice the time it bears what the part bears at once the time, whatever is within."""
+    plain, slow, slower = run(a, seed), run(stretched(a, 2.0), seed), run(sequence(pause(1), stretched(stretched(a, 2.0), 2.0)), seed)
+    assume("Choose" not in repr(a))
+    assert same(slow[::2], plain)
+    assert same(slower[round(1 / TICK_S) :: 4], plain)
+
+
 @given(curve, span, st.lists(st.integers(1, 100), min_size=1, max_size=6), st.integers(1, 1 << 40))
 @QUICK
 def test_weights_share_one_strength(one, for_s, weights, size):
