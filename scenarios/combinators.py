@@ -1,5 +1,7 @@
 """The words that put simulators on a timeline: `hold`, `pause`, `sequence`, `together`. Pure values; nothing here runs.
 
+`composites` has the words that choose among parts or change them; here they are an `Operator`.
+
     hold(simulator, for_s)   the simulator for a span                  duration = for_s
     pause(for_s)             no load for a span                        duration = for_s
     sequence(a, b, ...)      one after the other                       duration = sum of the parts
@@ -11,14 +13,16 @@ come from its path, so that a branch added at the end moves no other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 from actors.errors import InputError
+from actors.messages import NodeSpec
 
 from .kinds import KINDS
-from .simulators import Simulator
+from .simulators import Simulator, reshaped
 from .targets import Targets
 from .units import DURATION_MAX_S, check_number, check_text
 
@@ -46,7 +50,7 @@ class Hold:
         if not isinstance(self.simulator, Simulator):
             raise InputError("invalid_value", f"Hold.simulator must be one of {', '.join(KINDS)}, got {self.simulator!r}")
         object.__setattr__(self, "for_s", float(check_number("Hold.for_s", self.for_s, SPAN_MIN_S, DURATION_MAX_S)))
-        _check_phase("Hold.phase", self.phase)
+        check_phase("Hold.phase", self.phase)
         if self.targets is not None and not isinstance(self.targets, Targets):
             raise InputError("invalid_value", f"Hold.targets must be Targets, got {self.targets!r}")
         if self.tolerance is not None:
@@ -82,7 +86,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", _check_parts("Sequence.parts", self.parts))
-        _check_phase("Sequence.phase", self.phase)
+        check_phase("Sequence.phase", self.phase)
 
     @property
     def duration_s(self) -> float:
@@ -99,7 +103,7 @@ class Together:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", _check_parts("Together.parts", self.parts))
-        _check_phase("Together.phase", self.phase)
+        check_phase("Together.phase", self.phase)
 
     @property
     def duration_s(self) -> float:
@@ -107,22 +111,77 @@ class Together:
         return max(part.duration_s for part in self.parts)
 
 
-Tree = Hold | Pause | Sequence | Together
+class Operator(ABC):
+    """A part made of other parts, which says itself where their holds lie: see `composites`."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Tree, ...]:
+        """Return the parts that it is made of."""
+
+    @property
+    def times(self) -> int:
+        """Return how many copies of its parts it makes."""
+        return 1
+
+    @property
+    @abstractmethod
+    def duration_s(self) -> float:
+        """Return its duration in seconds."""
+
+    @abstractmethod
+    def place(self, spread: Spread, path: str, start_s: float, phase: str) -> Iterator[Placed]:
+        """Yield its holds; `spread` yields those of a part. Starts are not rounded yet."""
+
+
+Tree = Hold | Pause | Sequence | Together | Operator
+
+
+class Sieve(Protocol):
+    """Says on which of some nodes a hold runs, and why not on the others. Pure."""
+
+    def sift(self, nodes: tuple[NodeSpec, ...], run_seed: int) -> tuple[tuple[NodeSpec, ...], tuple[tuple[str, str], ...]]:
+        """Return the nodes that are taken, and a pair of name and reason for each whose condition does not hold."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One hold with its place in the tree and on the timeline."""
+    """One hold with its place in the tree and on the timeline.
+
+    `sieves` bound the nodes it runs on, from the outermost in, before its own selectors. `strength` and `pace` are what operators
+    multiply its levels and the times of its shape by; `placed` applies them once, so that whole numbers are rounded once.
+    """
 
     path: str
     start_s: float
     phase: str
     hold: Hold
+    sieves: tuple[Sieve, ...] = ()
+    strength: float = 1.0
+    pace: float = 1.0
 
 
-def hold(simulator: Simulator, for_s: float, phase: str = "", targets: Targets | None = None, tolerance: float | None = None) -> Hold:
-    """Return a simulator held for a span of seconds."""
-    return Hold(simulator, for_s, phase, targets, tolerance)
+Spread = Callable[[Tree, str, float, str], Iterator[Placed]]
+
+
+class Composed(Protocol):
+    """What is held like a simulator and is made of parts: a `Composite`."""
+
+    def held(self, for_s: float, phase: str, targets: Targets | None, tolerance: float | None) -> Operator:
+        """Return it held for a span of seconds."""
+        ...
+
+
+def hold(
+    simulator: Simulator | Composed, for_s: float, phase: str = "", targets: Targets | None = None, tolerance: float | None = None
+) -> Tree:
+    """Return a simulator, or a composite of them, held for a span of seconds."""
+    if not isinstance(simulator, Simulator) and hasattr(simulator, "held"):
+        return simulator.held(for_s, phase, targets, tolerance)
+    return Hold(simulator, for_s, phase, targets, tolerance)  # type: ignore[arg-type]  # it refuses what is no simulator
 
 
 def pause(for_s: float) -> Pause:
@@ -146,7 +205,9 @@ def check_tree(tree: object) -> Tree:
     Raises `InputError` (`invalid_value`) otherwise.
     """
     if not isinstance(tree, Tree):
-        raise InputError("invalid_value", f"Scenario.plan must be made of hold, pause, sequence and together, got {tree!r}")
+        raise InputError(
+            "invalid_value", f"Scenario.plan must be made of hold, pause, sequence, together and operators of them, got {tree!r}"
+        )
     depth, parts, holds = _size(tree)
     if depth > DEPTH_MAX or parts > PARTS_MAX:
         bounds = f"{DEPTH_MAX} levels and {PARTS_MAX} parts"
@@ -154,17 +215,36 @@ def check_tree(tree: object) -> Tree:
     if not holds:
         raise InputError("invalid_value", "Scenario.plan holds no load", "add at least one simulator")
     check_number("Scenario.plan: its duration", tree.duration_s, SPAN_MIN_S, DURATION_MAX_S)
+    if not sum(1 for _ in placed(tree)):  # all of them: each is checked as it is placed
+        raise InputError("invalid_value", "Scenario.plan holds no load", "its limits leave none")
     return tree
 
 
 def placed(tree: Tree) -> Iterator[Placed]:
-    """Yield every hold in order of its path, with seconds from the start; starts are rounded to a microsecond."""
-    yield from _placed(tree, ROOT, 0.0, "")
+    """Yield every hold in order of its path, with seconds from the start; starts are rounded to a microsecond.
+
+    Raises `InputError` (`invalid_value`) where an operator makes a strength or a time that its simulator does not take.
+    """
+    for part in _placed(tree, ROOT, 0.0, ""):
+        yield replace(_changed(part), start_s=round(part.start_s, 6))
+
+
+def _changed(part: Placed) -> Placed:
+    """Return the part with its strength and pace in its simulator's shape."""
+    if part.strength == part.pace == 1.0:
+        return part
+    try:
+        simulator = reshaped(part.hold.simulator, part.strength, part.pace)
+    except InputError as error:
+        raise InputError(error.code, f"Scenario.plan: part {part.path}: {error.message}", error.hint) from error
+    return replace(part, hold=replace(part.hold, simulator=simulator), strength=1.0, pace=1.0)
 
 
 def _placed(tree: Tree, path: str, start_s: float, phase: str) -> Iterator[Placed]:
     if isinstance(tree, Hold):
-        yield Placed(path, round(start_s, 6), tree.phase or phase, tree)
+        yield Placed(path, start_s, tree.phase or phase, tree)
+    elif isinstance(tree, Operator):
+        yield from tree.place(_placed, path, start_s, phase)
     elif isinstance(tree, (Sequence, Together)):
         for at, part in enumerate(tree.parts):
             yield from _placed(part, f"{path}.{at}", start_s, tree.phase or phase)
@@ -172,13 +252,20 @@ def _placed(tree: Tree, path: str, start_s: float, phase: str) -> Iterator[Place
 
 
 def _size(tree: Tree) -> tuple[int, int, int]:
-    """Return depth, parts and holds without recursion, so that a deep tree is counted and not followed."""
-    depth, parts, holds, level = 0, 0, 0, [tree]
+    """Return depth, parts with all copies, and holds without recursion, so that a deep tree is counted and not followed."""
+    depth, parts, holds, level = 0, 0, 0, [(tree, 1)]
     while level and depth <= DEPTH_MAX and parts <= PARTS_MAX:
-        depth, parts = depth + 1, parts + len(level)
-        holds += sum(isinstance(node, Hold) for node in level)
-        level = [part for node in level if isinstance(node, (Sequence, Together)) for part in node.parts]
+        depth, parts = depth + 1, parts + sum(copies for _, copies in level)
+        holds += sum(isinstance(node, Hold) for node, _ in level)
+        level = [(part, copies * _copies(node)) for node, copies in level if isinstance(node, _INNER) for part in node.parts]
     return depth, parts, holds
+
+
+_INNER: Final = (Sequence, Together, Operator)
+
+
+def _copies(node: Tree) -> int:
+    return node.times if isinstance(node, Operator) else 1
 
 
 def _check_parts(label: str, parts: object) -> tuple[Tree, ...]:
@@ -186,11 +273,14 @@ def _check_parts(label: str, parts: object) -> tuple[Tree, ...]:
         raise InputError("invalid_value", f"{label} must be a list with at least one part, got {parts!r}")
     for at, part in enumerate(parts):
         if not isinstance(part, Tree):
-            raise InputError("invalid_value", f"{label}[{at}] must be made of hold, pause, sequence and together, got {part!r}")
+            raise InputError(
+                "invalid_value", f"{label}[{at}] must be made of hold, pause, sequence, together and operators of them, got {part!r}"
+            )
     return tuple(parts)
 
 
-def _check_phase(label: str, phase: object) -> None:
+def check_phase(label: str, phase: object) -> None:
+    """Raise `InputError` (`invalid_value`) for what is no line of at most 60 characters."""
     check_text(label, phase, 60)
     if "\n" in str(phase):
         raise InputError("invalid_value", f"{label} must be one line of text, got {phase!r}")

@@ -14,7 +14,8 @@ from actors.on_demand import OnDemand
 from actors.option import Option
 from actors.simulator import REGISTRY, UNITS
 
-from .combinators import DEPTH_MAX, Hold, Pause, Sequence, Together, Tree
+from .combinators import DEPTH_MAX, Hold, Operator, Pause, Sequence, Together, Tree
+from .composite_form import combined_schema, operators
 from .document import Entries, Node, wrong
 from .exporter_form import BREAKER, DESTINATION, EXPORTERS, FORMAT, PROMETHEUS, ROUTE, RULE, Truth, TruthOrPath
 from .exporter_form import WHEN as EXPORT_WHEN
@@ -225,7 +226,7 @@ _LISTS: Final[Mapping[str, Any]] = {"sequence": Sequence, "together": Together}
 
 @dataclass(frozen=True, slots=True)
 class PlanKind:
-    """The composition tree: a simulator with `for`, a `pause`, or a list of parts under `sequence` or `together`."""
+    """The composition tree: a simulator with `for`, a `pause`, parts under `sequence` or `together`, or an operator's own keys."""
 
     depth: int = 1
 
@@ -239,6 +240,9 @@ class PlanKind:
         word = words[0]
         if word == "pause":
             return self._pause(node, label)
+        if word in COMBINED:
+            operator: Operator = COMBINED[word].read(node, label)
+            return operator
         return self._parts(node, label, word) if word in _LISTS else self._hold(node, label, word)
 
     def _refuse(self, node: Entries, label: str, words: list[str]) -> None:
@@ -290,6 +294,8 @@ class PlanKind:
         """Return the tree as data."""
         if isinstance(value, Pause):
             return {"pause": DURATION.write(value.for_s)}
+        if isinstance(value, Operator):
+            return next(record for record in COMBINED.values() if type(value) is record.cls).write(value)
         if isinstance(value, Hold):
             word = value.simulator.record.name
             beside = Record(Hold, _HOLD_KEYS).write(value)
@@ -308,11 +314,12 @@ class PlanKind:
         holds = [_object({word: record.schema(), **beside}, (word, "for")) for word, record in SIMULATORS.items()]
         parts = {"type": "array", "items": self.schema(), "minItems": 1}
         lists = [_object({word: parts, "phase": {"type": "string"}}, (word,)) for word in _LISTS]
-        return {"oneOf": [*holds, *lists, _object({"pause": DURATION.schema()}, ("pause",))]}
+        return {"oneOf": [*holds, *lists, _object({"pause": DURATION.schema()}, ("pause",)), combined_schema(COMBINED)]}
 
 
-_WORDS: Final = (*_LISTS, "pause", *SIMULATORS)
-_BESIDE: Final = ("for", "phase", "targets", "tolerance")
+COMBINED: Final = operators(PlanKind(), TARGETS)
+_WORDS: Final = (*_LISTS, "pause", *COMBINED, *SIMULATORS)
+_BESIDE: Final = ("for", "phase", "targets", "tolerance", "of", "otherwise", "strength")
 
 
 def _object(properties: Schema, required: tuple[str, ...]) -> Schema:
@@ -397,7 +404,7 @@ def reference() -> str:
     parts += [_rows(f"`metrics`: `sampling`: `{name}`", record) for name, record in SAMPLING.items()]
     parts += [_rows("`exporters`", EXPORTERS)]
     parts += [_rows(f"`exporters`: {name}", record) for name, record in _EXPORT_PARTS.items()]
-    parts += [_PLAN, _rows("Beside a simulator", _HOLD)]
+    parts += [_PLAN, *(_rows(f"`{name}`", record) for name, record in COMBINED.items()), _rows("Beside a simulator", _HOLD)]
     parts += [_rows(f"`{name}`", record) for name, record in SIMULATORS.items()]
     parts += [_SHAPES, *(_rows(f"`{name}`", record) for name, record in Strength("fraction").kinds().items())]
     return "\n".join(parts)
@@ -460,9 +467,9 @@ refused with line and column. `stress-cluster validate FILE` checks a document, 
 """
 _PLAN: Final = """### `plan`
 
-One of: a simulator with `for`; `pause: 5s`; or a list of parts under `sequence` (one after the other) or `together` (from the same
-instant). Lists
-take a `phase`, which names the parts that have no name of their own.
+One of: a simulator with `for`; `pause: 5s`; a list of parts under `sequence` (one after the other) or `together` (from the same
+instant), with a `phase` which names the parts that have no name of their own; or one of the words below, most of which stand around one
+part under `of`. [Combine loads](../how-to/combine-loads.md) has examples.
 """
 _RULES: Final = """Doses, probes, failures, safety and losses are always recorded, and whole. What is left out is counted in
 `metrics.filtered`. Sampling needs `mode: detailed`; each sample says by its `weight` how many it stands for, and

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeVar
 
 from actors import shape as shapes
@@ -32,14 +32,27 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A part of the scenario that a node does not run, because a condition does not hold or another part was drawn."""
+
+    path: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """A resolved scenario: who does what when. `operations` are in order of start, path and node."""
+    """A resolved scenario: who does what when. `operations` are in order of start, path and node.
+
+    `skipped` says what conditions left out, and why; it is in `plan.json` where there is any.
+    """
 
     scenario: Scenario
     seed: int
     duration_s: float
     targets: tuple[str, ...]
     operations: tuple[Operation, ...]
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -73,6 +86,7 @@ class Plan:
             "duration_s": self.duration_s,
             "targets": self.targets,
             "operations": [_operation_data(operation) for operation in self.operations],
+            **({"skipped": [asdict(one) for one in self.skipped]} if self.skipped else {}),
         }
         return (json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
@@ -88,6 +102,7 @@ class Plan:
                 duration_s=check_number("plan.json: duration_s", body["duration_s"]),
                 targets=tuple(map(str, body["targets"])),
                 operations=operations,
+                skipped=tuple(Skipped(**one) for one in body.get("skipped", ())),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError("invalid_document", f"plan.json is damaged: {type(error).__name__}: {error}", "replay another run") from error
@@ -99,10 +114,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One hold of the scenario with the nodes that it runs on."""
+    """One hold of the scenario with the nodes that it runs on, and why not on others."""
 
     placed: Placed
     nodes: tuple[NodeSpec, ...]
+    skipped: tuple[Skipped, ...] = ()
 
 
 def resolve(scenario: Scenario, nodes: Sequence[NodeSpec], seed: int | None = None, *, allow_head: bool = False) -> Plan:
@@ -119,7 +135,12 @@ def resolve(scenario: Scenario, nodes: Sequence[NodeSpec], seed: int | None = No
     operations = tuple(operation for step in steps for operation in _operations(step, run_seed))
     used = {operation.node for operation in operations}
     names = tuple(node.name for node in targets if node.name in used)
-    plan = Plan(scenario, run_seed, round(scenario.plan.duration_s, 6), names, operations)
+    skipped = tuple(one for step in steps for one in step.skipped)
+    if not operations:
+        first = skipped[0]
+        message = f"no part of the plan runs on any node; part {first.path} not on {first.node}, because {first.reason}"
+        raise RefusedError("no_target", message, "change the conditions, or see `stress-cluster doctor` for the cluster's nodes and labels")
+    plan = Plan(scenario, run_seed, round(scenario.plan.duration_s, 6), names, operations, skipped)
     check_fractions(plan)
     _check_seen_budget(scenario.budget, steps)
     return plan
@@ -133,9 +154,15 @@ def _check_names(nodes: Sequence[NodeSpec]) -> None:
 
 
 def _step(part: Placed, targets: tuple[NodeSpec, ...], run_seed: int) -> Step:
+    nodes, skipped = targets, []
+    for sieve in part.sieves:
+        nodes, left = sieve.sift(nodes, run_seed)
+        skipped += [Skipped(part.path, name, reason) for name, reason in left]
+        if not nodes:
+            return Step(part, (), tuple(skipped))
     own = part.hold.targets
-    nodes = targets if own is None else narrow(own, targets, derive_seed(run_seed, part.path, "targets"))
-    return Step(part, nodes)
+    nodes = nodes if own is None else narrow(own, nodes, derive_seed(run_seed, part.path, "targets"))
+    return Step(part, nodes, tuple(skipped))
 
 
 def _operations(step: Step, run_seed: int) -> list[Operation]:
@@ -310,7 +337,8 @@ def replay(old: Plan, nodes: Sequence[NodeSpec], *, allow_head: bool = False) ->
         raise RefusedError("protected", f"{', '.join(heads)} is the head node now", "pass --allow-head, or run the scenario instead")
     present = set(kept)
     operations = tuple(operation for operation in old.operations if operation.node in present)
-    new = Plan(old.scenario, old.seed, old.duration_s, kept, operations)
+    skipped = tuple(one for one in old.skipped if one.node in by_name)
+    new = Plan(old.scenario, old.seed, old.duration_s, kept, operations, skipped)
     return new, drift(old, new)
 
 

@@ -7,7 +7,8 @@ options by their names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Final, cast
 
 from actors import shape as shapes
@@ -87,3 +88,38 @@ def _strength(label: str, unit: Unit, value: object) -> Shape:
         else:
             check_number(place, level, 0.0, 1.0 if unit == "fraction" else LARGEST)
     return shape
+
+
+def reshaped(simulator: Simulator, strength: float, pace: float) -> Simulator:
+    """Return a simulator with all levels times `strength` and all times of its shape times `pace` (2: half as fast).
+
+    Whole numbers are rounded down, so that shares never sum to more than the whole. Raises `InputError` (`invalid_value`) where
+    the result is out of the simulator's range, or a function's time is to be changed.
+    """
+    shape = simulator.shape.scaled(strength)
+    if pace != 1.0:
+        shape = _paced(shape, pace)
+    if simulator.unit in ("bytes", "count") and not isinstance(shape, shapes.Custom):
+        shape = replace(shape, **_whole_levels(shape))
+    return cast("Simulator", replace(cast("Any", simulator), **{simulator.unit: shape}))
+
+
+def _paced(shape: Shape, pace: float) -> Shape:
+    if isinstance(shape, shapes.Custom):
+        message = f"the time of the function {shape.function!r} cannot be stretched"
+        raise InputError("invalid_value", message, "write the function for the longer span")
+    if isinstance(shape, shapes.Leak):
+        return replace(shape, rate=shape.rate / pace)
+    times = {one.name: getattr(shape, one.name) * pace for one in fields(shape) if one.name.endswith("_s")}
+    return replace(shape, **times)
+
+
+def _whole_levels(shape: Shape) -> dict[str, Any]:
+    """Return each level rounded down to a whole number; what a product of floats lacks to one is forgiven."""
+
+    def whole(level: float) -> float:
+        return float(math.floor(level + 1e-6))
+
+    if isinstance(shape, shapes.Steps):
+        return {"levels": tuple(map(whole, shape.levels))}
+    return {name: whole(level) for name, level in levels(shape).items()}

@@ -121,10 +121,22 @@ def _sorted(nodes: Iterable[NodeSpec]) -> list[NodeSpec]:
 
 
 def _matches(node: NodeSpec, targets: Targets) -> bool:
-    role = targets.role == "any" or (targets.role == "head") == node.is_head
-    named = not targets.names or node.name in targets.names
-    addressed = not targets.addresses or node.address in targets.addresses
-    return role and named and addressed and all(node.labels.get(key) == value for key, value in label_pairs(targets))
+    return not mismatch(node, targets)
+
+
+def mismatch(node: NodeSpec, targets: Targets) -> str:
+    """Return in which way a node is not what the selectors ask for, or nothing where it is."""
+    if targets.role != "any" and (targets.role == "head") != node.is_head:
+        return f"it is not of role {targets.role}"
+    if targets.names and node.name not in targets.names:
+        return f"it is not named {', '.join(targets.names)}"
+    if targets.addresses and node.address not in targets.addresses:
+        return f"it is not at address {', '.join(targets.addresses)}"
+    for key, value in label_pairs(targets):
+        found = node.labels.get(key)
+        if found != value:
+            return f"it has no label {key}={value}" + ("" if found is None else f", but {key}={found}")
+    return ""
 
 
 def label_pairs(targets: Targets) -> tuple[tuple[str, str], ...]:

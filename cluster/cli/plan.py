@@ -128,6 +128,7 @@ def describe_plan(loaded: source.Loaded, site: Site, settings: Settings, limits:
         "nodes": nodes,
         "budget": [{**asdict(span), "over": list(span.over)} for span in spans],
         "drift": list(drift),
+        "skipped": [asdict(one) for one in resolved.skipped],
         "hypotheses": [one.name or one.tolerance for one in loaded.scenario.hypotheses],
     }
     over = [*_over_limits(resolved, site, limits), *dict.fromkeys(reason for span in spans for reason in span.over)]
@@ -267,6 +268,7 @@ def plan_lines(document: Mapping[str, Any]) -> list[str]:
         *table(("from s", "to s", "nodes", "held", "budget"), budget),
         "",
         *[f"hypothesis: {one}" for one in document["hypotheses"]],
+        *[f"part {one['path']} is not run on {one['node']}: {one['reason']}" for one in document["skipped"]],
         *[f"differs from the stored plan: {one}" for one in document["drift"]],
         *refused,
     ]

@@ -13,6 +13,7 @@ from scenarios.catalogue import get
 from scenarios.plan import Plan, resolve
 
 HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "examples"
 NODES = (NodeSpec("head", is_head=True), *(NodeSpec(f"n{at}") for at in range(1, 4)))
 UPDATE = os.environ.get("GOLDEN_UPDATE") == "1"
 
@@ -25,7 +26,11 @@ def stored(name: str, content: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("name", "scenario"),
-    [("burst.plan.json", get("burst")), ("custom.plan.json", text.load_file(HERE.parents[1] / "examples" / "custom.yaml"))],
+    [
+        ("burst.plan.json", get("burst")),
+        ("custom.plan.json", text.load_file(EXAMPLES / "custom.yaml")),
+        ("combined.plan.json", text.load_file(EXAMPLES / "combined.yaml")),
+    ],
 )
 def test_plans_are_byte_equal_to_the_stored_ones(name, scenario):
     """The same scenario, seed and nodes give the stored bytes, and the stored plan reads back (GOLDEN_UPDATE=1 rewrites)."""

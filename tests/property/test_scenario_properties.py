@@ -13,7 +13,7 @@ from actors import shape as shapes
 from actors.errors import InputError
 from actors.metrics.registry import CATALOGUE
 from actors.simulator import REGISTRY
-from scenarios import combinators, document, exporters, hypotheses, kinds, model, recording, targets, text, units
+from scenarios import combinators, composites, document, exporters, hypotheses, kinds, model, recording, targets, text, units
 
 fraction = st.floats(0, 1)
 size = st.integers(0, 1 << 53)
@@ -80,14 +80,43 @@ selectors = st.builds(
 hold = st.builds(
     combinators.Hold, simulator, seconds.map(lambda span: min(span, 1000.0)), line, st.none() | selectors, st.none() | st.floats(0.001, 1)
 )
+
+
+def is_plan(part):
+    """Tell whether a scenario takes it: what is nested may last too long, and what is cut may hold no load."""
+    try:
+        return bool(combinators.check_tree(part))
+    except InputError:
+        return False
+
+
+def shares(inner):
+    return st.lists(st.builds(composites.Share, st.floats(1e-3, 1e9), inner), min_size=1, max_size=3).map(tuple)
+
+
 tree = st.recursive(
     hold,
     lambda inner: st.one_of(
         st.builds(combinators.Sequence, st.lists(inner | st.just(combinators.Pause(0.5)), min_size=1, max_size=3).map(tuple), line),
         st.builds(combinators.Together, st.lists(inner, min_size=1, max_size=3).map(tuple), line),
+        st.builds(composites.Weighted, shares(inner), line),
+        st.builds(composites.Choose, shares(inner), line),
+        st.builds(composites.Where, st.builds(targets.Targets, role=st.sampled_from(targets.ROLES)), inner, st.none() | inner),
+        st.builds(composites.Repeat, st.integers(1, 3), inner),
+        st.builds(composites.Scaled, fraction, inner),
+        st.builds(composites.Limited, seconds, inner),
+        st.builds(
+            lambda part, rounds, *rest: composites.Held("mix", part, min(max(rounds * part.duration_s, 0.1), units.DURATION_MAX_S), *rest),
+            inner,
+            st.floats(0.9, 3),
+            fraction,
+            line,
+            st.none() | selectors,
+            st.none() | st.floats(0.001, 1),
+        ),
     ),
     max_leaves=6,
-).filter(lambda plan: any(True for _ in combinators.placed(plan)))
+).filter(is_plan)
 
 
 @st.composite
