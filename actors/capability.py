@@ -22,6 +22,7 @@ from .limits import PROC, Container, cpu_stalled_s, find_container, read_text
 from .memory import MADV_POPULATE_WRITE
 from .proc import cgroup_root
 from .processor import read_processor
+from .procfs import size_bytes
 from .simulator import REGISTRY, Capability
 from .stress_ng import tree as stress_ng
 
@@ -136,8 +137,7 @@ def nice_limit(limits: str) -> int:
 
 
 def _swap_bytes(proc: Path) -> int:
-    line = next((line for line in (read_text(proc / "meminfo") or "").splitlines() if line.startswith("SwapTotal:")), "SwapTotal: 0")
-    return int(line.split()[1]) * 1024
+    return size_bytes(read_text(proc / "meminfo") or "", "SwapTotal") or 0
 
 
 def read_facts(state_dir: Path, container: Container | None = None, proc: Path = PROC) -> NodeFacts:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from .limits import PROC, chain, read_integer, read_text
+from .procfs import port_range
 
+PORT_RANGE: Final = "sys/net/ipv4/ip_local_port_range"  # under /proc
 LARGEST: Final = 1 << 53  # what has no limit counts as this: a float still holds it exactly
 
 
@@ -52,8 +54,11 @@ def mappings(proc: Path = PROC) -> int:
 
 def ports(proc: Path = PROC) -> int:
     """Return how many local ports the kernel gives to connections by itself."""
-    words = (read_text(proc / "sys/net/ipv4/ip_local_port_range") or "").split()
-    return int(words[1]) - int(words[0]) + 1 if len(words) == 2 else 0
+    try:
+        first, last = port_range((proc / PORT_RANGE).read_text())
+    except (OSError, ValueError):
+        return 0
+    return last - first + 1
 
 
 def inodes(path: Path) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from . import namespaces, session
+from . import namespaces, procfs, session
 from .host import BusyMeter, usage_seconds
 from .limits import PROC, cpu_stalled_s, read_text
 from .messages import Operation
@@ -83,15 +83,13 @@ class ProcessFiles:
 
     def anonymous_bytes(self) -> int | None:
         """Return the anonymous resident bytes (RssAnon), or None when the process is gone."""
-        for line in (self._read("status") or "").splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-        return None
+        return procfs.size_bytes(self._read("status") or "", "RssAnon")
 
     def major_faults(self) -> int | None:
-        """Return the major page faults so far (man 5 proc_pid_stat, majflt), or None when the process is gone."""
-        fields = (self._read("stat") or "").rpartition(")")[2].split()
-        return int(fields[9]) if len(fields) > 9 else None
+        """Return the major page faults so far, or None when the process is gone."""
+        with suppress(ValueError, IndexError):  # it ended while it was read
+            return procfs.major_faults(self._read("stat") or "")
+        return None
 
     def descriptors(self) -> int | None:
         """Return how many file descriptors are open, or None when the process is gone."""

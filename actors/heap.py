@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from . import procfs
+
 Source = Literal["rss_anon", "mallinfo2", "unavailable"]
 SOURCES: Final[tuple[Source, ...]] = ("rss_anon", "mallinfo2", "unavailable")
 STATUS: Final = Path("/proc/self/status")
@@ -62,10 +64,9 @@ def library_heap(library: object = None) -> HeapFigure:
 def process_heap(live_bytes: int, baseline_bytes: int, status: Path = STATUS) -> HeapFigure:
     """Return the figure of an allocator that holds all of this process's anonymous memory above a baseline."""
     try:
-        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        resident_bytes = procfs.size_bytes(status.read_text(encoding="ascii", errors="replace"), "RssAnon")
     except OSError as error:
         return unavailable(f"{status} cannot be read: {error.strerror}")
-    found = next((line for line in lines if line.startswith("RssAnon:")), "")
-    if not found:
+    if resident_bytes is None:
         return unavailable(f"{status} has no RssAnon (before Linux 4.5)")
-    return HeapFigure(max(0, int(found.split()[1]) * 1024 - baseline_bytes), live_bytes, "rss_anon")
+    return HeapFigure(max(0, resident_bytes - baseline_bytes), live_bytes, "rss_anon")

@@ -17,8 +17,8 @@ from .clock import SECOND_NS, Clock, SystemClock
 from .heat import Reading
 from .limits import PROC, Container, MemoryLevel, find_container, read_integer
 from .messages import HostSnapshot
+from .procfs import USER_HZ, size_bytes
 
-USER_HZ: Final = os.sysconf("SC_CLK_TCK")
 _CHUNK_BYTES: Final = 1 << 16
 
 
@@ -86,10 +86,7 @@ class BusyMeter:
 
 def meminfo_bytes(text: str, key: str) -> int:
     """Return one line of /proc/meminfo in bytes; 0 where the kernel does not have it."""
-    for line in text.splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return size_bytes(text, key) or 0
 
 
 def inactive_file_bytes(stat: str) -> int:

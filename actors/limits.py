@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .procfs import size_bytes
+
 PROC: Final = Path("/proc")
 
 
@@ -154,10 +156,8 @@ def _memory_levels(proc: Path, total_bytes: int) -> tuple[MemoryLevel, ...]:
 
 def memory_total_bytes(proc: Path = PROC) -> int:
     """Return the machine's memory in bytes."""
-    for line in (read_text(proc / "meminfo") or "").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = size_bytes(read_text(proc / "meminfo") or "", "MemTotal")
+    return found if found is not None else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def find_container(proc: Path = PROC) -> Container:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import functools
 import mmap
-from pathlib import Path
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
+from . import procfs
 from .clock import SECOND_NS, process_cpu_ns
+from .heap import STATUS
 from .lease import NOTE_NO_POPULATE, NOTE_NO_RECORDING, LeaseWatch
 from .limits import Container, find_container
 from .messages import Capacity, Operation
@@ -145,8 +147,7 @@ def _container() -> Container:
 
 def own_anonymous_bytes() -> int:
     """Return this process's anonymous resident bytes."""
-    rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return next((int(row[1]) * 1024 for row in rows if row[0] == "RssAnon:"), 0)
+    return procfs.size_bytes(STATUS.read_text(encoding="ascii", errors="replace"), "RssAnon") or 0
 
 
 class StepMeters:
@@ -169,17 +170,15 @@ class StepMeters:
         self._tick()
 
 
-class MemoryPressure:
-    """Runs in a load process: `warm_up`, then `run`."""
+class MemoryHolder(ABC):
+    """What loads share that populate memory along their shape. Runs in a load process: `warm_up`, then `run`."""
 
     def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:
-        self._reserve_bytes = int(RECORD.resolve_options(operation.options)["reserve"])
         self._operation, self._watch, self._segment_path = operation, watch, segment_path
         self._shape = absolute(operation, capacity)
         self._unit_bytes = float(capacity.memory_bytes) if operation.unit == "fraction" else 1.0
         self._reservoir = Reservoir()
         self._steps: StepMeters | None = None
-        self._available = available_bytes if self._reserve_bytes else None
 
     def warm_up(self) -> None:
         """Take the code path once with one grain, so that the ramp brings nothing but its own pages; recording has its memory by then."""
@@ -190,9 +189,22 @@ class MemoryPressure:
         self._reservoir.step_towards(GRAIN_BYTES)
         if not self._reservoir.populates:
             self._watch.note(NOTE_NO_POPULATE)
+        self._rehearse()
         self._reservoir.release()
-        self._watch.baseline(own_anonymous_bytes())
+        baseline_bytes = own_anonymous_bytes()
+        self._watch.baseline(baseline_bytes)
+        self._begin(reporter, baseline_bytes)
         self.idle()
+
+    def _rehearse(self) -> None:  # noqa: B027  # not every load has more
+        """Take what else there is of the code path."""
+
+    def _begin(self, reporter: Reporter, baseline_bytes: int) -> None:  # noqa: B027  # nor needs it
+        """Get ready to record, above the bytes that are there before the ramp."""
+
+    @abstractmethod
+    def _follow(self, start_ns: int, meters: StepMeters) -> None:
+        """Follow the shape until the operation's end or a stop."""
 
     def idle(self) -> None:
         """Publish a sign of life."""
@@ -206,6 +218,19 @@ class MemoryPressure:
         finally:  # also of a load that fails nothing is lost
             self._steps.close()
         self._reservoir.release()
+
+    def _publish(self, asked_bytes: float, steps: int) -> None:
+        unit = self._unit_bytes
+        self._watch.report(asked=asked_bytes / unit, own=self._reservoir.held_bytes / unit, cpu_ns=process_cpu_ns(), operations=steps)
+
+
+class MemoryPressure(MemoryHolder):
+    """Holds as much as its shape asks."""
+
+    def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:
+        super().__init__(operation, capacity, watch, segment_path)
+        self._reserve_bytes = int(RECORD.resolve_options(operation.options)["reserve"])
+        self._available = available_bytes if self._reserve_bytes else None
 
     def _follow(self, start_ns: int, meters: StepMeters) -> None:
         end_ns = start_ns + round(self._operation.duration_s * SECOND_NS)
@@ -226,10 +251,6 @@ class MemoryPressure:
         if self._available is None:
             return asked_bytes
         return min(asked_bytes, max(0.0, float(held_bytes + self._available() - self._reserve_bytes)))
-
-    def _publish(self, asked_bytes: float, steps: int) -> None:
-        unit = self._unit_bytes
-        self._watch.report(asked=asked_bytes / unit, own=self._reservoir.held_bytes / unit, cpu_ns=process_cpu_ns(), operations=steps)
 
 
 def supported(facts: NodeFacts) -> Capability:

@@ -10,15 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .arena import ALIGN_BYTES, Arena, fragmentation
-from .clock import SECOND_NS, process_cpu_ns
+from .clock import SECOND_NS
 from .errors import InputError
 from .heap import library_heap, process_heap
-from .lease import NOTE_NO_POPULATE, NOTE_NO_RECORDING, LeaseWatch
-from .memory import GRAIN_BYTES, LOOK_S, SEGMENT_BYTES, Reservoir, StepMeters, own_anonymous_bytes, supported
+from .lease import LeaseWatch
+from .memory import GRAIN_BYTES, LOOK_S, SEGMENT_BYTES, MemoryHolder, StepMeters, supported
 from .memory import METRICS as STEP_METRICS
 from .messages import Capacity, Operation
-from .meters import open_reporter
-from .simulator import Option, SimulatorRecord, absolute
+from .simulator import Option, SimulatorRecord
 
 if TYPE_CHECKING:
     from .metrics.reporter import Reporter
@@ -159,51 +158,24 @@ class Teller:
             self._counters["memory.refused"](float(not shards.can_place(hole + 1)))
 
 
-class MemoryFragment:
-    """Runs in a load process: `warm_up`, then `run`."""
+class MemoryFragment(MemoryHolder):
+    """Holds as much as its shape asks, in blocks of which every second is free."""
 
     def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:
         """Make it. Raises `InputError` for options that do not fit together."""
+        super().__init__(operation, capacity, watch, segment_path)
         options = RECORD.resolve_options(operation.options)
-        self._operation, self._watch, self._segment_path = operation, watch, segment_path
-        self._shape = absolute(operation, capacity)
-        self._unit_bytes = float(capacity.memory_bytes) if operation.unit == "fraction" else 1.0
         peak_bytes = self._shape.peak(operation.duration_s)
         self._shards = Shards(block_bytes(int(options["block"]), float(options["fragmentation"]), peak_bytes))
-        self._reservoir = Reservoir()
-        self._steps: StepMeters | None = None
         self._teller: Teller | None = None
 
-    def warm_up(self) -> None:
-        """Take the code path once with one grain, so that the ramp brings nothing but its own pages."""
-        reporter, is_kept = open_reporter(self._segment_path, self._operation.seed)
-        if self._segment_path and not is_kept:
-            self._watch.note(NOTE_NO_RECORDING)
-        self._steps = StepMeters(reporter)
-        self._reservoir.step_towards(GRAIN_BYTES)
-        if not self._reservoir.populates:
-            self._watch.note(NOTE_NO_POPULATE)
+    def _rehearse(self) -> None:
         trial = Shards(BLOCK_MIN_BYTES)
         trial.lay(GRAIN_BYTES)
         trial.split()
-        self._reservoir.release()
-        baseline_bytes = own_anonymous_bytes()
+
+    def _begin(self, reporter: Reporter, baseline_bytes: int) -> None:
         self._teller = Teller(reporter, self._shards, baseline_bytes)
-        self._watch.baseline(baseline_bytes)
-        self.idle()
-
-    def idle(self) -> None:
-        """Publish a sign of life."""
-        self._watch.report(asked=0.0, own=0.0, cpu_ns=process_cpu_ns(), operations=0)
-
-    def run(self, start_ns: int) -> None:
-        """Follow the shape until the operation's end or a stop, then release; leaves the process when the lease ends."""
-        assert self._steps is not None, "warm_up comes before run"
-        try:
-            self._follow(start_ns, self._steps)
-        finally:  # also of a load that fails nothing is lost
-            self._steps.close()
-        self._reservoir.release()
 
     def _follow(self, start_ns: int, meters: StepMeters) -> None:
         assert self._teller is not None, "warm_up comes before run"
@@ -228,10 +200,6 @@ class MemoryFragment:
                 self._teller.tell()
                 told_ns = now_ns
             clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
-
-    def _publish(self, asked_bytes: float, steps: int) -> None:
-        unit = self._unit_bytes
-        self._watch.report(asked=asked_bytes / unit, own=self._reservoir.held_bytes / unit, cpu_ns=process_cpu_ns(), operations=steps)
 
 
 RECORD: Final = SimulatorRecord(

@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from .procfs import split_stat
+
 SYS_PROCESS_MRELEASE: Final = 448  # the same number on every architecture since Linux 5.15
 PR_SET_PDEATHSIG: Final = 1
 FALLOC_DEFAULT: Final = 0
@@ -91,9 +93,8 @@ def time_offset_ns() -> int:
 
 def parse_stat(text: str) -> ProcStat:
     """Parse a line of /proc/PID/stat; the command may hold blanks and parentheses. Raises ValueError or IndexError."""
-    head, _, tail = text.rpartition(")")
-    fields = tail.split()
-    return ProcStat(int(head.split(" ", 1)[0]), fields[0], int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+    pid, _, fields = split_stat(text)
+    return ProcStat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
 
 
 def read_stat(pid: int) -> ProcStat | None:

@@ -12,13 +12,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from . import proc
 from .limits import PROC
 from .proc import Identity
-
-_TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
+from .procfs import USER_HZ, split_stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +40,9 @@ class Member:
 
 def parse(text: str) -> Member:
     """Parse a line of /proc/PID/stat (man 5 proc_pid_stat); raises ValueError or IndexError."""
-    head, _, tail = text.rpartition(")")
-    pid, _, name = head.partition(" (")
-    fields = tail.split()
+    pid, name, fields = split_stat(text)
     ticks = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
-    return Member(int(pid), name, fields[0], int(fields[1]), int(fields[3]), ticks * _TICK_S, int(fields[17]), int(fields[19]))
+    return Member(pid, name, fields[0], int(fields[1]), int(fields[3]), ticks / USER_HZ, int(fields[17]), int(fields[19]))
 
 
 def members(sid: int, root: Path = PROC) -> list[Member]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from . import procfs
 from .clock import SECOND_NS, process_cpu_ns
 from .errors import InputError
 from .lease import NOTE_NO_RECORDING, LeaseWatch
@@ -92,8 +93,8 @@ class PagedFile:
 
 
 def major_faults() -> int:
-    """Return the major faults of this process so far: man 5 proc_pid_stat, majflt."""
-    return int(Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[9])
+    """Return the major faults of this process so far."""
+    return procfs.major_faults(Path("/proc/self/stat").read_text(encoding="ascii", errors="replace"))
 
 
 def verify(file: PagedFile, count: Callable[[], int] = major_faults) -> None:

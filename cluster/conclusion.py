@@ -5,6 +5,7 @@ Pure: an `Ending` (control plane), a plan and an object that answers questions a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -55,6 +56,7 @@ class Ending:
     halt_latency_ms: float | None
     drift: tuple[str, ...] = ()
     shared: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    ended_s: float | None = None  # when it was let go before its plan's end, in seconds from its start
 
 
 class Figures(Protocol):
@@ -153,19 +155,15 @@ class _Measured:
 
     operation: Operation
     windows: list[DoseWindow]
+    ended_s: float  # in seconds from the start of the run, where it was let go before its time
 
     @property
     def terms(self) -> dict[str, Any]:
         """Return what the judgement goes by."""
-        operation, record = self.operation, record_of(self.operation.kind)
-        return {
-            "unit": operation.unit,
-            "relative": not METERS[record.meter_of(operation.unit)].in_points,
-            "duration_s": operation.duration_s,
-            "tolerance": record.tolerance if operation.tolerance is None else operation.tolerance,
-            "host_total": operation.options.get("mode") == "host_total",
-            "floor": record.floor,
-        }
+        operation = self.operation
+        duration_s = min(operation.duration_s, max(0.0, self.ended_s - operation.start_s))
+        host_total = operation.options.get("mode") == "host_total"
+        return {**tolerance_of(operation.kind, operation.unit, operation.tolerance), "duration_s": duration_s, "host_total": host_total}
 
     def dose(self) -> DoseResult:
         """Return whether the dose was reached."""
@@ -177,6 +175,13 @@ class _Measured:
         return [(begun_s + begin_s, begun_s + end_s) for begin_s, end_s in dose.at_target(self.windows, **self.terms)]
 
 
+def tolerance_of(kind: str, unit: str, own: float | None = None) -> dict[str, Any]:
+    """Return how far achieved may be from asked, as `dose` takes it: by the simulator, or by the scenario's `own` tolerance."""
+    record = record_of(kind)
+    relative = not METERS[record.meter_of(unit)].in_points
+    return {"unit": unit, "relative": relative, "tolerance": record.tolerance if own is None else own, "floor": record.floor}
+
+
 def _measured(ending: Ending, plan: Plan, figures: Figures) -> tuple[_Measured, ...]:
     """Return the operations of which there are windows."""
     found = []
@@ -185,13 +190,13 @@ def _measured(ending: Ending, plan: Plan, figures: Figures) -> tuple[_Measured, 
         rows = figures.windows(operation.id)
         if rows:
             windows = [DoseWindow(at_s - start_s, requested, achieved, own=own) for at_s, requested, achieved, own in rows]
-            found.append(_Measured(operation, windows))
+            found.append(_Measured(operation, windows, math.inf if ending.ended_s is None else ending.ended_s))
     return tuple(found)
 
 
 def _hypothesis(one: Hypothesis, ending: Ending, plan: Plan, figures: Figures) -> HypothesisResult:
     start_s = ending.start_at_wall_ns / SECOND_NS
-    end_s = start_s + plan.duration_s
+    end_s = start_s + (plan.duration_s if ending.ended_s is None else ending.ended_s)
     if isinstance(one, ActorProbe):
         return judge_hypothesis(one, _probed(one, figures))
     return judge_hypothesis(one, _observed(one, (start_s, end_s) if one.when == "during" else (end_s, end_s + AFTER_S), figures))

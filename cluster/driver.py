@@ -48,6 +48,7 @@ class RunRequest:
     replay_plan: str = ""
     replay_of: str | None = None
     scenario_name: str = ""
+    held: bool = False  # for a caller that may let go, and for no longer than it runs: see `held`
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -91,11 +92,15 @@ class DriverProcess:
                 self._outcome = Outcome(event["status"], event["exit_code"], event["message"], run_dir, event.get("summary") or {})
             yield event
 
-    def stop(self, reason: str) -> None:
-        """Ask for a graceful stop: the run ends, everything is undone, the outcome follows. May be called from a signal handler."""
+    def stop(self, reason: str, *, as_planned: bool = False) -> None:
+        """Ask for a graceful stop: the run ends, everything is undone, the outcome follows. May be called from a signal handler.
+
+        `as_planned`: what it was for is over, so that it is judged by what it did until now and is not cancelled.
+        """
+        cause = "passed" if as_planned else "cancelled"
         with contextlib.suppress(OSError, ValueError):  # the child is gone already
             assert self._process.stdin is not None
-            os.write(self._process.stdin.fileno(), (json.dumps({"stop": reason}) + "\n").encode())
+            os.write(self._process.stdin.fileno(), (json.dumps({"stop": reason, "cause": cause}) + "\n").encode())
 
     def kill(self) -> None:
         """End the child at once; leases and the guardian end and undo what it began."""

@@ -1,7 +1,7 @@
 """The child process that drives one run: `python -m cluster.driver_main EVENTS_FD`, started by `driver.start`.
 
-Reads the request and later words ({"stop": reason}) from standard input, whose end means that the starter is gone; tells what
-happens as JSON lines on EVENTS_FD. It leads a session of its own, and holds no load: what it began ends without it.
+Reads the request and later words ({"stop": reason, "cause": cause}) from standard input, whose end means that the starter is gone; tells
+what happens as JSON lines on EVENTS_FD. It leads a session of its own, and holds no load: what it began ends without it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from actors.errors import HarnessError, RefusedError, StressError
 from actors.guardian import GuardianClient, GuardianError
 from actors.messages import Event
 from actors.origin import PACKAGES, code_id
+from actors.proc import read_stat
 from actors.state import ENV_STATE_DIR, open_state_dir
 from scenarios import text
 
@@ -44,7 +45,8 @@ class Driver:
     def __init__(self, request: RunRequest, events_fd: int) -> None:
         self._request, self._settings, self._clock = request, request.settings, SystemClock()
         self._events = os.fdopen(events_fd, "w", encoding="utf-8", buffering=1)
-        self._stop_reason = ""
+        self._stop_reason, self._stop_cause = "", "cancelled"
+        self._starter = os.getppid()
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._state_dir = open_state_dir(state_path(request.settings))
@@ -58,8 +60,9 @@ class Driver:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: self.ask_stop(f"signal {signal.Signals(number).name}"))
 
-    def ask_stop(self, reason: str) -> None:
-        """Note that the run should end; safe in a signal handler."""
+    def ask_stop(self, reason: str, cause: str = "cancelled") -> None:
+        """Note that the run should end, the first time for what; safe in a signal handler."""
+        self._stop_cause = self._stop_cause if self._stop_reason else cause
         self._stop_reason = self._stop_reason or reason
         self._stopping.set()
 
@@ -168,10 +171,15 @@ class Driver:
         return self._outcome(outcome["status"], outcome["exit_code"], outcome["message"], summary)
 
     def _beat(self) -> None:
-        """Hold the driver's lease: nothing else happens on this thread, so that writing files is no death."""
+        """Hold the driver's lease: nothing else happens on this thread, so that writing files is no death.
+
+        What a caller holds is kept for a caller that runs: for one that is stopped, or gone while somebody keeps its pipe, the lease ends.
+        """
         from . import ray_port  # noqa: PLC0415
 
         while not self._ended.wait(self._settings.lease_s / 5):
+            if self._request.held and not runs(self._starter):
+                continue
             with contextlib.suppress(StressError, ray_port.RayError):  # the next beat tries again; without any the run ends
                 self._orchestrator.call("beat", self._request.run, timeout_s=self._settings.lease_s, group="exchange")
 
@@ -185,7 +193,7 @@ class Driver:
         while True:
             if self._stopping.is_set() and self._stop_reason:
                 reason, self._stop_reason = self._stop_reason, ""
-                self._orchestrator.call("stop", self._request.run, "cancelled", reason, group="control")
+                self._orchestrator.call("stop", self._request.run, self._stop_cause, reason, group="control")
             try:
                 news = self._orchestrator.call("follow", self._request.run, cursor, timeout_s=5.0, group="control")
                 unheard_ns = self._clock.boot_ns()
@@ -408,13 +416,19 @@ def versions() -> dict[str, str]:
     return {**found, "python": platform.python_version(), "kernel": platform.release()}
 
 
+def runs(parent: int) -> bool:
+    """Tell whether the process that started this one is there and not stopped."""
+    stat = read_stat(parent)
+    return os.getppid() == parent and stat is not None and stat.state not in "TtZX"
+
+
 def listen(driver: Driver) -> None:
     """Pass on what the starter says; its end is a stop."""
     for line in sys.stdin:
         with contextlib.suppress(ValueError):
             word = json.loads(line)
             if "stop" in word:
-                driver.ask_stop(str(word["stop"]))
+                driver.ask_stop(str(word["stop"]), str(word["cause"]))
     driver.ask_stop("the process that started the run is gone")
 
 

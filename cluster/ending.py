@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from actors.clock import SECOND_NS
 from actors.messages import Event
 
 from .conclusion import Ending, NodeEnding
 from .exchange import Stage
 from .records import NodeInRun, Run
+from .verdict import Cause
 
 
 def ending_of(run: Run, events: Sequence[Event], wall_ns: int, drift: Sequence[str], shared: Mapping[str, list[str]]) -> Ending:
@@ -23,7 +25,14 @@ def ending_of(run: Run, events: Sequence[Event], wall_ns: int, drift: Sequence[s
         halt_latency_ms=_after_ms(run.stop_decided_ns, run.last_gone_ns),
         drift=tuple(drift),
         shared=shared,
+        ended_s=_let_go_s(run),
     )
+
+
+def _let_go_s(run: Run) -> float | None:
+    """Return when a run was let go before its plan's end, in seconds from its start: nothing was asked from then on."""
+    is_let_go = any(cause is Cause.PASSED for cause, _ in run.causes)
+    return (run.stop_decided_ns - run.start_at_ns) / SECOND_NS if is_let_go else None
 
 
 def node_ending(name: str, state: NodeInRun, decided_ns: int = 0) -> NodeEnding:

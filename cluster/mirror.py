@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from actors.errors import InputError
+from actors.proc import boot_id
 
 from .files import write_whole
 
@@ -63,8 +64,7 @@ def copy_file(source: RemoteDirectory, run_dir: Path, name: str, size: int) -> N
 def identity(directory: Path) -> list[str | int]:
     """Return what tells one directory from all others, also from one of the same path on another machine."""
     found = directory.stat()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return [boot, found.st_dev, found.st_ino]
+    return [boot_id(), found.st_dev, found.st_ino]
 
 
 def chunks(source: RemoteDirectory, name: str, size: int) -> Iterator[bytes]:

@@ -73,11 +73,18 @@ class Orchestrator:
             run.driver_deadline_ns = now_ns + round(self.times.lease_s * SECOND_NS)
 
     def stop(self, run_id: str, cause: Cause, reason: str, now_ns: int, *, kill: bool = False) -> bool:
-        """End a run for a cause; returns False when no such run is alive."""
+        """End a run for a cause; returns False when no such run is alive.
+
+        `PASSED`: what it was for is over, and it is judged by the time until now. Of a run that does not load yet that is a cancellation.
+        """
         self.now_ns = now_ns
         run = self.runs.get(run_id)
         if run is None:
             return False
+        if cause is Cause.PASSED and run.phase is not Phase.RUNNING:
+            if run.phase in {Phase.STOPPING, Phase.COLLECTING, Phase.DONE}:
+                return True  # its own time was over first
+            cause = Cause.CANCELLED
         self._stop(run, cause, reason, kill=kill)
         return True
 
@@ -405,7 +412,7 @@ class Orchestrator:
             return
         if (cause, reason) not in run.causes:
             run.causes.append((cause, reason))
-            self._tell(run, "stop", f"{cause}: {reason}", severity="info" if cause is Cause.CANCELLED else "error")
+            self._tell(run, "stop", f"{cause}: {reason}", severity="info" if cause in {Cause.CANCELLED, Cause.PASSED} else "error")
         run.kill = run.kill or kill
         if run.phase is not Phase.STOPPING:
             run.stop_decided_ns = self.now_ns

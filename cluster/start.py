@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from actors.clock import SystemClock
 from actors.errors import InputError
@@ -40,12 +40,51 @@ def run_scenario(
     with `nodes` target raylets. `settings` are dotted paths to values, as flags are. Signals stop the run gracefully meanwhile.
     Raises `InputError` for wrong options.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or _connected_address()
+    request = request_of(
+        scenario,
+        address=address,
+        nodes=nodes,
+        seed=seed,
+        out=out,
+        timeout_s=timeout_s,
+        allow_head=allow_head,
+        allow_starve=allow_starve,
+        settings=settings,
+    )
+    process = start(request)
+    with _stopping_on_signals(process):
+        for event in process.events():
+            if not quiet:
+                say(event)
+        outcome = process.wait()
+    if not quiet:
+        print(f"{outcome.status}: {outcome.message}", file=sys.stderr)
+        print(f"run directory: {outcome.run_dir}", file=sys.stderr)
+    return outcome
+
+
+class Where(TypedDict, total=False):
+    """Where and how a scenario runs: the options of `run_scenario` but `quiet`, with the same meanings."""
+
+    address: str | None
+    nodes: int | None
+    seed: int | None
+    out: str | Path | None
+    timeout_s: float | None
+    allow_head: bool
+    allow_starve: bool
+    settings: Mapping[str, Any] | None
+
+
+def request_of(scenario: Scenario, **where: Unpack[Where]) -> RunRequest:
+    """Return what the driver of a run is started with. Raises `InputError` for wrong options."""
+    address = where.get("address") or os.environ.get("RAY_ADDRESS") or _connected_address()
+    nodes, out, seed = where.get("nodes"), where.get("out"), where.get("seed")
     if nodes is not None and address:
         raise InputError("invalid_value", f"nodes is for the embedded Ray, but there is an address: {address}", "leave out one of the two")
-    flags = {**(settings or {}), **({"out": str(out)} if out is not None else {})}
+    flags = {**(where.get("settings") or {}), **({"out": str(out)} if out is not None else {})}
     resolved = all_settings.load(flags, scenario=all_settings.said_by(scenario), environ=os.environ)
-    request = RunRequest(
+    return RunRequest(
         scenario_text=text.dump(all_settings.recorded(scenario, resolved)),
         run=run_id(scenario.name, SystemClock()),
         out=out_folder(resolved, os.environ),
@@ -53,21 +92,17 @@ def run_scenario(
         address=address,
         nodes=nodes,
         seed=scenario.seed if seed is None else seed,
-        timeout_s=timeout_s,
-        allow_head=allow_head,
-        allow_starve=allow_starve,
+        timeout_s=where.get("timeout_s"),
+        allow_head=where.get("allow_head", False),
+        allow_starve=where.get("allow_starve", False),
         assume_yes=True,
     )
-    process = start(request)
-    with _stopping_on_signals(process):
-        for event in process.events():
-            if not quiet and event["type"] in {"event", "phase"}:
-                print(event.get("message") or event.get("phase"), file=sys.stderr)
-        outcome = process.wait()
-    if not quiet:
-        print(f"{outcome.status}: {outcome.message}", file=sys.stderr)
-        print(f"run directory: {outcome.run_dir}", file=sys.stderr)
-    return outcome
+
+
+def say(event: Mapping[str, Any]) -> None:
+    """Print what a driver tells of its run, but for its progress."""
+    if event["type"] in {"event", "phase"}:
+        print(event.get("message") or event.get("phase"), file=sys.stderr)
 
 
 def _connected_address() -> str | None:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .. import namespaces
+from ..counted import PORT_RANGE
 from ..lease import LeaseWatch
 from ..limits import PROC
 from ..messages import Amounts, Capacity, Operation
+from ..procfs import port_range
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
 from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
 from .sockets import KERNEL_BYTES
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 SIOCSIFFLAGS: Final = 0x8914  # linux/sockios.h
 IFF_UP: Final = 0x1  # linux/if.h
-_RANGE: Final = "sys/net/ipv4/ip_local_port_range"
 
 
 def leave_network() -> None:
@@ -39,8 +40,7 @@ def leave_network() -> None:
 
 def read_range(proc: Path = PROC) -> tuple[int, int]:
     """Return the first and the last local port of this network namespace. Raises `OSError`."""
-    first, last = (proc / _RANGE).read_text().split()
-    return int(first), int(last)
+    return port_range((proc / PORT_RANGE).read_text())
 
 
 class BoundPorts:
@@ -62,7 +62,7 @@ class BoundPorts:
         leave_network()
         last = min(last, first + self._ports - 1) if self._ports else last
         if read_range() != (first, last):  # where /proc/sys is read-only, the kernel's default may do
-            (PROC / _RANGE).write_text(f"{first} {last}")
+            (PROC / PORT_RANGE).write_text(f"{first} {last}")
         self._free = list(range(last, first - 1, -1))
 
     def take(self, count: int) -> None:

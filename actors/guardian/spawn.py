@@ -32,6 +32,7 @@ MODULES: Final = (
     "errors",
     "messages",
     "proc",
+    "procfs",
     "undo",
     "guardian/__init__",
     "guardian/core",

@@ -23,6 +23,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from .encoded import Encoded
+
 Floats = npt.NDArray[np.float64]
 Keys = npt.NDArray[np.int16]
 Counts = npt.NDArray[np.int64]
@@ -85,7 +87,7 @@ def bounds(key: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Histogram:
+class Histogram(Encoded):
     """Counts by key, ascending and without zeros; sum of the finite samples, min and max of all. An empty one has min > max."""
 
     keys: Keys
@@ -132,18 +134,8 @@ class Histogram:
         """Number of samples, without NaNs."""
         return int(self.counts.sum())
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Histogram) and self.encode() == other.encode()
-
-    def __hash__(self) -> int:
-        return hash(self.encode())
-
-    def quantile(self, q: float) -> float:
-        """Return the value at rank floor(q * (count - 1)); NaN when empty. Monotone in q, within [min, max]."""
-        return self.quantiles((q,))[0]
-
     def quantiles(self, qs: Sequence[float]) -> list[float]:
-        """Return several quantiles; see `quantile`. Each q lies in 0..1."""
+        """Return the values at rank floor(q * (count - 1)); NaN when empty. Monotone in q, within [min, max]. Each q lies in 0..1."""
         if not self.counts.size:
             return [float("nan")] * len(qs)
         below = self.counts.cumsum()

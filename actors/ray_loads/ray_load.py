@@ -20,7 +20,7 @@ from ..lease import NOTE_NO_RECORDING, LeaseWatch
 from ..lifecycle import Event
 from ..messages import Capacity, Operation
 from ..meters import open_reporter
-from ..simulator import record_of
+from ..simulator import Simulator, record_of
 from ..waiting import GaveUpError, wait_for_start
 from .board import Board
 from .ray_work import MARK, RayWork
@@ -33,20 +33,8 @@ GONE_S: Final = 5.0
 ENDED_CODES: Final = frozenset({"stale_slot", "stale_epoch", "halted"})
 
 
-class RayPattern(Protocol):
-    """What a record's `entry` makes: driven by one thread, but for `stop`."""
-
-    def warm_up(self) -> None:
-        """Start what is loaded, and return when it is ready."""
-        ...
-
-    def idle(self) -> None:
-        """Give a sign of life."""
-        ...
-
-    def run(self, start_ns: int) -> None:
-        """Load until the end, a stop, or the lease's end."""
-        ...
+class RayPattern(Simulator, Protocol):
+    """What a record's `entry` makes: driven by one thread, but for `stop`. `warm_up` starts what is loaded and returns when it is ready."""
 
     def stop(self) -> None:
         """End soon."""

@@ -24,7 +24,7 @@ from actors.errors import InputError
 
 from .base import Health, RejectedError
 from .context import COLUMNS
-from .files import AppendFile, PendingFile
+from .files import Appended, AppendFile, PendingFile
 from .text import TextForm
 from .wal import Sync
 
@@ -103,7 +103,7 @@ class _Lines:
         self.found.append(line[:-2] + self._line_end)
 
 
-class CsvFile:
+class CsvFile(Appended):
     """CSV that is appended to. Raises `InputError` when an existing file has columns that this form does not write.
 
     With `rotate_bytes` files that are full get a number, each with a header of its own: see `AppendFile`.
@@ -206,18 +206,6 @@ class CsvFile:
     def _foreign(self, found: Sequence[str]) -> InputError:
         wanted = ", ".join(self._form.header([]))
         return InputError("invalid_value", f"{self.file.path} has the columns {', '.join(found)}", f"expected {wanted}; use another file")
-
-    def flush(self) -> None:
-        """Sync the file."""
-        self.file.flush()
-
-    def close(self) -> None:
-        """Sync and close the file."""
-        self.file.close()
-
-    def health(self) -> Health:
-        """Tell how the last write went."""
-        return self._health
 
 
 def whole_records(file: BinaryIO) -> int:

@@ -19,6 +19,7 @@ from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError, InputError
 
 from ..files import sync_folder
+from .base import Health
 from .wal import Sync
 
 _SUFFIX: Final = ".part"
@@ -159,6 +160,25 @@ class AppendFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class Appended:
+    """What destinations share that append to one file: `file`, and `_health`, how the last write went."""
+
+    file: AppendFile
+    _health: Health
+
+    def flush(self) -> None:
+        """Sync the file."""
+        self.file.flush()
+
+    def close(self) -> None:
+        """Sync and close the file."""
+        self.file.close()
+
+    def health(self) -> Health:
+        """Tell how the last write went."""
+        return self._health
 
 
 class PendingFile:

@@ -17,7 +17,7 @@ from actors.clock import Clock
 from actors.errors import InputError
 
 from .base import Health, UnfinishedError
-from .files import AppendFile, PendingFile, last_line_end
+from .files import Appended, AppendFile, PendingFile, last_line_end
 from .text import TextForm
 from .wal import Sync
 
@@ -44,7 +44,7 @@ class JsonForm:
             yield encode(row if self.nulls else {name: value for name, value in row.items() if value is not None})
 
 
-class JsonLines:
+class JsonLines(Appended):
     """One JSON object a line, appended. A torn last line is cut off when the file is opened again; a failed batch leaves no line.
 
     With `rotate_bytes` files that are full get a number, and hold whole lines: see `AppendFile`.
@@ -91,18 +91,6 @@ class JsonLines:
             self._health = Health(ok=False, detail=str(error))
             raise
         self._health = Health(ok=True)
-
-    def flush(self) -> None:
-        """Sync the file."""
-        self.file.flush()
-
-    def close(self) -> None:
-        """Sync and close the file."""
-        self.file.close()
-
-    def health(self) -> Health:
-        """Tell how the last write went."""
-        return self._health
 
 
 class WholeFile:

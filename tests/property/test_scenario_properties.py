@@ -43,6 +43,11 @@ def shape(level):
 LEVELS = {"fraction": fraction, "bytes": size, "count": st.integers(0, 1 << 40), "per_second": st.floats(0, 1e9)}
 # Made once: a strategy that is made in each draw is checked in each. Deferred: the words for one are not as long as all of them.
 STRENGTHS = {unit: st.deferred(lambda level=level: shape(level)) for unit, level in LEVELS.items()}
+# Of what uses up a number of things, none at any time is nothing to ask for.
+SOME = {
+    unit: found.filter(lambda one: isinstance(one, shapes.Custom) or one.peak(units.DURATION_MAX_S) > 0)
+    for unit, found in STRENGTHS.items()
+}
 
 
 def option_values(option):
@@ -63,7 +68,9 @@ def option_values(option):
 def loads(record):
     """Return loads of a record, in each of its units."""
     options = st.fixed_dictionaries({}, optional={option.name: option_values(option) for option in record.options})
-    strength = st.one_of([st.tuples(st.just(unit), STRENGTHS[unit]) for unit in record.units])
+    strength = st.one_of(
+        [st.tuples(st.just(unit), SOME[unit] if record.family == "exhaustion" else STRENGTHS[unit]) for unit in record.units]
+    )
     return st.builds(lambda one, given: kinds.KINDS[record.name](**{one[0]: one[1]}, **given), strength, options)
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.messages import Shortfall
+from actors.messages import Operation, Shortfall
 from cluster.conclusion import Ending, NodeEnding, conclude
 from cluster.ending import node_ending
 from cluster.exchange import OperationReport, RunReport, Stage
@@ -70,6 +70,33 @@ def test_a_planned_operation_without_a_dose_keeps_a_run_from_passing():
     """No measure is no pass."""
     found = concluded(NodeEnding("n1", **GOOD), operations=(SimpleNamespace(id="0.CpuLoad@n1", start_s=0.0),))
     assert found.conclusion.status == "inconclusive"
+
+
+class Lost(Nothing):
+    """Figures of a load of 200 descriptors that began in the first second of UTC and is gone from the fifth of its own on."""
+
+    def windows(self, _):
+        return [(1.0 + at, 200.0, 200.0 if at < 5 else 0.0, None) for at in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("ended_s", "status"),
+    [
+        pytest.param(5.2, "passed", id="let-go-when-it-was-gone"),
+        pytest.param(7.2, "inconclusive", id="gone-before-it-was-let-go"),
+        pytest.param(None, "inconclusive", id="never-let-go"),
+        pytest.param(2.5, "inconclusive", id="let-go-before-anything-had-settled"),
+    ],
+)
+def test_what_is_let_go_is_judged_by_the_time_until_then(ended_s, status):
+    """The windows after it say nothing; those before it do."""
+    held = Operation("0.Descriptors@n1", "Descriptors", "n1", 0.0, 60.0, "count", {"kind": "constant", "level": 200.0})
+    plan = SimpleNamespace(operations=(held,), duration_s=60.0, scenario=SimpleNamespace(hypotheses=()))
+    causes = () if ended_s is None else (("passed", "let go"),)
+    ending = Ending("r", causes, (NodeEnding("n1", **GOOD),), (), 1_000_000_000, 0.0, None, ended_s=ended_s)
+    found = conclude(ending, plan, Lost())
+    assert found.conclusion.status == status, found.findings
+    assert found.summary["overlap"]["for_s"] == pytest.approx({5.2: 5.0, 7.2: 5.0, None: 5.0, 2.5: 2.0}[ended_s])
 
 
 def test_a_run_that_never_started_has_no_dose_to_miss():

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,16 +47,64 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     settings = load({"state_dir": str(tmp_path / "state")}, environ={})
     opened: list[int] = []
 
-    def make(orchestrator: FakeOrchestrator, *, detach: bool) -> Driver:
+    def make(orchestrator: FakeOrchestrator, *, detach: bool, held: bool = False) -> Driver:
         reading, writing = os.pipe()
         opened.append(reading)
-        driver = Driver(RunRequest("", "r1", tmp_path / "runs", settings, address="auto", detach=detach), writing)
+        driver = Driver(RunRequest("", "r1", tmp_path / "runs", settings, address="auto", detach=detach, held=held), writing)
         driver._orchestrator = orchestrator
         return driver
 
     yield make
     for fd in opened:
         os.close(fd)
+
+
+class Turns:
+    """An event that ends after some waits."""
+
+    def __init__(self, turns: int) -> None:
+        self.turns = turns
+
+    def wait(self, _: float) -> bool:
+        self.turns -= 1
+        return self.turns < 0
+
+
+@pytest.mark.parametrize(
+    ("held", "parent", "state", "beats"),
+    [
+        pytest.param(True, 7, "S", 3, id="its-caller-runs"),
+        pytest.param(True, 7, "T", 0, id="its-caller-is-stopped"),
+        pytest.param(True, 7, "t", 0, id="its-caller-is-traced"),
+        pytest.param(True, 7, "Z", 0, id="its-caller-is-dead-and-not-waited-for"),
+        pytest.param(True, 1, "S", 0, id="its-caller-is-gone-and-somebody-keeps-the-pipe"),
+        pytest.param(True, 7, None, 0, id="nothing-is-known-of-its-caller"),
+        pytest.param(False, 7, "T", 3, id="a-run-goes-on-without-a-caller-that-looks"),
+    ],
+)
+def test_a_hold_is_leased_to_a_caller_that_runs(
+    made: Any, monkeypatch: pytest.MonkeyPatch, held: bool, parent: int, state: str | None, beats: int
+) -> None:
+    """The driver of a hold beats for nobody else, so that what a sleeping or dead caller forgot ends with the lease."""
+    orchestrator = FakeOrchestrator([], None)
+    monkeypatch.setattr(driver_main.os, "getppid", lambda: 7)
+    driver = made(orchestrator, detach=False, held=held)
+    monkeypatch.setattr(driver_main.os, "getppid", lambda: parent)
+    monkeypatch.setattr(driver_main, "read_stat", lambda pid: SimpleNamespace(state=state) if state and pid == 7 else None)
+    driver._ended = Turns(3)
+    driver._beat()
+    assert orchestrator.calls == [("beat", "r1")] * beats
+
+
+def test_a_hold_that_is_let_go_has_ended_as_planned(made: Any) -> None:
+    """The first word counts: a signal after it cancels nothing, and a release after a signal is still a cancellation."""
+    for words, cause in ((("let go", "SIGINT"), "passed"), (("SIGINT", "let go"), "cancelled")):
+        orchestrator = FakeOrchestrator(["running", "stopping", "done"], PASSED)
+        driver = made(orchestrator, detach=False)
+        for word in words:
+            driver.ask_stop(word, "passed" if word == "let go" else "cancelled")
+        driver._follow()
+        assert [call for call in orchestrator.calls if call[0] == "stop"] == [("stop", "r1", cause, words[0])]
 
 
 def test_a_detached_driver_comes_back_once_load_runs(made: Any) -> None:

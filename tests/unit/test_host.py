@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from actors.clock import SECOND_NS, VirtualClock
-from actors.host import USER_HZ, BusyMeter, HostSampler, idle_seconds, inactive_file_bytes, level_available_bytes, usage_seconds
+from actors.host import BusyMeter, HostSampler, idle_seconds, inactive_file_bytes, level_available_bytes, usage_seconds
 from actors.limits import Container, MemoryLevel, find_container
+from actors.procfs import USER_HZ
 
 STAT = "cpu  100 0 50 800 40 5 5 10 0 0\ncpu0 50 0 25 300 10 0 0 4 0 0\ncpu1 50 0 25 500 30 5 5 6 0 0\nintr 1\ncpu9 no\n"
 CPUS = frozenset(range(os.cpu_count() or 1))

@@ -174,6 +174,27 @@ def test_nodes_record_on_where_the_time_after_the_load_is_judged():
     assert order(cut, "n1", Stage.CLEAN, 4).goal is Goal.SEAL
 
 
+def test_a_run_that_is_let_go_ends_as_planned():
+    """It drains, and what it did counts until then, in seconds from its start; before its load that is a cancellation, after it nothing."""
+    core = brought_to(Phase.RUNNING, "n1")
+    run = core.runs["r"]
+    assert core.stop("r", Cause.PASSED, "let go", 4 * S)
+    assert (run.phase, run.kill) == (Phase.STOPPING, False)
+    assert order(core, "n1", Stage.RUNNING, 4).grace_s == TIMES.grace_s
+    ending = ending_of(run, (), 0, (), {})
+    assert ending.causes == (("passed", "let go"),)
+    assert ending.ended_s == (4 * S - run.start_at_ns) / S
+    early = brought_to(Phase.PREPARING, "n1")
+    early.stop("r", Cause.PASSED, "let go", 1)
+    assert [cause for cause, _ in early.runs["r"].causes] == [Cause.CANCELLED]
+    late = brought_to(Phase.RUNNING, "n1", detached=True)
+    order(late, "n1", Stage.RUNNING, 6)
+    late.tick(9 * S)
+    assert late.runs["r"].phase is Phase.STOPPING
+    assert late.stop("r", Cause.PASSED, "let go", 9 * S)
+    assert (late.runs["r"].causes, ending_of(late.runs["r"], (), 0, (), {}).ended_s) == ([], None)
+
+
 def test_a_node_that_was_silent_before_a_run_has_a_lease_to_speak_up():
     """Its agent may have been replaced for this very run; silence counts from the admission on."""
     core = made()

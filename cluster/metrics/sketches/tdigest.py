@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.errors import InputError
+from actors.metrics.encoded import Encoded
 from actors.metrics.histogram import Counts, Floats, Histogram
 
 from ..sums import total_of
@@ -40,7 +41,7 @@ _HUGE: Final = 1e280  # past this, products with weights could overflow: they ar
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TDigest:
+class TDigest(Encoded):
     """Means of finite samples, ascending, with how many samples each stands for; infinities and NaNs are counted apart.
 
     `sum`, `lowest` and `highest` are of the finite samples; an empty one has lowest > highest.
@@ -107,18 +108,11 @@ class TDigest:
         """The largest sample, exactly; minus infinity when there is none."""
         return math.inf if self.above else self.highest if self.weights.size else -math.inf
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TDigest) and self.encode() == other.encode()
-
-    def __hash__(self) -> int:
-        return hash(self.encode())
-
-    def quantile(self, q: float) -> float:
-        """Return the value at rank q * (count - 1), between ranks as `numpy.quantile` does; NaN when empty. Monotone in q."""
-        return self.quantiles((q,))[0]
-
     def quantiles(self, qs: Sequence[float] | Floats) -> list[float]:
-        """Return several quantiles; see `quantile`. Raises `InputError` for a q outside 0..1."""
+        """Return the values at rank q * (count - 1), between ranks as `numpy.quantile` does; NaN when empty. Monotone in q.
+
+        Raises `InputError` for a q outside 0..1.
+        """
         wanted = np.asarray(qs, np.float64)
         if not ((wanted >= 0.0) & (wanted <= 1.0)).all():
             raise InputError("invalid_value", f"quantiles lie in 0..1, got {list(qs)}")
