@@ -27,6 +27,17 @@ class CpuLoad(Simulator):
         heat_limit_c: int = ...,
     ) -> None: ...
 
+class CpuPressure(Simulator):
+    fraction: Shape
+    kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"]
+    heat_limit_c: int
+    def __init__(
+        self,
+        fraction: Shape | float,
+        kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"] = ...,
+        heat_limit_c: int = ...,
+    ) -> None: ...
+
 class MemoryPressure(Simulator):
     fraction: Shape | None
     bytes: Shape | None
@@ -72,10 +83,23 @@ class VmPressure(Simulator):
     per_second: Shape
     file: int
     dir: str
+    limited: bool
     def __init__(
         self,
         per_second: Shape | float,
         file: int = ...,
+        dir: str = ...,
+        limited: bool = ...,
+    ) -> None: ...
+
+class MemoryStall(Simulator):
+    fraction: Shape
+    limit: int
+    dir: str
+    def __init__(
+        self,
+        fraction: Shape | float,
+        limit: int = ...,
         dir: str = ...,
     ) -> None: ...
 
@@ -90,17 +114,6 @@ class DiskFill(Simulator):
         fraction: Shape | float | None = None,
         dir: str = ...,
         reserve_bytes: int = ...,
-    ) -> None: ...
-
-class CpuPressure(Simulator):
-    fraction: Shape
-    kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"]
-    heat_limit_c: int
-    def __init__(
-        self,
-        fraction: Shape | float,
-        kernel: Literal["integer", "float", "simd", "division", "transcendental", "crypto", "matrix", "primes", "branch_random", "branch_sorted", "cache_l1", "cache_l2", "cache_l3", "cache_memory", "pointer_chase", "stream_copy", "stream_scale", "stream_add", "stream_triad", "tlb", "atomic", "false_sharing"] = ...,
-        heat_limit_c: int = ...,
     ) -> None: ...
 
 class Descriptors(Simulator):
