@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from . import memory_group
 from .exhaustion.place import open_nameless
 from .kernels.table import missing_kernels
 from .limits import PROC, Container, cpu_stalled_s, find_container, read_text
@@ -61,6 +62,8 @@ class NodeFacts:
     has_numba: bool
     kernels_missing: Mapping[str, str]  # kernels of CpuLoad that this processor cannot run, and why
     has_cpu_pressure: bool
+    has_memory_pressure: bool
+    memory_group: int  # of which version operations get groups with a limit of memory; 0 where they get none
     has_pidfd: bool
     state_dir: str
     state_filesystem: str
@@ -166,6 +169,8 @@ def read_facts(state_dir: Path, container: Container | None = None, proc: Path =
         has_numba=importlib.util.find_spec("numba") is not None,
         kernels_missing=missing_kernels(read_processor(proc)),
         has_cpu_pressure=cpu_stalled_s(proc) is not None,
+        has_memory_pressure=(proc / "pressure/memory").exists(),
+        memory_group=groups.version if (groups := memory_group.find(proc)) else 0,
         has_pidfd=hasattr(os, "pidfd_open") and sys.platform == "linux",
         state_dir=str(state_dir),
         state_filesystem=filesystem,

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from . import memory_group, oom
 from .control import STOP_DRAIN
 from .disk import Guardian
 from .errors import HarnessError
@@ -108,6 +110,7 @@ class LoadProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._errors_fd = -1
         self._stopping = False
+        self._kills: dict[str, int] = {}  # of the kernel for lack of memory, before it began
 
     records: tuple[str, ...] = ()  # undo of its scratch folder
 
@@ -123,7 +126,8 @@ class LoadProcess:
 
     def start(self) -> None:
         """Spawn the load and register it; it waits at its gate meanwhile. Raises `StressError` once it is gone again."""
-        spec = LoadSpec(self._operation, self._capacity, self._ticket, os.getpid(), *self._page_fds, cgroup=self._cgroup())
+        self._kills = oom.read_kills()
+        spec = LoadSpec(self._operation, self._capacity, self._ticket, os.getpid(), *self._page_fds, cgroups=self._cgroups())
         try:
             self._spawn(spec, self._scratch())
         except OSError as error:
@@ -171,11 +175,12 @@ class LoadProcess:
             os.close(spec_fd)
             os.close(child_errors)
 
-    def _cgroup(self) -> str:
-        """Return the control group that the guardian made for the operation, "" where it has none. Raises `StressError`."""
+    def _cgroups(self) -> tuple[str, ...]:
+        """Return the control groups that the guardian made for the operation. Raises `StressError`."""
         key = (self._ticket.slot, self._ticket.generation)
         slots = self._guardian.call("status").get("slots", ())
-        return next((str(slot.get("container", "")) for slot in slots if (slot["slot"], slot["generation"]) == key), "")
+        mine: Mapping[str, Any] = next((slot for slot in slots if (slot["slot"], slot["generation"]) == key), {})
+        return tuple(memory_group.of({"path": mine.get("container", ""), "memory_group": mine.get("memory_group", "")}))
 
     def poll(self) -> tuple[Event, str] | None:
         """Return how the load ended and why, None while it lives."""
@@ -191,7 +196,7 @@ class LoadProcess:
         if event is Event.FINISHED:
             return event, ""
         how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code}"
-        why = last_line(self._errors()) if event is Event.BROKE else self._cause()
+        why = self._cause() if event is not Event.BROKE else self._killer(exit_code) or last_line(self._errors())
         return event, f"the load {how}{': ' + why if why else ''}"
 
     def _cause(self) -> str:
@@ -202,6 +207,10 @@ class LoadProcess:
         except HarnessError:
             return ""
         return next((str(slot["cause"]) for slot in slots if (slot["slot"], slot["generation"]) == key), "")
+
+    def _killer(self, exit_code: int) -> str:
+        """Return who else than we killed the load, as far as the kernel says."""
+        return oom.told(self._kills, oom.read_kills()) if exit_code == -signal.SIGKILL else ""
 
     def _errors(self) -> str:
         with suppress(OSError):  # nothing was said

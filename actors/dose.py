@@ -15,7 +15,7 @@ from typing import Final
 
 from . import namespaces, procfs, session
 from .host import BusyMeter, usage_seconds
-from .limits import PROC, cpu_stalled_s, read_text
+from .limits import PROC, cpu_stalled_s, memory_stalled_s, read_text
 from .messages import Operation
 from .proc import session_members
 from .ray_loads import board
@@ -312,6 +312,12 @@ def _cpu_pressure(seen: Seen) -> float | None:
     return None if seen.total(ProcessFiles.cpu_ns) is None else cpu_stalled_s()
 
 
+def _memory_pressure(seen: Seen) -> float | None:
+    """Return for how long some process of the operation's own group has waited for memory."""
+    is_here = seen.cgroup is not None and seen.total(ProcessFiles.cpu_ns) is not None
+    return memory_stalled_s(seen.cgroup) if is_here and seen.cgroup is not None else None
+
+
 def _blocks(seen: Seen) -> float | None:
     if seen.path is None:
         return None
@@ -351,6 +357,7 @@ class Meter:
 METERS: Final[Mapping[str, Meter]] = {
     "cpu_seconds": Meter(_cpu_seconds, cumulative=True, absolute=True, in_points=True),
     "cpu_pressure": Meter(_cpu_pressure, cumulative=True, absolute=True, in_points=True),
+    "memory_pressure": Meter(_memory_pressure, cumulative=True, in_points=True),
     "anonymous_bytes": Meter(lambda seen: seen.total(ProcessFiles.anonymous_bytes)),
     "blocks": Meter(_blocks, absolute=True),
     "major_faults": Meter(lambda seen: seen.total(ProcessFiles.major_faults), cumulative=True),

@@ -40,6 +40,7 @@ CODES: Final[dict[str, tuple[str, str]]] = {
     "os": ("os", "the operating system refused; errno is kept"),
     "code_mismatch": ("internal", "two processes run different code"),
     "unsupported": ("resource", "this platform or kernel cannot do it"),
+    "oom": ("resource", "an out-of-memory killer, the kernel's or Ray's, ended a process of ours"),
     "internal": ("internal", "a bug in the harness"),
 }
 

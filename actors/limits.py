@@ -172,6 +172,15 @@ def cpu_stalled_s(proc: Path = PROC) -> float | None:
 
     Source: Documentation/accounting/psi.rst of the kernel.
     """
-    line = next((line for line in (read_text(proc / "pressure/cpu") or "").splitlines() if line.startswith("some ")), "")
+    return _stalled_s(proc / "pressure/cpu")
+
+
+def memory_stalled_s(group: Path) -> float | None:
+    """Return the seconds for which some process of a version 2 group has waited for memory so far; None where the kernel does not tell."""
+    return _stalled_s(group / "memory.pressure")
+
+
+def _stalled_s(file: Path) -> float | None:
+    line = next((line for line in (read_text(file) or "").splitlines() if line.startswith("some ")), "")
     total = line.rpartition("total=")[2]
     return int(total) / 1e6 if total.isdigit() else None

@@ -7,12 +7,14 @@ The command line names no node and no run: Ray's clean-up kills by words found t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import sys
 import traceback
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from . import control
@@ -21,6 +23,7 @@ from .control import ControlPage, StatsPage
 from .lease import NOTE_NICE_REFUSED, LeaseWatch
 from .lifecycle import EXIT_DONE, EXIT_NO_ROOM, EXIT_ORPHAN
 from .messages import Capacity, Operation, SlotTicket
+from .oom import SCORE_MAX
 from .proc import die_with_parent, enter_cgroup
 from .simulator import Simulator, record_of
 from .waiting import GaveUpError, wait_for_gate, wait_for_start
@@ -30,7 +33,7 @@ NICE: Final = 0
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What a load process is told. Descriptors are open in it; `cgroup` is "" where it has no group of its own."""
+    """What a load process is told. Descriptors are open in it; `cgroups` are the groups of its own that it enters."""
 
     operation: Operation
     capacity: Capacity
@@ -38,7 +41,7 @@ class LoadSpec:
     parent_pid: int
     control_fd: int
     stats_fd: int
-    cgroup: str = ""
+    cgroups: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Return the spec as JSON."""
@@ -49,7 +52,8 @@ class LoadSpec:
         """Rebuild a spec from `to_bytes`."""
         fields: dict[str, Any] = json.loads(data)
         operation, capacity = Operation(**fields.pop("operation")), Capacity(**fields.pop("capacity"))
-        return cls(operation, capacity, SlotTicket(**fields.pop("ticket")), **fields)
+        groups = tuple(fields.pop("cgroups"))
+        return cls(operation, capacity, SlotTicket(**fields.pop("ticket")), cgroups=groups, **fields)
 
 
 def read_spec(fd: int) -> LoadSpec:
@@ -85,8 +89,10 @@ def enter(spec: LoadSpec) -> None:
         die_with_parent(spec.parent_pid)
     except ProcessLookupError as error:
         raise GaveUpError(EXIT_ORPHAN, str(error)) from error
-    if spec.cgroup:
-        enter_cgroup(spec.cgroup)
+    with contextlib.suppress(OSError):  # ended first where memory runs out: whoever started it may have had less
+        Path("/proc/self/oom_score_adj").write_text(SCORE_MAX)
+    for group in spec.cgroups:
+        enter_cgroup(group)
 
 
 def run(spec: LoadSpec, clock: Clock) -> int:

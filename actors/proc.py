@@ -283,12 +283,12 @@ def cgroup_pids(path: str) -> list[int]:
 
 
 def kill_cgroup(path: str) -> None:
-    """Thaw and SIGKILL everything in a group; falls back to pidfds where the kernel has no cgroup.kill. Raises OSError."""
+    """Thaw and SIGKILL everything in a group; pidfds where it has no cgroup.kill (older kernels, version 1). Raises OSError."""
     with contextlib.suppress(OSError):  # freezing is optional in old kernels
         Path(path, "cgroup.freeze").write_text("0")
     try:
         Path(path, "cgroup.kill").write_text("1")
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # a group lets no file be made in it
         for pid in cgroup_pids(path):
             identity = identify(pid)
             fd = open_pidfd(identity) if identity else None
@@ -298,11 +298,11 @@ def kill_cgroup(path: str) -> None:
 
 
 def is_populated(path: str) -> bool:
-    """Tell whether any process lives in a group or below it; a group that is gone is empty."""
+    """Tell whether any process lives in a group or below it, of version 1 or 2; a group that is gone is empty."""
     try:
         return "populated 1" in Path(path, "cgroup.events").read_text()
     except FileNotFoundError:
-        return False
+        return bool(cgroup_pids(path))
 
 
 def remove_cgroup(path: str) -> None:

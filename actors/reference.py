@@ -41,6 +41,8 @@ ABLE: Final = NodeFacts(
     makes_nameless=True,
     direct_io=True,
     has_cpu_pressure=True,
+    has_memory_pressure=True,
+    memory_group=2,
 )
 # What a node may lack, one at a time.
 LACKS: Final[tuple[Mapping[str, Any], ...]] = (
@@ -55,6 +57,9 @@ LACKS: Final[tuple[Mapping[str, Any], ...]] = (
     {"makes_nameless": False},
     {"direct_io": False},
     {"has_cpu_pressure": False},
+    {"has_memory_pressure": False},
+    {"memory_group": 0},
+    {"memory_group": 1, "cgroup_folder": ""},
     *({"capabilities": tuple(name for name in CAPABILITIES if name != left_out)} for left_out in CAPABILITIES),
 )
 

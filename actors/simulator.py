@@ -35,6 +35,7 @@ __all__ = [
     "absolute",
     "check",
     "check_here",
+    "memory_limit_bytes",
     "peak_amounts",
     "record_of",
     "whole_of",
@@ -110,7 +111,7 @@ class SimulatorRecord:
 
     Some have more to say. `meters`: units whose dose is seen by another meter. `floor`: the least that a count may be off by. `rule`
     raises `InputError` for options that do not go together. `scratch`: its load gets a folder of its own as working folder, which the
-    guardian removes.
+    guardian removes. `memory_limit`: bytes to which a control group of memory of its own is limited, which the guardian makes; 0 for none.
     """
 
     name: str
@@ -135,6 +136,7 @@ class SimulatorRecord:
     meters: Mapping[Unit, str] = field(default_factory=dict)
     rule: Callable[[Mapping[str, Value]], None] | None = None
     scratch: bool = False
+    memory_limit: Callable[[Operation], int] | None = None
     floor: float | None = None
 
     def meter_of(self, unit: str) -> str:
@@ -192,6 +194,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "MemoryFragment": "memory_fragment",
     "MemoryAccess": "memory_access",
     "VmPressure": "vm_pressure",
+    "MemoryStall": "memory_stall",
     "DiskFill": "disk",
     # those that use something up
     "Descriptors": "exhaustion.descriptors",
@@ -276,6 +279,12 @@ def check_here(operation: Operation, state_dir: Path) -> None:
     check = record_of(operation.kind).check_here
     if check is not None:
         check(operation, state_dir)
+
+
+def memory_limit_bytes(operation: Operation) -> int:
+    """Return to how many bytes the operation's own control group of memory is limited, 0 where it has none."""
+    limit = record_of(operation.kind).memory_limit
+    return 0 if limit is None else limit(operation)
 
 
 def peak_amounts(operation: Operation, capacity: Capacity) -> Amounts:

@@ -146,7 +146,7 @@ def _check_tree(fields: Mapping[str, Any]) -> dict[str, Any]:
 KINDS: Final[dict[str, Kind]] = {
     kind.name: kind
     for kind in (
-        Kind("container", True, False, "boot", "the operation's cgroup: everything in it is killed, the group removed", _check_container),
+        Kind("container", True, False, "boot", "the operation's cgroups: everything in them is killed, they are removed", _check_container),
         Kind("process", True, False, "process", "a registered load: killed with its session, freed, waited for", _check_process),
         Kind("session", True, False, "boot", "every process of a session is killed until none is left", _check_session),
         Kind("disk_fill", False, False, "disk", "a tagged file of real blocks: emptied and unlinked", _check_disk_fill),

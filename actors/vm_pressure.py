@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from . import procfs
+from . import memory_group, procfs
 from .clock import SECOND_NS, process_cpu_ns
-from .errors import InputError
+from .errors import InputError, RefusedError
 from .lease import NOTE_NO_RECORDING, LeaseWatch
 from .messages import Amounts, Capacity, Operation
 from .meters import open_reporter
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .metrics.reporter import Reporter
 
 MIB: Final = 1 << 20
+SELF_BYTES: Final = 64 * MIB  # of a limit, for the load itself
 MADV_PAGEOUT: Final = 21  # linux/mman.h, since 5.4; not in Python's mmap module
 LOOK_S: Final = 0.005
 SLICE_S: Final = 0.02  # of faults between two looks at the lease
@@ -199,9 +200,20 @@ class VmPressure:
 
 
 def _reserves(_peak: float, operation: Operation, _capacity: Capacity) -> Amounts:
-    """Return the file, on disk and at most all of it in memory."""
+    """Return the file, on disk and at most all of it in memory; in a limited group what that may use."""
     size = int(RECORD.resolve_options(operation.options)["file"])
-    return Amounts(memory_bytes=size, disk_bytes=size)
+    return Amounts(memory_bytes=_memory_limit(operation) or size, disk_bytes=size)
+
+
+def _memory_limit(operation: Operation) -> int:
+    options = RECORD.resolve_options(operation.options)
+    return int(options["file"]) + SELF_BYTES if options["limited"] else 0
+
+
+def _check_here(operation: Operation, _state_dir: Path) -> None:
+    """Refuse to be limited where no group can be."""
+    if _memory_limit(operation) and memory_group.find() is None:
+        raise RefusedError("unsupported", f"{operation.id}: {memory_group.NO_GROUP}", memory_group.ALLOW)
 
 
 def _supported(facts: NodeFacts) -> Capability:
@@ -225,7 +237,10 @@ RECORD: Final = SimulatorRecord(
     options=(
         Option("file", "bytes", 32 * MIB, "size of the file whose pages are given up", low=MIB),
         Option("dir", "path", FOLDER, "folder on a disk; the file has no name there and ends with the process"),
+        Option("limited", "flag", False, "whether it runs in a control group of its own that may use the file's size and 64 MiB of memory"),
     ),
+    memory_limit=_memory_limit,
+    check_here=_check_here,
     metrics=METRICS,
     supported=_supported,
     needs="Linux 5.4, and a folder on a disk",

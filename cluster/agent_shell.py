@@ -35,7 +35,7 @@ from actors.metrics.policy import RecordingPolicy
 from actors.origin import code_id
 from actors.plugin_shapes import digests
 from actors.ray_loads.ray_load import Processes, mark_of
-from actors.simulator import check_here, peak_amounts
+from actors.simulator import check_here, memory_limit_bytes, peak_amounts
 from actors.state import default_state_dir, open_state_dir
 from scenarios.model import LimitOverrides
 
@@ -47,9 +47,9 @@ from .load_end import NO_LOAD
 from .load_notes import LoadNotes
 from .metrics.cardinality import Caps
 from .node_metrics import NodeMetrics
-from .ray_facts import ray_facts
+from .ray_facts import monitor_share, ray_facts
 from .safety.policies import busy_since, judge, judge_resources
-from .safety.profiles import Limits, limits_for, strictest
+from .safety.profiles import Limits, below_monitor, limits_for, strictest
 
 GUARDIAN_SILENT_NS = 2 * SECOND_NS
 
@@ -336,7 +336,8 @@ class AgentShell:
             policy = RecordingPolicy.from_json(terms["recording"]) if "recording" in terms else RecordingPolicy()
             self._metrics.begin(effect.run, policy, Caps(**terms.get("caps", {})))
             overrides = LimitOverrides(**terms.get("limits", {}))
-            self._limits_of[effect.run] = limits_for(terms.get("profile", self._config.profile), overrides)
+            limits = limits_for(terms.get("profile", self._config.profile), overrides)
+            self._limits_of[effect.run] = below_monitor(limits, monitor_share(os.environ), self._capacity.memory_bytes)
             self._limits = strictest(self._limits_of.values())
         elif effect.what == "record_by":
             self._metrics.set_policy(effect.run, RecordingPolicy.from_json(data["recording"]))
@@ -392,6 +393,7 @@ class AgentShell:
             machine_limits=asdict(limits),
             release_s=release_s(amounts),
             sharers=capacity.sharers,
+            memory_limit_bytes=memory_limit_bytes(operation),
             **self._fence(self._agent.epoch),
         )
         self._groups[effect.run, operation.id] = answer.get("container", "")

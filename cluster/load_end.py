@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from actors.clock import SECOND_NS
 from actors.control import LOAD_FAILED, LOAD_NONE, LOAD_RUNNING, LoadStats
+from actors.oom import is_told
 
 LEASE_ENDED: Final = "its lease ended"
 NO_LOAD: Final = LoadStats(0, 0, LOAD_NONE, 0, 0, 0, 0.0, 0.0, 0)
@@ -27,7 +28,8 @@ def ended(stage: str, state: int, status: Mapping[str, Any], *, is_leased: bool)
     if phase == "expired":
         return Ended("expired", str(status.get("reason") or LEASE_ENDED))
     if state == LOAD_FAILED or phase in {"failed", "dead"}:
-        return Ended("internal", str(status.get("reason") or "its load process failed"))
+        reason = str(status.get("reason") or "its load process failed")
+        return Ended("oom" if is_told(reason) else "internal", reason)
     if stage in {"armed", "running"} and not is_leased:
         return Ended("expired", LEASE_ENDED)
     return None

@@ -458,6 +458,8 @@ def _cause_of(failure_code: str, phase: Phase) -> Cause:
     """Return why a run ends when a node says that it cannot go on."""
     if failure_code == "safety_abort":
         return Cause.SAFETY
+    if failure_code == "oom":  # what stress may come to: the dose was not reached, and the harness has not failed
+        return Cause.INCONCLUSIVE
     if phase in {Phase.ADMITTED, Phase.PREPARING}:
         return Cause.REFUSED if failure_code in {"budget", "halted", "capability"} else Cause.ERROR
     return Cause.SAFETY if failure_code == "halted" else Cause.ERROR

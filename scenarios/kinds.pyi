@@ -83,10 +83,23 @@ class VmPressure(Simulator):
     per_second: Shape
     file: int
     dir: str
+    limited: bool
     def __init__(
         self,
         per_second: Shape | float,
         file: int = ...,
+        dir: str = ...,
+        limited: bool = ...,
+    ) -> None: ...
+
+class MemoryStall(Simulator):
+    fraction: Shape
+    limit: int
+    dir: str
+    def __init__(
+        self,
+        fraction: Shape | float,
+        limit: int = ...,
         dir: str = ...,
     ) -> None: ...
 

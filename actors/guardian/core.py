@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ..control import GENERATIONS, SLOTS, STOP_DRAIN
 from ..errors import InputError, RefusedError, StressError
+from ..memory_group import places
 from ..messages import Amounts, spoken
 from ..proc import Identity
 from ..undo import KINDS, Outcome, Record
@@ -59,7 +60,8 @@ class GuardianCore(Owners):
     """The state of one guardian and every rule about it.
 
     `guardian_id` names the machine, `life` this page set (record ids and nonces derive from it), `container_root` is
-    where cgroups can be made ("" for none), `machine` the boot id and pid namespace that identities are compared with.
+    where cgroups can be made ("" for none), `memory_root` where those with a limit of memory can be, `machine` the boot id
+    and pid namespace that identities are compared with.
     """
 
     def handle(self, request: Mapping[str, Any], peer: str, now_ns: int) -> list[Action]:
@@ -121,7 +123,7 @@ class GuardianCore(Owners):
         elif isinstance(result, Observed):
             self._on_observed(result)
         elif isinstance(result, ContainerMade):
-            self._on_container(result)
+            self._on_container(result, now_ns)
         else:
             self._on_halt_saved(result, now_ns)
         return self._flush()
@@ -186,8 +188,10 @@ class GuardianCore(Owners):
         release_ns = span_ns(request, "release_s", 0, self._settings.release_max_ns)
         sharers = integer(request, "sharers", 1, least=1)
         operation, run = text(request, "operation"), text(request, "run")
-        index = self._free.pop()
-        generation = self._generations[index] = self._generations[index] % (GENERATIONS - 1) + 1
+        index = self._free[-1]
+        generation = self._generations[index] % (GENERATIONS - 1) + 1
+        groups = places(self._container_root, self._memory_root, f"{index}-{generation}", integer(request, "memory_limit_bytes", 0))
+        self._generations[self._free.pop()] = generation
         slot = Slot(
             index, generation, cluster, node, integer(request, "epoch"), integer(request, "incarnation"), run, operation, asked, release_ns
         )
@@ -195,9 +199,8 @@ class GuardianCore(Owners):
         self._slots[index] = slot
         self._idle_since_ns = -1
         self._out.append(ResetSlot(index, generation, slot.epoch, sharers))
-        path = f"{self._container_root}/{index}-{generation}" if self._container_root else ""
         fields = {
-            "path": path,
+            **groups,
             "amounts": list(asked.values()),
             "release_ns": release_ns,
             "epoch": slot.epoch,

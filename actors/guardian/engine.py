@@ -10,6 +10,7 @@ from typing import Any
 
 from ..control import GENERATIONS, SLOTS, STOP_KILL
 from ..errors import RefusedError
+from ..memory_group import MemoryRoot
 from ..messages import Halt
 from ..proc import Identity
 from ..undo import KINDS, Outcome, Record
@@ -75,6 +76,7 @@ class Engine:
         settings: CoreSettings | None = None,
         halt: Halt | None = None,
         container_root: str = "",
+        memory_root: MemoryRoot | None = None,
         machine: tuple[str, int] = ("", 0),
         generation_base: int = 0,
     ) -> None:
@@ -87,7 +89,7 @@ class Engine:
         self.time_offset_ns = 0  # of the shell's time namespace; callers of another one are refused
         self.next_due_ns = NEVER_NS
         self._settings = settings or CoreSettings()
-        self._container_root = container_root
+        self._container_root, self._memory_root = container_root, memory_root
         self._machine = machine
         self._out: list[Action] = []
         self._slots: dict[int, Slot] = {}
@@ -191,14 +193,17 @@ class Engine:
             self._end(slot, "journal", now_ns)
         self._settle(slot, now_ns)
 
-    def _on_container(self, result: ContainerMade) -> None:
+    def _on_container(self, result: ContainerMade, now_ns: int) -> None:
         slot, item = self._tracked[result.record]
         waiter, item.armer = item.armer, None
+        if result.error is not None:
+            self._end(slot, result.error[1], now_ns)
         if slot.phase is not SlotPhase.OPENING:
             if waiter is not None:
-                self._refuse(waiter, "stale_slot", f"slot {slot.index} generation {slot.generation} is over: {slot.cause}")
+                over = ("stale_slot", f"slot {slot.index} generation {slot.generation} is over: {slot.cause}")
+                self._refuse(waiter, *(result.error or over))
             return
-        slot.container = result.path
+        slot.container, slot.memory_group = result.path, str(item.record.fields.get("memory_group", ""))
         slot.phase = SLOT_TABLE[slot.phase, SlotEvent.READY]
         if waiter is not None:
             self._reply(waiter, {"ok": True, "slot": slot.index, "generation": slot.generation, "container": result.path})

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from .. import proc
+from .. import memory_group, proc
 from ..proc import Identity, ProcStat
 from ..undo import Outcome, Record
 
@@ -75,8 +75,11 @@ class Killer:
         return _outcome(record, self._container(record, kill=False) if record.kind == "container" else self._processes(record, kill=False))
 
     def _container(self, record: Record, *, kill: bool) -> str | None:
-        path = str(record.fields.get("path", ""))
-        if not path or not os.path.isdir(path):  # noqa: PTH112  # a text from the journal
+        left = [self._group(path, kill=kill) for path in memory_group.of(record.fields)]
+        return "; ".join(filter(None, left)) or None
+
+    def _group(self, path: str, *, kill: bool) -> str | None:
+        if not os.path.isdir(path):  # noqa: PTH112  # a text from the journal
             return None
         if not proc.is_populated(path):
             if kill:

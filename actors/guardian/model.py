@@ -264,10 +264,11 @@ class Journalled:
 
 @dataclass(frozen=True, slots=True)
 class ContainerMade:
-    """The container's folder, "" when the session has to do."""
+    """The container's folder, "" when the session has to do, or why it has not the limit that was asked (code, message)."""
 
     record: str
     path: str
+    error: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,6 +460,7 @@ class Slot:
     released_ns: int = 0
     cause: str = ""
     container: str = ""
+    memory_group: str = ""  # where that is limited, and not the container itself
     known_as: int | None = None  # of one found in the journal: the index by which its owner asks for it
     records: list[Tracked] = field(default_factory=list)
     outcomes: list[dict[str, Any]] = field(default_factory=list)

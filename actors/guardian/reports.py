@@ -43,6 +43,7 @@ def rebuild(first: Record, head: Record | None, lease: tuple[int, int, int], now
     slot.phase = SlotPhase.LIVE if lease[1] else SlotPhase.OPEN
     slot.deadline_ns, slot.opened_ns = lease[1], now_ns
     slot.container = str(fields.get("path", ""))
+    slot.memory_group = str(fields.get("memory_group", ""))
     return slot
 
 
@@ -83,6 +84,7 @@ def slot_status(slot: Slot) -> dict[str, Any]:
         "cause": slot.cause,
         "deadline_ns": slot.deadline_ns,
         "container": slot.container,
+        "memory_group": slot.memory_group,
         "amounts": asdict(slot.amounts),
         "pids": [item.record.fields["pid"] for item in slot.records if item.record.kind == "process"],
     }

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from .. import proc
+from .. import memory_group, proc
 from ..clock import MILLISECOND_NS, SECOND_NS, Clock, SystemClock
 from ..control import GATE, SLOTS, START, STOP_KILL, ControlWriter
 from ..proc import Identity
@@ -109,6 +109,7 @@ class Guardian:
         self._journal = Journal(world.folder)
         self._disk = Disk(world.folder, self._journal, Files(world.state_dir), lambda: world.lock)
         self._root = _container_root(world.guardian_id)
+        self._memory_root = _memory_root(world.guardian_id)
         self._core = GuardianCore(
             world.guardian_id,
             life=world.life if not takeover else f"{world.life}.{os.getpid()}",
@@ -116,6 +117,7 @@ class Guardian:
             settings=world.settings,
             halt=read_halt(world.folder),
             container_root=self._root,
+            memory_root=self._memory_root,
             machine=(proc.boot_id(), proc.pid_namespace()),
             generation_base=int.from_bytes(os.urandom(2), "little"),
         )
@@ -253,6 +255,10 @@ class Guardian:
 
     def _make_container(self, record: Record) -> ContainerMade:
         path = str(record.fields["path"])
+        try:
+            memory_group.make(record.fields)
+        except OSError as error:  # a load that is to be limited never runs without its limit
+            return ContainerMade(record.id, "", ("os", f"no group of memory for {record.operation}: {error}"))
         if not path:
             return ContainerMade(record.id, "")
         try:
@@ -406,9 +412,9 @@ class Guardian:
         self._links.unlisten()
         self._disk.finish(1.0)
         self._shadow.end()
-        if self._root:
+        for root in (self._root, self._memory_root.folder if self._memory_root else ""):
             with contextlib.suppress(OSError):  # never made, or in use by a predecessor's leftovers
-                os.rmdir(self._root)
+                os.rmdir(root)
         log("nothing left to guard; exits")
         self._ending = Ending.RETIRED
 
@@ -433,6 +439,11 @@ def _container_root(guardian_id: str) -> str:
     except OSError:
         return ""
     return f"{own}/stress-cluster-{guardian_id[:8]}" if own else ""
+
+
+def _memory_root(guardian_id: str) -> memory_group.MemoryRoot | None:
+    found = memory_group.find()
+    return found and memory_group.MemoryRoot(found.version, f"{found.folder}/stress-cluster-{guardian_id[:8]}")
 
 
 def log(text: str) -> None:

@@ -30,6 +30,8 @@ MODULES: Final = (
     "clock",
     "control",
     "errors",
+    "limits",
+    "memory_group",
     "messages",
     "proc",
     "procfs",

@@ -6,6 +6,7 @@ what the fraction leaves, but at most a cap: 10 % of a large host is more than R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Final
@@ -17,6 +18,7 @@ from scenarios.model import LimitOverrides
 
 GIB: Final = 1 << 30
 UNCAPPED: Final = 1 << 62
+MONITOR_MARGIN: Final = 0.01  # of the memory: Ray looks four times a second, and load is shed within a tenth of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,18 @@ def _uncapped(limits: Limits, given: Mapping[str, float]) -> Limits:
     memory = UNCAPPED if {"memory_used_fraction", "memory_abort_fraction"} & set(given) else limits.memory_reserve_bytes_max
     disk = UNCAPPED if {"disk_used_fraction", "disk_abort_fraction"} & set(given) else limits.disk_reserve_bytes_max
     return replace(limits, memory_reserve_bytes_max=memory, disk_reserve_bytes_max=disk)
+
+
+def below_monitor(limits: Limits, share: float, memory_bytes: int) -> Limits:
+    """Return the limits of memory of a node on which Ray ends workers above a used share of it: load is shed before that.
+
+    A measured fraction that a scenario sets itself stays as it is. `share` is 1.0 where Ray ends none.
+    """
+    if share >= 1.0 or limits.memory_reserve_bytes_max == UNCAPPED:
+        return limits
+    most = max(0.0, share - MONITOR_MARGIN)
+    reserve = max(limits.memory_reserve_bytes_max, math.ceil((1.0 - most) * memory_bytes))
+    return replace(limits, memory_used_fraction=min(limits.memory_used_fraction, most), memory_reserve_bytes_max=reserve)
 
 
 def strictest(limits: Iterable[Limits]) -> Limits:

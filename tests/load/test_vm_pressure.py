@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +20,6 @@ from actors.vm_pressure import METRICS
 MIB = 1 << 20
 RATE = 400.0
 OPERATION = Operation("v", "VmPressure", "n1", 0.0, 60.0, "per_second", {"kind": "constant", "level": RATE}, {"file": 2 * MIB})
-V1_MEMORY = Path("/sys/fs/cgroup/memory")
 
 Make = Callable[..., tuple[Bench, Told]]
 
@@ -61,17 +58,6 @@ def rate_of(count: Callable[[], int], over_s: float) -> float:
     before, begun = count(), time.monotonic()
     time.sleep(over_s)
     return (count() - before) / (time.monotonic() - begun)
-
-
-def work_ns() -> float:
-    """Return what a probe outside the load pays for a fixed piece of work on memory of its own: median CPU time of 40."""
-    taken = []
-    for _ in range(40):
-        begun = time.thread_time_ns()
-        held = bytearray(1 << 20)
-        held[:: 1 << 12] = b"\x01" * 256
-        taken.append(time.thread_time_ns() - begun)
-    return statistics.median(taken)
 
 
 @promised
@@ -123,38 +109,3 @@ def test_a_folder_in_memory_is_refused(make: Make) -> None:
         event, reason = bench.end()
         assert event is Event.BROKE
         assert word in reason
-
-
-@pytest.fixture
-def limited() -> Iterator[Path]:
-    """A control group of our own with 96 MiB of memory; version 1 as root, where there is one."""
-    group = V1_MEMORY / f"stress-cluster-test-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(96 * MIB))
-    except OSError as error:
-        pytest.skip(f"unsupported here: no memory control group of our own: {error}")
-    yield group
-    until(lambda: not (group / "cgroup.procs").read_text().split(), 10, "the group is empty")
-    group.rmdir()
-
-
-@promised
-def test_in_a_limited_group_faults_rise_and_a_probe_outside_does_not_feel_it(make: Make, limited: Path) -> None:
-    """Major faults at least ten times the baseline; a probe outside pays within 10 % for its own memory what it paid before."""
-    bench, _ = make(replace(OPERATION, options={"file": 32 * MIB}))
-    bench.ready()
-    pid = bench.load.pids[0]
-    (limited / "cgroup.procs").write_text(str(pid))
-    before, alone = rate_of(lambda: majors(pid), 0.5), work_ns()
-    bench.go()
-    rate_of(lambda: majors(pid), 0.3)
-    beside: list[float] = []
-    prober = threading.Thread(target=lambda: beside.extend(work_ns() for _ in range(5)))
-    prober.start()
-    found = rate_of(lambda: majors(pid), 1.0)
-    prober.join()
-    assert found >= 10 * max(before, 1.0)
-    assert min(beside) <= 1.1 * alone, (beside, alone)
-    bench.load.drain()
-    bench.end()

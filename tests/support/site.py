@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from actors import proc
+from actors import memory_group, proc
 from actors.clock import SECOND_NS, SystemClock
 from actors.guardian import GuardianClient, GuardianError
 from actors.undo import Journal
@@ -93,14 +93,15 @@ class Site:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait(5)
-        root = proc.cgroup_root()
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            guardian_id = json.loads((self.state / "guardian.id").read_text())["id"]
-            folder = f"{root}/stress-cluster-{guardian_id[:8]}"
-            for name in os.listdir(folder):
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"{folder}/{name}")
-            os.rmdir(folder)
+        limited = memory_group.find()
+        for root in (proc.cgroup_root(), limited.folder if limited else ""):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                guardian_id = json.loads((self.state / "guardian.id").read_text())["id"]
+                folder = f"{root}/stress-cluster-{guardian_id[:8]}"
+                for name in os.listdir(folder):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(f"{folder}/{name}")
+                os.rmdir(folder)
 
 
 def open_slot(client, release_s=0.1, **fields):

@@ -13,7 +13,7 @@ from cluster.cli.doctor import doctor_lines
 @pytest.fixture
 def facts(tmp_path: Path) -> NodeFacts:
     able = {"nice": 15, "nice_limit": -20, "capabilities": ("CAP_SYS_NICE", "CAP_SYS_ADMIN"), "populates_memory": True, "swap_bytes": 0}
-    able |= {"lists_children": True, "makes_nameless": True, "direct_io": True}
+    able |= {"lists_children": True, "makes_nameless": True, "direct_io": True, "memory_group": 2, "has_memory_pressure": True}
     able |= {"stress_ng": "0.15.06", "cgroup_folder": "/sys/fs/cgroup/a"}
     return replace(read_facts(tmp_path), **able, has_numba=True, state_local=True, state_filesystem="ext4", system="Linux", has_pidfd=True)
 
@@ -41,6 +41,9 @@ def test_an_able_node_can_do_all(facts: NodeFacts) -> None:
         pytest.param({"state_filesystem": "tmpfs"}, "DiskIO", "unavailable", "no disk", id="no-disk-behind-it"),
         pytest.param({"direct_io": False}, "DiskIO", "fallback", "no direct access", id="no-direct-access"),
         pytest.param({"populates_memory": False}, "Mappings", "fallback", "touch", id="no-touching"),
+        pytest.param({"memory_group": 0}, "MemoryStall", "unavailable", "no control group of memory", id="memory-not-delegated"),
+        pytest.param({"has_memory_pressure": False}, "MemoryStall", "unavailable", "does not tell", id="no-pressure-information"),
+        pytest.param({"memory_group": 1, "cgroup_folder": ""}, "MemoryStall", "unavailable", "does not tell", id="no-tree-of-version-2"),
         pytest.param({"stress_ng": ""}, "StressNg", "unavailable", "stress-ng is not installed", id="no-stress-ng"),
         pytest.param({"cgroup_folder": ""}, "StressNg", "fallback", "SIGSTOP", id="no-control-group"),
         pytest.param({"capabilities": ()}, "StressNg", "fallback", "namespaces", id="no-namespaces"),

@@ -12,7 +12,7 @@ from cluster import agent_shell
 from cluster.agent_api import AgentConfig
 from cluster.agent_shell import AgentShell
 from cluster.cli.doctor import doctor_lines
-from cluster.ray_facts import ray_facts
+from cluster.ray_facts import monitor_share, ray_facts
 
 
 def test_defaults_are_rays_own_and_an_open_cluster_is_said_to_be_open() -> None:
@@ -55,3 +55,18 @@ def test_an_agent_reports_its_own_environment(tmp_path: Path, monkeypatch: pytes
     first, second = lines.split("\nn2\n")
     assert "token" in first
     assert "not set: anyone" in second
+
+
+@pytest.mark.parametrize(
+    ("environ", "share"),
+    [
+        pytest.param({}, 0.95, id="rays-own"),
+        pytest.param({"RAY_memory_usage_threshold": "0.8"}, 0.8, id="as-set"),
+        pytest.param({"RAY_memory_monitor_refresh_ms": "0"}, 1.0, id="off"),
+        pytest.param({"RAY_memory_usage_threshold": "much"}, 1.0, id="no-number"),
+    ],
+)
+def test_the_share_above_which_ray_ends_workers(environ: dict[str, str], share: float) -> None:
+    """As the environment says, and told."""
+    assert monitor_share(environ) == share
+    assert ray_facts(environ)["ends_workers_above_memory"] == share

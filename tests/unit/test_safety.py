@@ -12,7 +12,7 @@ from actors.errors import InputError, RefusedError
 from actors.messages import Amounts, Capacity, HostSnapshot, NodeSpec
 from cluster.safety import policies
 from cluster.safety.policies import OK, POLICIES, Level, Verdict, busy_since, judge, next_ceiling, worst
-from cluster.safety.profiles import HELP, PLANNED, PROFILES, Limits, check_planned, limits_for, listing
+from cluster.safety.profiles import HELP, PLANNED, PROFILES, Limits, below_monitor, check_planned, checked, limits_for, listing
 from scenarios import CpuLoad, Scenario, hold
 from scenarios.catalogue import get
 from scenarios.model import PROFILES as NAMES
@@ -246,3 +246,21 @@ def test_burst_is_within_the_strictest_profile():
     heavy = resolve(Scenario("x", hold(CpuLoad(0.8), 5)), [NodeSpec("n0")])
     with pytest.raises(RefusedError):
         check_planned(heavy.reservations({"n0": share}), {"n0": share}, limits_for("conservative"))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("total", [2 * GIB, 8 * GIB, 256 * GIB, 2048 * GIB])
+def test_load_is_shed_before_ray_ends_workers(profile, total):
+    """On a host of any size, under any profile: where Ray's monitor would act, load is already shed; well below it nothing is."""
+    limits = checked(below_monitor(limits_for(profile), 0.95, total))
+    at = lambda used: judge(replace(FINE, memory_limit_bytes=total, memory_available_bytes=round((1.0 - used) * total)), limits, NOW).level
+    assert at(0.9499) >= Level.SHED
+    assert at(0.5) is Level.OK
+
+
+def test_without_a_monitor_or_against_a_scenarios_word_limits_stay():
+    """Nothing to stay below where Ray ends none; what a scenario sets itself counts."""
+    limits = limits_for("aggressive")
+    assert below_monitor(limits, 1.0, 8 * GIB) is limits
+    own = limits_for("aggressive", LimitOverrides(memory_used_fraction=0.97, memory_abort_fraction=0.99))
+    assert below_monitor(own, 0.95, 8 * GIB) is own

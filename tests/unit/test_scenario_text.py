@@ -14,7 +14,8 @@ import pytest
 
 from actors import shape as shapes
 from actors.errors import InputError
-from actors.simulator import REGISTRY
+from actors.messages import Capacity, NodeSpec
+from actors.simulator import REGISTRY, peak_amounts
 from scenarios import (
     ActorProbe,
     CpuLoad,
@@ -33,6 +34,7 @@ from scenarios import (
 from scenarios import kinds as loads
 from scenarios.catalogue import NAMES, describe, get
 from scenarios.model import LimitOverrides
+from scenarios.plan import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = """
@@ -323,3 +325,18 @@ def test_a_changed_field_is_written():
 def test_the_reference_page_follows_from_the_tables():
     """docs/reference/scenario.md is what the tables say (write it again with `scenarios.form.reference()`)."""
     assert (ROOT / "docs" / "reference" / "scenario.md").read_text() == form.reference()
+
+
+def test_a_memory_storm_is_safe_on_any_node():
+    """A minute of six kinds of memory load, at most 240 MiB and a tenth of the cores, without what not every node has; either spelling."""
+    storm = get("memory_storm")
+    assert storm is get("memory-storm")
+    assert storm.plan.duration_s == 60.0
+    made = resolve(storm, (NodeSpec("n1"),))
+    capacity = Capacity(2.0, 2 << 30, 10 << 30)
+    for at_s in range(60):
+        now = [one for one in made.operations if one.start_s <= at_s < one.start_s + one.duration_s]
+        assert sum(peak_amounts(one, capacity).memory_bytes for one in now) <= 240 << 20
+        assert sum(peak_amounts(one, capacity).cpu_cores for one in now) <= 0.1 * capacity.cpu_cores
+    assert {one.kind for one in made.operations} == {"MemoryPressure", "MemoryFragment", "MemoryAccess", "VmPressure"}
+    assert {one.shape["kind"] for one in made.operations if one.kind == "MemoryPressure"} == {"ramp", "sawtooth", "leak"}

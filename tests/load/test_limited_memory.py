@@ -1,0 +1,165 @@
+"""Loads in a limited control group of memory that the guardian makes: they run short, others do not, and nothing is left of the group."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+from load_agent import Agent
+from support.observe import promised
+from support.waiting import until
+
+from actors import memory_group, proc
+from actors.limits import memory_stalled_s, read_integer
+from actors.messages import Operation
+from actors.oom import is_told
+
+MIB = 1 << 20
+STALL = Operation("0.MemoryStall@n1", "MemoryStall", "n1", 0.0, 60.0, "fraction", {"kind": "constant", "level": 0.2})
+FAULTS = Operation(
+    "1.VmPressure@n1", "VmPressure", "n1", 0.0, 60.0, "per_second", {"kind": "constant", "level": 400}, {"file": 8 * MIB, "limited": True}
+)
+TOO_MUCH = Operation("2.MemoryPressure@n1", "MemoryPressure", "n1", 0.0, 60.0, "bytes", {"kind": "constant", "level": 256 * MIB})
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    if memory_group.find() is None:
+        pytest.skip(f"unsupported here: {memory_group.NO_GROUP}")
+    made = Agent(tmp_path)
+    yield made
+    made.close()
+
+
+def work_ns() -> float:
+    """Return what a probe outside the load pays for a fixed piece of work on memory of its own: median CPU time of 40."""
+    taken = []
+    for _ in range(40):
+        begun = time.thread_time_ns()
+        held = bytearray(1 << 20)
+        held[:: 1 << 12] = b"\x01" * 256
+        taken.append(time.thread_time_ns() - begun)
+    return statistics.median(taken)
+
+
+def stalled_s(group: Path) -> float:
+    found = memory_stalled_s(group)
+    assert found is not None
+    return found
+
+
+def majors(pid: int) -> int:
+    """Return majflt of a process (proc(5))."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9])
+
+
+def limit_of(group: Path) -> int | None:
+    return read_integer(group / "memory.max") or read_integer(group / "memory.limit_in_bytes")
+
+
+def used_of(group: Path) -> int | None:
+    return read_integer(group / "memory.current") or read_integer(group / "memory.usage_in_bytes")
+
+
+class Probe:
+    """A probe outside of the group, which pays for its own memory while the load runs."""
+
+    def __init__(self) -> None:
+        self.alone = statistics.median(work_ns() for _ in range(9))
+        self.beside: list[float] = []
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+        return self
+
+    def _work(self) -> None:
+        while not self._is_over.wait(0.1):
+            self.beside.append(work_ns())
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+
+def gone(agent: Agent, groups: list[Path]) -> bool:
+    """Close the slot and say whether nothing of its groups is left."""
+    assert agent.close_slot()["gone"]
+    until(lambda: not any(group.exists() for group in groups), 5, lambda: str([proc.cgroup_pids(str(group)) for group in groups]))
+    return not any(group.parent.exists() for group in groups if group.parent.name.startswith("stress-cluster-"))
+
+
+@promised
+def test_somebody_waits_for_memory_a_fifth_of_the_time(agent: Agent) -> None:
+    """In its own group as the kernel counts it, ten times the baseline and more; within the limit, and a probe outside does not feel it."""
+    probe = Probe()
+    if not agent.client.call("status")["pid"] or not proc.cgroup_root():
+        pytest.skip("unsupported here: no group of version 2, whose pressure could be read")
+    shell = agent.run(STALL)
+    groups = agent.groups
+    assert limit_of(groups[-1]) == 64 * MIB
+    assert set(shell.status().pids) <= set(proc.cgroup_pids(str(groups[-1]))) & set(proc.cgroup_pids(str(groups[0])))
+    until(lambda: agent.client.stats.read(agent.ticket.slot).own > 0.1, 10, "somebody waits")
+    before, then = stalled_s(groups[0]), time.monotonic()
+    with probe:
+        time.sleep(3.0)
+        found = (stalled_s(groups[0]) - before) / (time.monotonic() - then)
+        used = used_of(groups[-1])
+    assert found == pytest.approx(0.2, abs=0.05)  # nobody waited before: 0 in a group that is new
+    assert used is not None
+    assert used <= 64 * MIB
+    assert statistics.median(probe.beside) <= 1.1 * probe.alone, (probe.beside, probe.alone)
+    assert gone(agent, groups)
+
+
+@promised
+def test_faults_in_a_group_of_their_own(agent: Agent) -> None:
+    """Ten times the baseline and more, by major faults; a probe outside pays within 10 % what it paid before."""
+    probe = Probe()
+    shell = agent.shell(FAULTS)
+    shell.prepare()
+    agent.leases[agent.key] = 2.0
+    until(lambda: shell.status().phase == "ready", 60, lambda: str(shell.status()))
+    (pid,), groups = shell.status().pids, agent.groups
+    assert limit_of(groups[-1]) == 72 * MIB
+    assert pid in proc.cgroup_pids(str(groups[-1]))
+    still = majors(pid)
+    time.sleep(0.5)
+    baseline = (majors(pid) - still) / 0.5
+    agent.start()
+    until(lambda: shell.status().phase == "running", 10, lambda: str(shell.status()))
+    before, then = majors(pid), time.monotonic()
+    with probe:
+        time.sleep(1.5)
+        found = (majors(pid) - before) / (time.monotonic() - then)
+    assert found >= 10 * max(baseline, 1.0)
+    assert statistics.median(probe.beside) <= 1.1 * probe.alone, (probe.beside, probe.alone)
+    assert gone(agent, groups)
+
+
+def test_a_load_that_the_kernel_ends_for_lack_of_memory_says_so(agent: Agent) -> None:
+    """It is ended and nothing else is: its simulator tells the cause; it had the highest score of whom the kernel may choose."""
+    shell = agent.run(TOO_MUCH, limit_bytes=64 * MIB, until_it_runs=False)
+    groups, (pid,) = agent.groups, shell.status().pids
+    status = until(lambda: (now := shell.status()).phase == "failed" and now, 10, lambda: str(shell.status()))
+    assert status.exit_code == -9
+    assert "was killed by signal 9: the kernel's out-of-memory killer ended" in status.reason
+    assert is_told(status.reason)
+    assert agent.client.call("status")["pid"]
+    assert not Path(f"/proc/{pid}/task").is_dir()
+    assert gone(agent, groups)
+
+
+def test_loads_are_ended_before_those_who_watch_them(agent: Agent) -> None:
+    """Where the machine runs short, the kernel chooses by score: a load has the highest there is, the guardian less than this process."""
+    score = lambda pid: int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+    shell = agent.run(FAULTS)
+    (pid,), status = shell.status().pids, agent.client.call("status")
+    assert score(pid) == 1000
+    assert max(score(status["pid"]), score(status["standby_pid"])) <= 0
