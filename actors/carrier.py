@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from .control import STOP_DRAIN
 from .disk import Guardian
@@ -26,6 +27,7 @@ from .state import ENV_STATE_DIR
 from .undo import TREE_TOKEN_FILE
 
 REASON_BYTES: Final = 16_384
+REPLACED: Final = "the guardian that held its lease is gone, another one has taken its place"
 _DROPPED: Final = ("LD_PRELOAD", "PYTHONSTARTUP", "PYTHONHOME")
 _ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -84,6 +86,11 @@ def last_line(text: str) -> str:
     return lines[-1][:500] if lines else ""
 
 
+def _page_life(status: Mapping[str, Any]) -> str:
+    """Return which pages a guardian serves: a standby that takes over keeps them, and adds to their name."""
+    return str(status.get("life", "")).partition(".")[0]
+
+
 class LoadProcess:
     """One load process. `start` must be called by a thread that lives as long as the load may: its end is the load's end."""
 
@@ -108,6 +115,7 @@ class LoadProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._errors_fd = -1
         self._stopping = False
+        self._life = ""  # of the guardian's pages, on which the lease is
 
     records: tuple[str, ...] = ()  # undo of its scratch folder
 
@@ -174,7 +182,9 @@ class LoadProcess:
     def _cgroup(self) -> str:
         """Return the control group that the guardian made for the operation, "" where it has none. Raises `StressError`."""
         key = (self._ticket.slot, self._ticket.generation)
-        slots = self._guardian.call("status").get("slots", ())
+        status = self._guardian.call("status")
+        self._life = _page_life(status)
+        slots = status.get("slots", ())
         return next((str(slot.get("container", "")) for slot in slots if (slot["slot"], slot["generation"]) == key), "")
 
     def poll(self) -> tuple[Event, str] | None:
@@ -187,21 +197,28 @@ class LoadProcess:
         ticket, control = self._ticket, self._watch.control
         drained = control.stop(ticket.slot) == (ticket.generation, STOP_DRAIN)
         alive = control.live(ticket.slot, ticket.generation, self._watch.clock.boot_ns())
-        event = classify_exit(exit_code, slot_live=alive, stopping=self._stopping or drained)
+        cause = "" if alive and exit_code != -signal.SIGKILL else self._cause()
+        event = classify_exit(exit_code, slot_live=alive and cause != REPLACED, stopping=self._stopping or drained)
         if event is Event.FINISHED:
             return event, ""
         how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code}"
-        why = last_line(self._errors()) if event is Event.BROKE else self._cause()
+        why = last_line(self._errors()) if event is Event.BROKE else cause
         return event, f"the load {how}{': ' + why if why else ''}"
 
     def _cause(self) -> str:
-        """Return why the guardian ended the slot, as far as it still says."""
+        """Return why the guardian ended the slot, as far as it still says.
+
+        `REPLACED` where both the one that granted the lease and its standby are gone: their page then shows a lease that nobody holds, and
+        who came after them ended what they left.
+        """
         key = (self._ticket.slot, self._ticket.generation)
         try:
-            slots = self._guardian.call("status", timeout_s=2.0).get("slots", ())
+            status = self._guardian.call("status", timeout_s=2.0)
         except HarnessError:
             return ""
-        return next((str(slot["cause"]) for slot in slots if (slot["slot"], slot["generation"]) == key), "")
+        if _page_life(status) != self._life:
+            return REPLACED
+        return next((str(slot["cause"]) for slot in status.get("slots", ()) if (slot["slot"], slot["generation"]) == key), "")
 
     def _errors(self) -> str:
         with suppress(OSError):  # nothing was said

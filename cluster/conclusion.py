@@ -10,15 +10,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from actors.clock import SECOND_NS
-from actors.dose import METERS
 from actors.messages import Event, Operation, Shortfall
-from actors.simulator import record_of
 from scenarios.hypotheses import ActorProbe, Hypothesis, HypothesisResult, Observed, Threshold, title
 from scenarios.hypotheses import judge as judge_hypothesis
 from scenarios.plan import Plan
 
 from . import dose
 from .dose import DoseResult, DoseWindow
+from .dose_terms import terms_of
 from .overlap import Stretch, longest_overlap
 from .verdict import Cause, Conclusion, Evidence, Finding, judge
 
@@ -157,15 +156,7 @@ class _Measured:
     @property
     def terms(self) -> dict[str, Any]:
         """Return what the judgement goes by."""
-        operation, record = self.operation, record_of(self.operation.kind)
-        return {
-            "unit": operation.unit,
-            "relative": not METERS[record.meter_of(operation.unit)].in_points,
-            "duration_s": operation.duration_s,
-            "tolerance": record.tolerance if operation.tolerance is None else operation.tolerance,
-            "host_total": operation.options.get("mode") == "host_total",
-            "floor": record.floor,
-        }
+        return {**terms_of(self.operation), "duration_s": self.operation.duration_s}
 
     def dose(self) -> DoseResult:
         """Return whether the dose was reached."""

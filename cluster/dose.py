@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from .words import amount
 
@@ -125,6 +125,14 @@ def at_target(
     judge = _Judge(unit, tolerance, host_total, relative, floor)
     hits = (window for window in _whole(windows, duration_s) if window.requested > 0.0 and judge.is_hit(window))
     return [(window.start_s, window.start_s + window.window_s) for window in hits]
+
+
+def momentary(requested: float, achieved: float, **terms: Any) -> str:
+    """Return how one window's dose stands, settled or not: "short", "over", or "well". `terms` as of `at_target`, without the duration."""
+    judge = _Judge(terms["unit"], terms["tolerance"], terms["host_total"], terms["relative"], terms["floor"])
+    if abs(achieved - requested) <= judge.margin(requested):
+        return "well"
+    return "over" if achieved > requested else "short"
 
 
 def _whole(windows: Sequence[DoseWindow], duration_s: float | None) -> list[DoseWindow]:

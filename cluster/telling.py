@@ -31,7 +31,15 @@ def progress(run: Run, core: Orchestrator, now_ns: int) -> dict[str, Any]:
     """Return how far a run is: each operation's asked and achieved dose, each node's state."""
     reports = {name: state.report for name, state in run.nodes.items() if state.report}
     operations = [
-        {"operation": op.id, "node": name, "stage": op.stage, "unit": op.unit, "requested": op.requested, "achieved": op.achieved}
+        {
+            "operation": op.id,
+            "node": name,
+            "stage": op.stage,
+            "unit": op.unit,
+            "requested": op.requested,
+            "achieved": op.achieved,
+            "health": op.health,
+        }
         for name, report in reports.items()
         for op in report.operations
     ]
