@@ -28,6 +28,7 @@ from .state import ENV_STATE_DIR
 from .undo import TREE_TOKEN_FILE
 
 REASON_BYTES: Final = 16_384
+REPLACED: Final = "the guardian that held its lease is gone, another one has taken its place"
 _DROPPED: Final = ("LD_PRELOAD", "PYTHONSTARTUP", "PYTHONHOME")
 _ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -86,6 +87,11 @@ def last_line(text: str) -> str:
     return lines[-1][:500] if lines else ""
 
 
+def _page_life(status: Mapping[str, Any]) -> str:
+    """Return which pages a guardian serves: a standby that takes over keeps them, and adds to their name."""
+    return str(status.get("life", "")).partition(".")[0]
+
+
 class LoadProcess:
     """One load process. `start` must be called by a thread that lives as long as the load may: its end is the load's end."""
 
@@ -111,6 +117,7 @@ class LoadProcess:
         self._errors_fd = -1
         self._stopping = False
         self._kills: dict[str, int] = {}  # of the kernel for lack of memory, before it began
+        self._life = ""  # of the guardian's pages, on which the lease is
 
     records: tuple[str, ...] = ()  # undo of its scratch folder
 
@@ -178,8 +185,9 @@ class LoadProcess:
     def _cgroups(self) -> tuple[str, ...]:
         """Return the control groups that the guardian made for the operation. Raises `StressError`."""
         key = (self._ticket.slot, self._ticket.generation)
-        slots = self._guardian.call("status").get("slots", ())
-        mine: Mapping[str, Any] = next((slot for slot in slots if (slot["slot"], slot["generation"]) == key), {})
+        status = self._guardian.call("status")
+        self._life = _page_life(status)
+        mine: Mapping[str, Any] = next((slot for slot in status.get("slots", ()) if (slot["slot"], slot["generation"]) == key), {})
         return tuple(memory_group.of({"path": mine.get("container", ""), "memory_group": mine.get("memory_group", "")}))
 
     def poll(self) -> tuple[Event, str] | None:
@@ -192,21 +200,28 @@ class LoadProcess:
         ticket, control = self._ticket, self._watch.control
         drained = control.stop(ticket.slot) == (ticket.generation, STOP_DRAIN)
         alive = control.live(ticket.slot, ticket.generation, self._watch.clock.boot_ns())
-        event = classify_exit(exit_code, slot_live=alive, stopping=self._stopping or drained)
+        cause = "" if alive and exit_code != -signal.SIGKILL else self._cause()
+        event = classify_exit(exit_code, slot_live=alive and cause != REPLACED, stopping=self._stopping or drained)
         if event is Event.FINISHED:
             return event, ""
         how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code}"
-        why = self._cause() if event is not Event.BROKE else self._killer(exit_code) or last_line(self._errors())
+        why = cause if event is not Event.BROKE else self._killer(exit_code) or last_line(self._errors())
         return event, f"the load {how}{': ' + why if why else ''}"
 
     def _cause(self) -> str:
-        """Return why the guardian ended the slot, as far as it still says."""
+        """Return why the guardian ended the slot, as far as it still says.
+
+        `REPLACED` where both the one that granted the lease and its standby are gone: their page then shows a lease that nobody holds, and
+        who came after them ended what they left.
+        """
         key = (self._ticket.slot, self._ticket.generation)
         try:
-            slots = self._guardian.call("status", timeout_s=2.0).get("slots", ())
+            status = self._guardian.call("status", timeout_s=2.0)
         except HarnessError:
             return ""
-        return next((str(slot["cause"]) for slot in slots if (slot["slot"], slot["generation"]) == key), "")
+        if _page_life(status) != self._life:
+            return REPLACED
+        return next((str(slot["cause"]) for slot in status.get("slots", ()) if (slot["slot"], slot["generation"]) == key), "")
 
     def _killer(self, exit_code: int) -> str:
         """Return who else than we killed the load, as far as the kernel says."""

@@ -273,6 +273,12 @@ def cgroup_of(pid: int) -> str:
     return next((line[3:] for line in lines if line.startswith("0::")), "")
 
 
+def cgroup_path(pid: int) -> str:
+    """Return the folder of a process's v2 group, "" when unknown."""
+    mount, group = _cgroup2_mount(), cgroup_of(pid)
+    return os.path.normpath(mount + group) if mount and group else ""
+
+
 def cgroup_pids(path: str) -> list[int]:
     """Return the pids in a group and its children; empty when there is no such group."""
     found: list[int] = []

@@ -47,14 +47,19 @@ def parse(text: str) -> Member:
 
 def members(sid: int, root: Path = PROC) -> list[Member]:
     """Return all processes of a session, its leader and its zombies included."""
-    found = []
+    return by_session([sid], root)[sid]
+
+
+def by_session(sids: Iterable[int], root: Path = PROC) -> dict[int, list[Member]]:
+    """Return all processes of some sessions, by one scan."""
+    found: dict[int, list[Member]] = {sid: [] for sid in sids}
     for name in os.listdir(root):  # noqa: PTH208  # a scan of /proc opens hundreds of files
         if name.isdigit():
             with suppress(OSError, ValueError, IndexError):  # it ended meanwhile
                 with open(f"{root}/{name}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # as above
                     member = parse(file.read())
-                if member.session == sid:
-                    found.append(member)
+                if member.session in found:
+                    found[member.session].append(member)
     return found
 
 

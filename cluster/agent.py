@@ -19,6 +19,7 @@ from .agent_records import OperationHere, RunHere
 from .agent_state import Effect, Stage
 from .exchange import Goal, OperationReport, Order, Reply, Report, RunReport
 from .exchange import Stage as RunStage
+from .load_end import TELL_S, Silence
 from .safety.policies import THROTTLES, Level, Verdict, next_ceiling
 
 STUCK_ASK_NS = 2 * SECOND_NS
@@ -96,6 +97,7 @@ class Agent:
                     op.requested,
                     op.achieved,
                     op.shortfall,
+                    op.health(),
                 )
                 for op in run.operations.values()
             ),
@@ -245,6 +247,18 @@ class Agent:
                 "partial", f"{op_id}: {shortfall.allocated:,} of {shortfall.requested:,} were allocated, {shortfall.errno}", "warning", data
             )
         op.shortfall = shortfall
+
+    def on_silence(self, run_id: str, op_id: str, found: Silence) -> None:
+        """Take for how long an operation's load or simulator has been silent: told once that is long, and when it is over."""
+        _, op = self._find(run_id, op_id)
+        if op is None or op.silent == (found.seconds > TELL_S):
+            return
+        op.silent, data = not op.silent, {"run": run_id, "operation": op_id}
+        if op.silent:
+            self._event("silent", f"{op_id}: {found.who} has given no sign of life for {found.seconds:.1f} s", "warning", data)
+        else:
+            self._event("heard_again", f"{op_id} gives signs of life again", "info", data)
+        self._do("exchange")
 
     def on_load_ended(self, run_id: str, op_id: str, *, planned: bool, reason: str, code: str = "internal") -> None:
         """Take the end of an operation's load: as planned, or a failure that ends this node's part.

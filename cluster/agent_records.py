@@ -7,7 +7,9 @@ from typing import Any
 
 from actors.messages import Amounts, Capacity, Operation, Shortfall
 
+from . import dose
 from .agent_state import Stage
+from .dose_terms import terms_of
 from .exchange import Goal
 from .exchange import Stage as RunStage
 
@@ -31,6 +33,15 @@ class OperationHere:
     requested: float | None = None
     achieved: float | None = None
     shortfall: Shortfall | None = None
+    silent: bool = False  # it, or its simulator, has given no sign of life for a while
+
+    def health(self) -> str:
+        """Return how it does while it loads: "silent", else how its last window's dose stands ("well", "short", "over"); "" else."""
+        if self.silent and self.stage in {Stage.ARMED, Stage.RUNNING}:
+            return "silent"
+        if self.stage is not Stage.RUNNING or self.requested is None or self.achieved is None:
+            return ""
+        return dose.momentary(self.requested, self.achieved, **terms_of(self.operation))
 
 
 @dataclass(slots=True)

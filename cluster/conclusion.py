@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from actors.clock import SECOND_NS
-from actors.dose import METERS
 from actors.messages import Event, Operation, Shortfall
-from actors.simulator import record_of
 from scenarios.hypotheses import ActorProbe, Hypothesis, HypothesisResult, Observed, Threshold, title
 from scenarios.hypotheses import judge as judge_hypothesis
 from scenarios.plan import Plan
 
 from . import dose
 from .dose import DoseResult, DoseWindow
+from .dose_terms import terms_of
 from .overlap import Stretch, longest_overlap
 from .verdict import Cause, Conclusion, Evidence, Finding, judge
 
@@ -162,8 +161,7 @@ class _Measured:
         """Return what the judgement goes by."""
         operation = self.operation
         duration_s = min(operation.duration_s, max(0.0, self.ended_s - operation.start_s))
-        host_total = operation.options.get("mode") == "host_total"
-        return {**tolerance_of(operation.kind, operation.unit, operation.tolerance), "duration_s": duration_s, "host_total": host_total}
+        return {**terms_of(operation), "duration_s": duration_s}
 
     def dose(self) -> DoseResult:
         """Return whether the dose was reached."""
@@ -173,13 +171,6 @@ class _Measured:
         """Return the times at target, in seconds from the start of the run."""
         begun_s = self.operation.start_s
         return [(begun_s + begin_s, begun_s + end_s) for begin_s, end_s in dose.at_target(self.windows, **self.terms)]
-
-
-def tolerance_of(kind: str, unit: str, own: float | None = None) -> dict[str, Any]:
-    """Return how far achieved may be from asked, as `dose` takes it: by the simulator, or by the scenario's `own` tolerance."""
-    record = record_of(kind)
-    relative = not METERS[record.meter_of(unit)].in_points
-    return {"unit": unit, "relative": relative, "tolerance": record.tolerance if own is None else own, "floor": record.floor}
 
 
 def _measured(ending: Ending, plan: Plan, figures: Figures) -> tuple[_Measured, ...]:

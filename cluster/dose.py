@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from .words import amount
 
@@ -127,10 +127,12 @@ def at_target(
     return [(window.start_s, window.start_s + window.window_s) for window in hits]
 
 
-def is_reached(requested: float, achieved: float, *, unit: str, tolerance: float | None, relative: bool, floor: float | None) -> bool:
-    """Tell whether something was asked and one achieved value is within the tolerance. Arguments as of `reached`."""
-    judge = _Judge(unit, tolerance, host_total=False, relative=relative, floor=floor)
-    return requested > 0.0 and judge.is_hit(DoseWindow(0.0, requested, achieved))
+def momentary(requested: float, achieved: float, **terms: Any) -> str:
+    """Return how one window's dose stands, settled or not: "short", "over", or "well". `terms` as of `at_target`, without the duration."""
+    judge = _Judge(terms["unit"], terms["tolerance"], terms["host_total"], terms["relative"], terms["floor"])
+    if abs(achieved - requested) <= judge.margin(requested):
+        return "well"
+    return "over" if achieved > requested else "short"
 
 
 def _whole(windows: Sequence[DoseWindow], duration_s: float | None) -> list[DoseWindow]:

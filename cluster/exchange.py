@@ -48,6 +48,7 @@ class OperationReport:
     requested: float | None = None  # the last window's dose, in `unit`
     achieved: float | None = None
     shortfall: Shortfall | None = None  # what its load asked for and did not get
+    health: str = ""  # while it loads: "well", "short" of or "over" what is asked, or "silent"
 
 
 @dataclass(frozen=True, slots=True)

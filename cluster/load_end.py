@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from actors.clock import SECOND_NS
-from actors.control import LOAD_FAILED, LOAD_NONE, LOAD_RUNNING, LoadStats
+from actors.control import LOAD_FAILED, LOAD_NONE, LOAD_READY, LOAD_RUNNING, LoadStats
 from actors.oom import is_told
 
+TELL_S: Final = 3.0  # a silence that is told, whether it ends the load or not
 LEASE_ENDED: Final = "its lease ended"
 NO_LOAD: Final = LoadStats(0, 0, LOAD_NONE, 0, 0, 0, 0.0, 0.0, 0)
 
@@ -18,6 +19,13 @@ class Ended(NamedTuple):
 
     code: str
     reason: str = ""
+
+
+class Silence(NamedTuple):
+    """Who has given no sign of life for how long."""
+
+    who: str = ""
+    seconds: float = 0.0
 
 
 def ended(stage: str, state: int, status: Mapping[str, Any], *, is_leased: bool) -> Ended | None:
@@ -35,11 +43,15 @@ def ended(stage: str, state: int, status: Mapping[str, Any], *, is_leased: bool)
     return None
 
 
-def hung(stage: str, load: LoadStats, silent_s: float, now_ns: int, patience_s: float) -> Ended | None:
-    """Say so of a running load or a simulator that has given no sign of life for `patience_s`: it is ended by force."""
-    if stage != "running":
-        return None
-    if silent_s > patience_s:
-        return Ended("internal", f"its simulator has not answered for {patience_s:.1f} s")
-    is_silent = load.state == LOAD_RUNNING and load.heartbeat_ns > 0 and now_ns - load.heartbeat_ns > patience_s * SECOND_NS
-    return Ended("internal", f"its load process has given no sign of life for {patience_s:.1f} s") if is_silent else None
+def silence(stage: str, load: LoadStats, silent_s: float, now_ns: int) -> Silence:
+    """Return who of a load that runs or waits for its start, and its simulator, has been silent for longer. `silent_s`: the latter."""
+    if stage not in {"armed", "running"}:
+        return Silence()
+    beats = load.state in {LOAD_READY, LOAD_RUNNING} and load.heartbeat_ns > 0
+    quiet_s = (now_ns - load.heartbeat_ns) / SECOND_NS if beats else 0.0
+    return Silence("its load process", quiet_s) if quiet_s > silent_s else Silence("its simulator", silent_s)
+
+
+def hung(found: Silence, patience_s: float) -> Ended | None:
+    """Say so of a load that, or whose simulator, has given no sign of life for longer than `patience_s`: it is ended by force."""
+    return Ended("internal", f"{found.who} has given no sign of life for {patience_s:.1f} s") if found.seconds > patience_s else None

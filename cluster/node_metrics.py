@@ -15,9 +15,8 @@ from typing import Final
 from actors import pressure
 from actors import shape as shapes
 from actors.clock import SECOND_NS, Clock
-from actors.control import LOAD_RUNNING, SLOTS
 from actors.disk import fill_path
-from actors.dose import OutsideMeter, ProcessFiles
+from actors.dose import OutsideMeter
 from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
 from actors.host import BusyMeter
@@ -30,6 +29,7 @@ from actors.metrics.segment import check_policy_text
 from actors.proc import cgroup_pids
 from actors.simulator import absolute, whole_of
 
+from .loads_cpu import LoadsCpu
 from .metrics.cardinality import Caps
 from .metrics.raw_samples import SampleReader
 from .metrics.stream import MetricStream
@@ -85,9 +85,10 @@ class NodeMetrics:
         self._watched: dict[_Key, Watched] = {}
         self._segments: dict[_Key, Segment] = {}
         self._busy = BusyMeter()
-        self._loads: dict[int, tuple[int, ProcessFiles]] = {}
+        self._loads = LoadsCpu(guardian.stats)
         self._measured_ns = clock.boot_ns()
-        self._busy_s, self._loads_s = self._busy.read()[1], {0: 0.0}
+        self._busy_s = self._busy.read()[1]
+        self._loads_s: dict[tuple[int, int], float] = {}
         self._delivering = threading.Lock()
 
     # ---- runs
@@ -269,6 +270,7 @@ class NodeMetrics:
         with self._lock:
             watched = Watched(run, operation, capacity, slot, generation, meter, absolute(operation, capacity))
             watched.counted = meter.read() if meter.cumulative else None  # so that the very next window counts, should the load begin in it
+            self._loads_s = self._loads_s or (self._loads.read() if watched.host_total else {})
             self._watched[run, operation.id] = watched
 
     def started(self, run: str, operation_id: str, start_ns: int) -> None:
@@ -299,9 +301,9 @@ class NodeMetrics:
         """Read all doses since the last call; return (requested, achieved) by run and operation, in its own unit."""
         with self._lock:
             now_ns, busy_s = self._busy.read()
-            loads = self._read_loads()
+            loads = self._loads.read() if self._others_count() else {}
             elapsed_s = max(1e-6, (now_ns - self._measured_ns) / SECOND_NS)
-            ours_s = sum(max(0.0, total - self._loads_s.get(slot, total)) for slot, total in loads.items())
+            ours_s = sum(max(0.0, total - self._loads_s.get(load, total)) for load, total in loads.items())
             others_s = max(0.0, busy_s - self._busy_s - ours_s)
             found = {}
             for key, watched in self._watched.items():
@@ -310,6 +312,10 @@ class NodeMetrics:
                     found[key] = dose
             self._measured_ns, self._busy_s, self._loads_s = now_ns, busy_s, loads
             return found
+
+    def _others_count(self) -> bool:
+        """Tell whether some operation here needs to know what others use."""
+        return any(watched.host_total for watched in self._watched.values())
 
     def _dose(self, watched: Watched, now_ns: int, elapsed_s: float, others_s: float) -> tuple[float, float] | None:
         read = watched.meter.read()
@@ -355,26 +361,6 @@ class NodeMetrics:
     def _mean_requested(self, watched: Watched, now_ns: int, elapsed_s: float) -> float:
         begin_ns, step_ns = now_ns - elapsed_s * SECOND_NS, elapsed_s * SECOND_NS / STEPS
         return sum(self._asked(watched, round(begin_ns + (index + 0.5) * step_ns)) for index in range(STEPS)) / STEPS
-
-    def _read_loads(self) -> dict[int, float]:
-        """Return the CPU seconds of every load on this machine, by slot and generation, whoever's it is."""
-        stats, found = self._guardian.stats, {}
-        for slot in range(SLOTS):
-            load = stats.read(slot)
-            pid = load.pid if load.state == LOAD_RUNNING else 0
-            known = self._loads.get(slot)
-            if known is not None and known[0] != pid:
-                known[1].close()
-                self._loads.pop(slot)
-                known = None
-            if not pid:
-                continue
-            if known is None:
-                known = self._loads[slot] = (pid, ProcessFiles(pid))
-            used_ns = known[1].cpu_ns()
-            if used_ns is not None:
-                found[slot << 32 | pid] = used_ns / SECOND_NS
-        return found
 
     # ---- host and events
 

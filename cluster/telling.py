@@ -39,6 +39,7 @@ def progress(run: Run, core: Orchestrator, now_ns: int) -> dict[str, Any]:
             "requested": op.requested,
             "achieved": op.achieved,
             "shortfall": asdict(op.shortfall) if op.shortfall else None,
+            "health": op.health,
         }
         for name, report in reports.items()
         for op in report.operations

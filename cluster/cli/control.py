@@ -31,7 +31,9 @@ def connection(address: str | None, config: Path | None) -> Iterator[ports.Conne
 
 
 def status(run: options.Run = None, address: options.Address = None, config: options.Config = None, as_json: options.Json = False) -> int:
-    """Show what runs where: asked against achieved, node by node.
+    """Show what runs where: asked against achieved and how each load does, node by node.
+
+    A load is well, short of or over what is asked in the last second, or silent: it has given no sign of life for 3 s.
 
     Examples:
       stress-cluster status             every run of this cluster
@@ -72,12 +74,12 @@ def run_lines(one: Mapping[str, Any]) -> list[str]:
     """Return one run of a status as lines."""
     state = one.get("status") or one.get("phase") or ""
     doses = [
-        ("  " + str(dose.get("operation", "")), _told(dose, "requested"), _told(dose, "achieved"))
+        ("  " + str(dose.get("operation", "")), _told(dose, "requested"), _told(dose, "achieved"), str(dose.get("health") or "-"))
         for dose in one.get("operations") or ()
         if isinstance(dose, Mapping)
     ]
     head = f"{one.get('run', '')}  {state}" + (f"  {summary_line({**one, 'operations': ()})}" if one.get("duration_s") else "")
-    return [head, *table(("  operation", "asked", "achieved"), doses)]
+    return [head, *table(("  operation", "asked", "achieved", "health"), doses)]
 
 
 def _told(dose: Mapping[str, Any], key: str) -> str:

@@ -214,7 +214,8 @@ def _dose_cells(one: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     unit, asked, got = str(one.get("unit", "")), one.get("requested"), one.get("achieved")
     share = min(1.0, float(got) / float(asked)) if asked and got is not None else 0.0
     told = [amount(float(value), unit) if value is not None else "-" for value in (asked, got)]
-    return str(one.get("operation", "")).partition("@")[0], str(one.get("node", "")), told[0], told[1], "█" * round(share * 16)
+    bar = "silent" if one.get("health") == "silent" else "█" * round(share * 16)
+    return str(one.get("operation", "")).partition("@")[0], str(one.get("node", "")), told[0], told[1], bar
 
 
 def _node_cells(one: Mapping[str, Any]) -> tuple[str, str, str, str, str]:

@@ -173,3 +173,17 @@ def test_hello_names_code_and_process(agent: Agent) -> None:
     """The agent can compare the code of a simulator with its own."""
     found = agent.shell(CPU).hello()
     assert (found["pid"], found["node"], len(found["code_id"])) == (os.getpid(), "n1", 16)
+
+
+def test_a_load_that_dies_with_its_guardians_has_lost_its_lease(agent: Agent) -> None:
+    """Who comes after a guardian and its standby ends what they left: that is no failure of the load, though their page shows a lease."""
+    shell = agent.run(CPU)
+    status, pause = agent.client.call("status"), threading.Event()
+    os.kill(status["pid"], signal.SIGSTOP)  # or it would fork another standby
+    for pid in (status["standby_pid"], status["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    ended = until(lambda: (now := shell.status()).phase in {"expired", "failed", "done"} and now, 6, lambda: str(shell.status()))
+    pause.wait(0.2)
+    assert (ended.phase, ended.exit_code) == ("expired", -signal.SIGKILL), ended
+    assert "another one has taken its place" in ended.reason
+    agent.tickets.clear()  # of a guardian that is no more

@@ -10,6 +10,7 @@ from cluster.agent import Agent
 from cluster.agent_state import Stage
 from cluster.exchange import Goal, Order, Reply
 from cluster.exchange import Stage as RunStage
+from cluster.load_end import TELL_S, Silence
 from cluster.safety.policies import OK, Level, Verdict
 from tests.simulation.world.agent_host import quiet
 
@@ -252,3 +253,37 @@ def test_what_a_load_could_not_get_is_reported_and_told_once():
     agent.core.on_shortfall("r", OPERATION.id, None)
     assert agent.core.report(agent.now_ns).runs[0].operations[0].shortfall is None
     assert agent.core.drain()[1] == []
+
+
+def test_a_silence_is_told_within_five_seconds_and_its_end_too():
+    """Once each, before the load is ended for it at the default lease; the operation's health says so meanwhile."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    for seconds in (TELL_S, TELL_S + 0.1, TELL_S + 1.0):
+        agent.core.on_silence("r", OPERATION.id, Silence("its load process", seconds))
+    (told,) = agent.core.drain()[1]
+    assert (told.kind, told.severity, told.data) == ("silent", "warning", {"run": "r", "operation": OPERATION.id})
+    assert "its load process has given no sign of life for 3.1 s" in told.message
+    assert TELL_S + 0.1 < 5.0
+    assert agent.core.report(agent.now_ns).runs[0].operations[0].health == "silent"
+    agent.core.on_silence("r", OPERATION.id, Silence("its simulator", 0.1))
+    assert [event.kind for event in agent.core.drain()[1]] == ["heard_again"]
+    assert agent.core.report(agent.now_ns).runs[0].operations[0].health == ""
+
+
+@pytest.mark.parametrize(
+    ("requested", "achieved", "want"),
+    [
+        pytest.param(0.5, 0.46, "well", id="within-five-points"),
+        pytest.param(0.5, 0.44, "short", id="less"),
+        pytest.param(0.5, 0.56, "over", id="more"),
+        pytest.param(None, None, "", id="not-measured-yet"),
+    ],
+)
+def test_health_holds_what_is_measured_against_what_is_asked(requested, achieved, want):
+    """By the last window and the tolerance that the dose is judged by; nothing is said of what does not load."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    operation = agent.core.runs["r"].operations[OPERATION.id]
+    operation.requested, operation.achieved = requested, achieved
+    assert agent.core.report(agent.now_ns).runs[0].operations[0].health == want
+    agent.core.on_load_ended("r", OPERATION.id, planned=True, reason="")
+    assert agent.core.report(agent.now_ns).runs[0].operations[0].health == ""

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from actors.clock import SECOND_NS
-from actors.control import LOAD_DONE, LOAD_FAILED, LOAD_NONE, LOAD_RUNNING
-from cluster.load_end import NO_LOAD, ended, hung
+from actors.control import LOAD_DONE, LOAD_FAILED, LOAD_NONE, LOAD_READY, LOAD_RUNNING
+from cluster.load_end import NO_LOAD, Silence, ended, hung, silence
 
 
 @pytest.mark.parametrize(
@@ -32,16 +32,27 @@ def test_how_a_load_has_ended(stage, state, status, is_leased, code):
 
 
 @pytest.mark.parametrize(
-    ("stage", "heartbeat_s", "silent_s", "want"),
+    ("stage", "state", "heartbeat_s", "silent_s", "who", "for_s"),
     [
-        pytest.param("running", 8.0, 2.0, False, id="both-at-the-bound"),
-        pytest.param("running", 7.9, 0.0, True, id="load-silent-for-longer"),
-        pytest.param("running", 10.0, 2.1, True, id="simulator-silent-for-longer"),
-        pytest.param("running", 0.0, 0.0, False, id="no-sign-of-life-yet"),
-        pytest.param("preparing", 1.0, 9.0, False, id="compiling"),
+        pytest.param("running", LOAD_RUNNING, 7.9, 2.0, "its load process", 2.1, id="load-for-longer"),
+        pytest.param("running", LOAD_RUNNING, 8.0, 2.1, "its simulator", 2.1, id="simulator-for-longer"),
+        pytest.param("armed", LOAD_READY, 4.0, 0.0, "its load process", 6.0, id="while-it-waits-for-its-start"),
+        pytest.param("running", LOAD_RUNNING, 0.0, 0.0, "its simulator", 0.0, id="no-sign-of-life-yet"),
+        pytest.param("running", LOAD_DONE, 1.0, 0.0, "its simulator", 0.0, id="ended"),
+        pytest.param("preparing", LOAD_NONE, 1.0, 9.0, "", 0.0, id="compiling"),
+        pytest.param("closing", LOAD_RUNNING, 1.0, 9.0, "", 0.0, id="on-its-way-out"),
     ],
 )
-def test_what_is_silent_for_longer_than_a_lease_hangs(stage, heartbeat_s, silent_s, want):
-    """At 10 s, with a patience of 2 s."""
-    load = replace(NO_LOAD, state=LOAD_RUNNING, heartbeat_ns=round(heartbeat_s * SECOND_NS))
-    assert (hung(stage, load, silent_s, 10 * SECOND_NS, 2.0) is not None) is want
+def test_who_has_been_silent_for_how_long(stage, state, heartbeat_s, silent_s, who, for_s):
+    """At 10 s; whoever of a load and its simulator was heard longer ago counts."""
+    load = replace(NO_LOAD, state=state, heartbeat_ns=round(heartbeat_s * SECOND_NS))
+    found = silence(stage, load, silent_s, 10 * SECOND_NS)
+    assert (found.who, found.seconds) == (who, pytest.approx(for_s))
+
+
+@pytest.mark.parametrize(("seconds", "want"), [(2.0, False), (2.1, True)])
+def test_what_is_silent_for_longer_than_a_lease_hangs(seconds, want):
+    """With a patience of 2 s; the reason says who it was."""
+    found = hung(Silence("its simulator", seconds), 2.0)
+    assert (found is not None) is want
+    assert found is None or (found.code == "internal" and "its simulator" in found.reason)
