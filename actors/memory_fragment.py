@@ -14,10 +14,11 @@ from .clock import SECOND_NS, process_cpu_ns
 from .errors import InputError
 from .heap import library_heap, process_heap
 from .lease import NOTE_NO_POPULATE, NOTE_NO_RECORDING, LeaseWatch
-from .memory import GRAIN_BYTES, LOOK_S, SEGMENT_BYTES, Reservoir, StepMeters, own_anonymous_bytes, supported
+from .memory import GRAIN_BYTES, SEGMENT_BYTES, Reservoir, StepMeters, own_anonymous_bytes, supported
 from .memory import METRICS as STEP_METRICS
 from .messages import Capacity, Operation
 from .meters import open_reporter
+from .release import LOOK_S
 from .simulator import Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:

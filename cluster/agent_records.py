@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from actors.messages import Amounts, Capacity, Operation, Shortfall
+from actors.messages import Allocation, Amounts, Capacity, Operation, Shortfall
 
 from .agent_state import Stage
 from .exchange import Goal
@@ -31,6 +31,7 @@ class OperationHere:
     requested: float | None = None
     achieved: float | None = None
     shortfall: Shortfall | None = None
+    allocation: Allocation | None = None
 
 
 @dataclass(slots=True)

@@ -127,6 +127,12 @@ def at_target(
     return [(window.start_s, window.start_s + window.window_s) for window in hits]
 
 
+def is_reached(requested: float, achieved: float, *, unit: str, tolerance: float | None, relative: bool, floor: float | None) -> bool:
+    """Tell whether something was asked and one achieved value is within the tolerance. Arguments as of `reached`."""
+    judge = _Judge(unit, tolerance, host_total=False, relative=relative, floor=floor)
+    return requested > 0.0 and judge.is_hit(DoseWindow(0.0, requested, achieved))
+
+
 def _whole(windows: Sequence[DoseWindow], duration_s: float | None) -> list[DoseWindow]:
     """Return the whole windows within the operation, in order; windows cut by its edges are left out."""
     end_s = float("inf") if duration_s is None else duration_s + EDGE_S

@@ -34,6 +34,7 @@ MODULES: Final = (
     "proc",
     "undo",
     "guardian/__init__",
+    "guardian/blocks",
     "guardian/core",
     "guardian/disk",
     "guardian/engine",
