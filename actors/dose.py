@@ -221,7 +221,7 @@ def count_established(table: str, inodes: AbstractSet[str]) -> int:
 class OutsideMeter:
     """The dose of one operation. `read` returns what its meter counts now; None when what is measured is gone.
 
-    `cgroup` is the operation's own version 2 group where it has one, `path` the file of a disk fill. What a process holds counts from
+    `cgroup` is the operation's own version 2 group where it has one, `paths` the files of a disk fill. What a process holds counts from
     `set_baseline`, called once the load is ready and before it starts. Close it when done.
     """
 
@@ -231,14 +231,14 @@ class OutsideMeter:
         pids: Sequence[int] = (),
         *,
         cgroup: Path | None = None,
-        path: Path | None = None,
+        paths: Sequence[Path] = (),
         proc: Path = PROC,
     ) -> None:
         record = record_of(operation.kind)
         self.operation = operation
         self.resource = record.resource
         self._meter = METERS[record.meter_of(operation.unit)]
-        self._seen = Seen([ProcessFiles(pid, proc) for pid in pids], cgroup, path)
+        self._seen = Seen([ProcessFiles(pid, proc) for pid in pids], cgroup, tuple(paths))
         self._baseline = 0.0
 
     @property
@@ -268,8 +268,8 @@ class Seen:
 
     processes: list[ProcessFiles]
     cgroup: Path | None
-    path: Path | None
-    path_was_there: bool = False
+    paths: tuple[Path, ...] = ()
+    were_there: bool = False
 
     def total(self, read: Callable[[ProcessFiles], int | None]) -> float | None:
         """Return the sum over its living processes, None when there is none."""
@@ -319,16 +319,18 @@ def _memory_pressure(seen: Seen) -> float | None:
 
 
 def _blocks(seen: Seen) -> float | None:
-    if seen.path is None:
-        return None
-    try:
-        held = float(seen.path.stat().st_blocks * BLOCK_BYTES)
-    except FileNotFoundError:
-        return None if seen.path_was_there else 0.0  # a fill that never found room holds nothing
-    except OSError:
-        return None
-    seen.path_was_there = True
-    return held
+    found = []
+    for path in seen.paths:
+        try:
+            found.append(path.stat().st_blocks * BLOCK_BYTES)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+    if not found:
+        return None if seen.were_there or not seen.paths else 0.0  # a fill that never found room holds nothing
+    seen.were_there = True
+    return float(sum(found))
 
 
 def _served_calls(seen: Seen) -> float | None:

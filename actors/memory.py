@@ -20,6 +20,7 @@ from .lease import NOTE_NO_POPULATE, NOTE_NO_RECORDING, LeaseWatch
 from .limits import Container, find_container
 from .messages import Capacity, Operation
 from .meters import open_reporter
+from .release import LOOK_S, RELEASE_OPTIONS, Release, wait_until
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 SEGMENT_BYTES: Final = 16 * MIB
 GRAIN_BYTES: Final = 64 << 10
-LOOK_S: Final = 0.05
 MADV_POPULATE_WRITE: Final = 23  # linux/mman.h, since 5.14; not in Python's mmap module
 METRICS: Final = ("memory.populated", "memory.released", "memory.step")
 _PAGE_BYTES: Final = mmap.PAGESIZE
@@ -225,26 +225,48 @@ class MemoryHolder(ABC):
 
 
 class MemoryPressure(MemoryHolder):
-    """Holds as much as its shape asks."""
+    """Holds as much as its shape asks, and gives it back at once or in steps."""
 
     def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> None:
         super().__init__(operation, capacity, watch, segment_path)
-        self._reserve_bytes = int(RECORD.resolve_options(operation.options)["reserve"])
+        options = RECORD.resolve_options(operation.options)
+        self._reserve_bytes, self._release = int(options["reserve"]), Release.of(options)
+        self._moves = 0
         self._available = available_bytes if self._reserve_bytes else None
 
     def _follow(self, start_ns: int, meters: StepMeters) -> None:
         end_ns = start_ns + round(self._operation.duration_s * SECOND_NS)
-        clock, steps = self._watch.clock, 0
+        clock = self._watch.clock
         self._watch.first_slice()
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on():
             asked = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
-            before = self._reservoir.held_bytes
-            reached = self._reservoir.step_towards(self._within_reserve(asked, before))
-            meters.record(self._reservoir.held_bytes - before, (clock.boot_ns() - now_ns) / SECOND_NS)
-            steps += 1
-            self._publish(asked, steps)  # a sign of life with each step: on a starved machine a few of them take a second
-            if reached:
+            if self._move(self._within_reserve(asked, self._reservoir.held_bytes), asked, meters):
                 clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
+        self._give_back(meters)
+
+    def _move(self, target_bytes: float, asked_bytes: float, meters: StepMeters) -> bool:
+        """Take one step, and give a sign of life: on a starved machine a few steps take a second. True once the target is reached."""
+        now_ns, before = self._watch.clock.boot_ns(), self._reservoir.held_bytes
+        reached = self._reservoir.step_towards(target_bytes)
+        meters.record(self._reservoir.held_bytes - before, (self._watch.clock.boot_ns() - now_ns) / SECOND_NS)
+        self._moves += 1
+        self._publish(asked_bytes, self._moves)
+        return reached
+
+    def _give_back(self, meters: StepMeters) -> None:
+        """Give back in the steps that are asked for; a stop leaves the rest to be given back at once."""
+
+        def lower_to(level: int) -> bool:
+            while not self._move(level, level, meters):
+                if not self._watch.may_go_on():
+                    return False
+            return True
+
+        def wait(at_ns: int) -> bool:
+            held = self._reservoir.held_bytes
+            return wait_until(self._watch, at_ns, lambda: self._move(held, held, meters))
+
+        self._release.follow(self._reservoir.held_bytes, self._watch.clock.boot_ns(), wait, lower_to)
 
     def _within_reserve(self, asked_bytes: float, held_bytes: int) -> float:
         """Return what may be held of what is asked, so that the reserve stays available to others; what others take, this gives back."""
@@ -276,7 +298,10 @@ RECORD: Final = SimulatorRecord(
     measure="anonymous resident bytes of the load process less their value before the ramp",
     tolerance=0.02,
     look_ms=50,
-    options=(Option("reserve", "bytes", 0, "what stays available on the node whatever is asked: less is held where others need it"),),
+    options=(
+        Option("reserve", "bytes", 0, "what stays available on the node whatever is asked: less is held where others need it"),
+        *RELEASE_OPTIONS,
+    ),
     metrics=METRICS,
     supported=supported,
     entry="memory:MemoryPressure",

@@ -14,9 +14,10 @@ from .clock import SECOND_NS
 from .errors import InputError
 from .heap import library_heap, process_heap
 from .lease import LeaseWatch
-from .memory import GRAIN_BYTES, LOOK_S, SEGMENT_BYTES, MemoryHolder, StepMeters, supported
+from .memory import GRAIN_BYTES, SEGMENT_BYTES, MemoryHolder, StepMeters, supported
 from .memory import METRICS as STEP_METRICS
 from .messages import Capacity, Operation
+from .release import LOOK_S
 from .simulator import Option, SimulatorRecord
 
 if TYPE_CHECKING:

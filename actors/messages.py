@@ -163,6 +163,25 @@ class Shortfall:
 
 
 @dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a load held, as its meter counted it from outside, at three moments of its life: allocate, hold, release.
+
+    Amounts are bytes, or how many; times are seconds from the operation's start, None for what did not come.
+    """
+
+    meter: str
+    asked: float  # the most that was asked for
+    allocate: float  # counted at the first look after its start
+    allocate_s: float
+    hold: float | None = None  # counted when it was first at target
+    hold_s: float | None = None
+    held_for_s: float = 0.0  # from then until it was last at target
+    peak: float = 0.0  # the most that was counted
+    release: float | None = None  # counted once it had ended
+    release_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HostSnapshot:
     """A node's host at one instant; limits of the container are the denominators."""
 

@@ -268,7 +268,7 @@ class SimulatorShell:
                 page_fds=guardian.page_fds,
                 state_dir=self._state_dir,
             )
-        return DiskFill(self._operation, self._capacity, self._watch(guardian), guardian, self._state_dir)
+        return DiskFill(self._operation, self._capacity, self._watch(guardian), guardian, self._state_dir, self._ticket.segment_path)
 
     def _watch(self, guardian: GuardianClient) -> LeaseWatch:
         watch = LeaseWatch(

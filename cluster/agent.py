@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from actors.clock import SECOND_NS
-from actors.messages import Capacity, Event, Halt, HostSnapshot, Shortfall
+from actors.messages import Allocation, Capacity, Event, Halt, HostSnapshot, Shortfall
 from actors.simulator import record_of
 
 from . import agent_state
@@ -98,6 +98,7 @@ class Agent:
                     op.achieved,
                     op.shortfall,
                     op.health(),
+                    op.allocation,
                 )
                 for op in run.operations.values()
             ),
@@ -292,12 +293,21 @@ class Agent:
                 op.ask_again_ns = 0
                 self._perform(run, op, Effect.CLOSE_SLOT, 0.0)
 
-    def on_closed(self, run_id: str, op_id: str, gone_ns: int, outcomes: Iterable[Mapping[str, Any]], released_ns: int = 0) -> None:
-        """Take the guardian's word that a slot is empty and how each of its records ended."""
+    def on_closed(
+        self,
+        run_id: str,
+        op_id: str,
+        gone_ns: int,
+        outcomes: Iterable[Mapping[str, Any]],
+        released_ns: int = 0,
+        allocation: Allocation | None = None,
+    ) -> None:
+        """Take the guardian's word that a slot is empty and how each of its records ended, and what its load had held."""
         run, op = self._find(run_id, op_id)
         if run is None or op is None:
             return
         op.gone_ns, op.released_ns, op.outcomes = gone_ns, released_ns, tuple(dict(outcome) for outcome in outcomes)
+        op.allocation = allocation
         self._step(run, op, agent_state.Event.CLOSED)
 
     def on_seal_failed(self, run_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from actors.messages import Amounts, Capacity, Operation, Shortfall
+from actors.messages import Allocation, Amounts, Capacity, Operation, Shortfall
 
 from . import dose
 from .agent_state import Stage
@@ -33,6 +33,7 @@ class OperationHere:
     requested: float | None = None
     achieved: float | None = None
     shortfall: Shortfall | None = None
+    allocation: Allocation | None = None
     silent: bool = False  # it, or its simulator, has given no sign of life for a while
 
     def health(self) -> str:

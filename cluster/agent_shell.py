@@ -424,7 +424,7 @@ class AgentShell:
             with self._lock:
                 self._agent.on_stuck(effect.run, effect.operation, answer["outcomes"], self._clock.boot_ns())
             return
-        self._metrics.unwatch(effect.run, effect.operation, completed=data["finished"])
+        held = self._metrics.unwatch(effect.run, effect.operation, completed=data["finished"])
         self._groups.pop((effect.run, effect.operation), None)
         simulator = self._simulators.pop((effect.run, effect.operation), None)
         if simulator is not None:
@@ -432,7 +432,7 @@ class AgentShell:
             Processes(mark_of(effect.operation, data["slot"], data["generation"])).end()  # Ray's that idle, and that nobody else ends
         with self._lock:
             self._agent.on_closed(
-                effect.run, effect.operation, answer["stopped_ns"] or answer["released_ns"], answer["outcomes"], answer["released_ns"]
+                effect.run, effect.operation, answer["stopped_ns"] or answer["released_ns"], answer["outcomes"], answer["released_ns"], held
             )
 
     def _ask_to_close(self, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from actors.clock import SECOND_NS
-from actors.messages import Event, Operation, Shortfall
+from actors.messages import Allocation, Event, Operation, Shortfall
 from scenarios.hypotheses import ActorProbe, Hypothesis, HypothesisResult, Observed, Threshold, title
 from scenarios.hypotheses import judge as judge_hypothesis
 from scenarios.plan import Plan
@@ -40,6 +40,7 @@ class NodeEnding:
     stopped_ms: float | None = None  # from the decision to stop until its last load had ended
     released_ms: float | None = None  # and until the last of it was given back
     partial: Mapping[str, Shortfall] = field(default_factory=dict)  # by operation: what its load could not get
+    allocations: Mapping[str, Allocation] = field(default_factory=dict)  # by operation: what its load held, counted from outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
         "hypotheses": [asdict(result) for result in hypotheses],
         "dose": [asdict(result) for result in doses],
         "partial": partial,
+        "allocations": _allocations(ending),
         "overlap": asdict(longest_overlap([one.held() for one in measured])),
         "high_water": _high_water(figures),
         "violations": [finding.reason for finding in findings if finding.cause is Cause.SAFETY],
@@ -138,6 +140,15 @@ def _partial(ending: Ending) -> list[dict[str, Any]]:
     ]
 
 
+def _allocations(ending: Ending) -> list[dict[str, Any]]:
+    """Return what each operation that holds something had, as it was counted from outside when it began, held, and had ended."""
+    return [
+        {"operation": operation, "node": node.name, **asdict(allocation)}
+        for node in ending.nodes
+        for operation, allocation in node.allocations.items()
+    ]
+
+
 def _told(partial: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(
         f"{one['operation']} got {one['allocated']:,} of the {one['requested']:,} that it asked for: {one['errno']}" for one in partial
@@ -145,7 +156,7 @@ def _told(partial: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _node(node: NodeEnding) -> dict[str, Any]:
-    return {name: value for name, value in asdict(node).items() if name != "partial"}  # which has a place of its own
+    return {name: value for name, value in asdict(node).items() if name not in {"partial", "allocations"}}  # they have their own places
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from actors.messages import Amounts, Capacity, Halt, Operation, Shortfall
+from actors.messages import Allocation, Amounts, Capacity, Halt, Operation, Shortfall
 
 
 class Goal(StrEnum):
@@ -49,6 +49,7 @@ class OperationReport:
     achieved: float | None = None
     shortfall: Shortfall | None = None  # what its load asked for and did not get
     health: str = ""  # while it loads: "well", "short" of or "over" what is asked, or "silent"
+    allocation: Allocation | None = None  # what it held, once it is gone
 
 
 @dataclass(frozen=True, slots=True)

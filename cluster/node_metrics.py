@@ -15,12 +15,12 @@ from typing import Final
 from actors import pressure
 from actors import shape as shapes
 from actors.clock import SECOND_NS, Clock
-from actors.disk import fill_path
+from actors.disk import fill_paths
 from actors.dose import OutsideMeter
 from actors.errors import HarnessError, StressError
 from actors.guardian import GuardianClient
 from actors.host import BusyMeter
-from actors.messages import Capacity, Event, HostSnapshot, Operation, SlotTicket
+from actors.messages import Allocation, Capacity, Event, HostSnapshot, Operation, SlotTicket
 from actors.metrics import Segment
 from actors.metrics.policy import Mode, RecordingPolicy
 from actors.metrics.registry import DOSE_UNITS
@@ -29,13 +29,14 @@ from actors.metrics.segment import check_policy_text
 from actors.proc import cgroup_pids
 from actors.simulator import absolute, whole_of
 
+from .allocation import Moments
 from .loads_cpu import LoadsCpu
 from .metrics.cardinality import Caps
 from .metrics.raw_samples import SampleReader
 from .metrics.stream import MetricStream
 from .outbox import Frames, Outbox, OutboxFullError, box_path, leftovers
 
-UNIT_OF_OPERATION: Final = frozenset({"dose.requested", "dose.achieved"})
+UNIT_OF_OPERATION: Final = frozenset({"dose.requested", "dose.achieved", "dose.remaining"})
 STEPS: Final = 20  # points at which a shape is read within a window
 RING_SAMPLES: Final = 1 << 16  # single samples of one load that may wait for the next window: 1.5 MiB
 PUSH_BYTES: Final = 1 << 20
@@ -58,6 +59,7 @@ class Watched:
     generation: int
     meter: OutsideMeter
     shape: shapes.Shape  # in cores or bytes
+    moments: Moments
     segment: Segment | None = None
     start_ns: int = 0
     counted: float | None = None  # what its meter said last, where that only grows
@@ -261,14 +263,15 @@ class NodeMetrics:
 
         `group` is its control group: where its processes are in it, their children's CPU time counts too.
         """
-        path = None
+        paths: Sequence[Path] = ()
         if operation.kind == "DiskFill":
-            path = fill_path(operation, SlotTicket(slot, generation), self._state_dir, self._guardian.hello["guardian_id"])
+            paths = fill_paths(operation, SlotTicket(slot, generation), self._state_dir, self._guardian.hello["guardian_id"])
         inside = bool(pids) and set(pids) <= set(_members(group))
-        meter = OutsideMeter(operation, pids, path=path, cgroup=Path(group) if inside else None)
+        meter = OutsideMeter(operation, pids, paths=paths, cgroup=Path(group) if inside else None)
         meter.set_baseline()
         with self._lock:
-            watched = Watched(run, operation, capacity, slot, generation, meter, absolute(operation, capacity))
+            shape, moments = absolute(operation, capacity), Moments(run, operation)
+            watched = Watched(run, operation, capacity, slot, generation, meter, shape, moments)
             watched.counted = meter.read() if meter.cumulative else None  # so that the very next window counts, should the load begin in it
             self._loads_s = self._loads_s or (self._loads.read() if watched.host_total else {})
             self._watched[run, operation.id] = watched
@@ -282,12 +285,16 @@ class NodeMetrics:
                     self._count_life(watched, "operation.started")
                 watched.start_ns = start_ns
 
-    def unwatch(self, run: str, operation_id: str, *, completed: bool = False) -> None:
-        """Measure an operation no longer; what its load recorded last is read now. `completed`: it ran to its planned end."""
+    def unwatch(self, run: str, operation_id: str, *, completed: bool = False) -> Allocation | None:
+        """Measure an operation no longer; what its load recorded last is read now. `completed`: it ran to its planned end.
+
+        Returns what it held, with what is left of it now, None for a load that holds nothing.
+        """
         with self._lock:
             watched = self._watched.pop((run, operation_id), None)
             if watched is not None and watched.start_ns:
                 self._count_life(watched, "operation.completed" if completed else "operation.failed")
+                self._tell(watched.moments.end(watched.meter.read() or 0.0, self._elapsed_s(watched, self._clock.boot_ns())))
             segment = self._segments.pop((run, operation_id), None)
             stream = self._streams.get(run)
             if segment is not None and stream is not None:
@@ -296,6 +303,7 @@ class NodeMetrics:
             watched.meter.close()
         if segment is not None:
             segment.close()
+        return watched.moments.seen if watched is not None else None
 
     def measure(self) -> dict[tuple[str, str], tuple[float, float]]:
         """Read all doses since the last call; return (requested, achieved) by run and operation, in its own unit."""
@@ -334,7 +342,10 @@ class NodeMetrics:
             if watched.host_total:
                 self._observe(watched, "dose.own", own)
         else:
-            achieved, requested = read / whole, self._asked(watched, now_ns) / whole
+            asked = self._asked(watched, now_ns)
+            achieved, requested = read / whole, asked / whole
+            self._observe(watched, "dose.remaining", max(0.0, requested - achieved))
+            self._tell(watched.moments.look(asked, read, whole, self._elapsed_s(watched, now_ns)))
         self._observe(watched, "dose.requested", requested)
         self._observe(watched, "dose.achieved", achieved)
         return requested, achieved
@@ -353,9 +364,16 @@ class NodeMetrics:
                 metric, value, operation.id, operation.phase, unit=DOSE_UNITS[operation.unit] if metric in UNIT_OF_OPERATION else ""
             )
 
+    def _tell(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.add_event(event)
+
     @staticmethod
-    def _asked(watched: Watched, at_ns: int) -> float:
-        elapsed_s = (at_ns - watched.start_ns) / SECOND_NS
+    def _elapsed_s(watched: Watched, at_ns: int) -> float:
+        return (at_ns - watched.start_ns) / SECOND_NS
+
+    def _asked(self, watched: Watched, at_ns: int) -> float:
+        elapsed_s = self._elapsed_s(watched, at_ns)
         return watched.shape.value(elapsed_s) if 0.0 <= elapsed_s < watched.operation.duration_s else 0.0
 
     def _mean_requested(self, watched: Watched, now_ns: int, elapsed_s: float) -> float:

@@ -42,11 +42,15 @@ class MemoryPressure(Simulator):
     fraction: Shape | None
     bytes: Shape | None
     reserve: int
+    release_steps: int
+    release_interval_s: float
     def __init__(
         self,
         fraction: Shape | float | None = None,
         bytes: Shape | float | None = None,
         reserve: int = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
     ) -> None: ...
 
 class MemoryFragment(Simulator):
@@ -108,12 +112,22 @@ class DiskFill(Simulator):
     fraction: Shape | None
     dir: str
     reserve_bytes: int
+    files: int
+    write: bool
+    rate_bytes: int
+    release_steps: int
+    release_interval_s: float
     def __init__(
         self,
         bytes: Shape | float | None = None,
         fraction: Shape | float | None = None,
         dir: str = ...,
         reserve_bytes: int = ...,
+        files: int = ...,
+        write: bool = ...,
+        rate_bytes: int = ...,
+        release_steps: int = ...,
+        release_interval_s: float = ...,
     ) -> None: ...
 
 class Descriptors(Simulator):

@@ -19,13 +19,13 @@ from ..lease import NOTE_NO_RECORDING, LeaseWatch
 from ..messages import Capacity, Operation
 from ..meters import open_reporter
 from ..option import Option
+from ..release import LOOK_S, RELEASE_OPTIONS, Release, wait_until
 from ..simulator import absolute, record_of
 from .refusal import ERRNOS, errno_word
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Recordable, Reporter
 
-LOOK_S: Final = 0.05
 TICK_S: Final = 0.1  # how often what was recorded is moved on
 OWN_DESCRIPTORS: Final = 64  # what the process needs beside what it holds
 METRICS: Final = ("load.operations", "load.refused", "load.slice")  # what every holder records
@@ -63,19 +63,13 @@ def holding_options(batch: int, spare: int) -> tuple[Option, ...]:
         Option("batch", "integer", batch, "how many are taken or given back between two looks at the lease", low=1, high=100_000),
         Option("spare", "integer", spare, "how many are given back when the kernel refuses more, so that the load itself can go on", low=0),
         Option("retry_s", "duration", 1.0, "seconds until more is asked for again after a refusal", low=0.1),
-        Option("release_steps", "integer", 1, "in how many equal steps it is given back after the planned end", low=1, high=10_000),
-        Option("release_interval_s", "duration", 0.1, "seconds between two such steps", low=0.05, high=60.0),
+        *RELEASE_OPTIONS,
     )
 
 
 def next_step(asked: int, held: int, most: int, batch: int) -> int:
     """Return how many to take (above 0) or to give back (below 0) now: towards the asked, never past `most`, a batch at a time. Pure."""
     return max(-batch, min(batch, min(asked, most) - held))
-
-
-def release_level(held: int, steps: int, done: int) -> int:
-    """Return how many are still held after `done` of `steps` equal steps down from `held`. Pure."""
-    return held * (steps - min(done, steps)) // steps
 
 
 def whole(value: float) -> int:
@@ -130,7 +124,7 @@ class Holding:
         self._unit = float(getattr(capacity, record.resource)) if operation.unit == "fraction" else 1.0
         self._batch, self._spare = int(options["batch"]), int(options["spare"])
         self._allow_partial, self._retry_ns = bool(options["allow_partial"]), round(float(options["retry_s"]) * SECOND_NS)
-        self._steps, self._interval_s = int(options["release_steps"]), float(options["release_interval_s"])
+        self._release = Release.of(options)
         self._descriptors = descriptors_each * whole(self._shape.peak(operation.duration_s))
         self._segment_path = segment_path
         self._figures: HolderFigures | None = None
@@ -224,29 +218,20 @@ class Holding:
 
     def _release_in_steps(self) -> None:
         """Give back in equal steps after the planned end, as long as nobody asks for the end before."""
-        clock, held, begun_ns = self._watch.clock, self._stock.held, self._watch.clock.boot_ns()
-        for done in range(1, self._steps if held else 1):
-            if not self._wait_until(begun_ns + round(done * self._interval_s * SECOND_NS)):
-                return
-            while (surplus := self._stock.held - release_level(held, self._steps, done)) > 0:
-                now_ns, step = clock.boot_ns(), min(self._batch, surplus)
-                self._stock.give_back(step)
-                self._record(now_ns, step)
-                if not self._watch.may_go_on():
-                    return
-        if held and self._steps > 1:
-            self._wait_until(begun_ns + round(self._steps * self._interval_s * SECOND_NS))
+        self._release.follow(self._stock.held, self._watch.clock.boot_ns(), self._wait_until, self._lower_to)
+
+    def _lower_to(self, level: int) -> bool:
+        """Give back batch by batch down to a level; false when the load is to end now."""
+        while (surplus := self._stock.held - level) > 0:
+            now_ns, step = self._watch.clock.boot_ns(), min(self._batch, surplus)
+            self._stock.give_back(step)
+            self._record(now_ns, step)
+            if not self._watch.may_go_on():
+                return False
+        return True
 
     def _wait_until(self, at_ns: int) -> bool:
-        """Wait with looks at the lease; false when the load is to end now."""
-        clock = self._watch.clock
-        while self._watch.may_go_on():
-            left_s = (at_ns - clock.boot_ns()) / SECOND_NS
-            if left_s <= 0.0:
-                return True
-            clock.sleep(min(LOOK_S, left_s))
-            self._publish(float(self._stock.held))
-        return False
+        return wait_until(self._watch, at_ns, lambda: self._publish(float(self._stock.held)))
 
     def _record(self, since_ns: int, moved: int) -> None:
         assert self._figures is not None, "warm_up comes before run"

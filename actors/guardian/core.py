@@ -18,7 +18,7 @@ from ..memory_group import places
 from ..messages import Amounts, spoken
 from ..proc import Identity
 from ..undo import KINDS, Outcome, Record
-from .fields import LIMITLESS, amounts, integer, span_ns, text
+from .fields import LIMITLESS, amounts, boolean, integer, span_ns, text
 from .model import (
     FINAL,
     LOADING,
@@ -377,9 +377,10 @@ class GuardianCore(Owners):
             raise InputError("invalid_value", f"a {item.record.kind} is only undone, never applied")
         params = request.get("params") or {}
         wanted = integer(params, "bytes")
-        if wanted > slot.amounts.disk_bytes + FILL_SLACK_BYTES:
-            raise RefusedError("budget", f"{wanted} bytes of disk pass the {slot.amounts.disk_bytes} reserved by {slot.operation}")
-        item.params = {"bytes": wanted}
+        total = wanted + sum(_asked_bytes(one) for one in slot.records if one is not item)
+        if total > slot.amounts.disk_bytes + FILL_SLACK_BYTES:
+            raise RefusedError("budget", f"{total} bytes of disk pass the {slot.amounts.disk_bytes} reserved by {slot.operation}")
+        item.params = {"bytes": wanted, "write": "write" in params and boolean(params, "write")}
         item.appliers.append(waiter)
         if not item.applying:
             item.applying = True
@@ -402,7 +403,7 @@ class GuardianCore(Owners):
             elif over:
                 self._refuse(waiter, "stale_slot", f"slot {slot.index} ended while the effect was applied: {slot.cause}")
             else:
-                self._reply(waiter, {"ok": True, "achieved": result.achieved})
+                self._reply(waiter, {"ok": True, "achieved": result.achieved, "refused": result.refused})
 
     def _undo(self, waiter: Waiter, request: Mapping[str, Any], now_ns: int) -> None:
         record_id = text(request, "record")
@@ -448,6 +449,11 @@ class GuardianCore(Owners):
             raise RefusedError("busy", f"{len(self._slots)} slots are still guarded", "stop the runs first")
         self._reply(waiter, {"ok": True})
         self._out.append(Retire())
+
+
+def _asked_bytes(item: Tracked) -> int:
+    """Return how many bytes a fill was last asked to hold, 0 once it is undone."""
+    return int(item.params["bytes"]) if item.params is not None and item.state is RecordState.ARMED else 0
 
 
 OPERATIONS: Final[dict[str, Callable[[GuardianCore, Waiter, Mapping[str, Any], int], None]]] = {

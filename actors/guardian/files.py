@@ -15,16 +15,15 @@ import stat
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .. import proc
 from ..undo import TAG_BYTES, Outcome, Record
+from .blocks import CHUNK_BYTES, Writer, allocate
 from .model import Applied
 
 STEP_BYTES: Final = 64 << 20
-WRITE_STEP_BYTES: Final = 1 << 20
 BLOCK_BYTES: Final = 4_096
 ENTRIES_PER_STEP: Final = 2_000
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_NO_FALLOCATE: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT}
 
 
 class ForeignError(Exception):
@@ -38,15 +37,19 @@ class Files:
         self._state_dir = state_dir
         self._open: dict[str, int] = {}
         self._writes: set[str] = set()  # records on file systems without fallocate
+        self._writer = Writer()
 
     def apply(self, record: Record, params: Mapping[str, Any]) -> Applied:
-        """Bring a fill file one step nearer to `bytes`; `achieved` is what its blocks take."""
+        """Bring a fill file one step nearer to `bytes`; `achieved` is what its blocks take.
+
+        With `write` each block is written, else reserved where the file system can. What there is no room for is `refused`.
+        """
         try:
             fd = self._open.get(record.id)
             if fd is None:
                 fd = self._open[record.id] = self._create(record)
-            more = self._step(record, fd, int(params["bytes"]))
-            return Applied(record.id, os.fstat(fd).st_blocks * 512, more)
+            more, refused = self._step(record, fd, int(params["bytes"]), writes=bool(params.get("write")))
+            return Applied(record.id, os.fstat(fd).st_blocks * 512, more, refused=refused)
         except ForeignError as error:
             return Applied(record.id, 0, error=("foreign", str(error)))
         except OSError as error:
@@ -105,34 +108,32 @@ class Files:
             os.pwrite(fd, _tag(record).ljust(TAG_BYTES, b"\0"), 0)
         return fd
 
-    def _step(self, record: Record, fd: int, wanted: int) -> bool:
+    def _step(self, record: Record, fd: int, wanted: int, *, writes: bool) -> tuple[bool, str]:
+        """Return whether there is more to do, and the name of the error number where there is no room for it."""
         wanted = max(-(-wanted // BLOCK_BYTES) * BLOCK_BYTES, TAG_BYTES)
         size = os.fstat(fd).st_size
         if wanted <= size:
             if wanted < size:
                 os.ftruncate(fd, wanted)
-            return False
+            return False, ""
+        writes = writes or record.id in self._writes
         room = _room(fd, int(record.fields.get("reserve_bytes", 0)))
-        length = min(wanted - size, STEP_BYTES if record.id not in self._writes else WRITE_STEP_BYTES, room)
+        length = min(wanted - size, CHUNK_BYTES if writes else STEP_BYTES, room)
         if length <= 0:
-            return False
+            return False, errno.errorcode[errno.ENOSPC]
         try:
-            self._grow(record, fd, size, length)
+            self._grow(record, fd, size, length, writes=writes)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                return False
+            if error.errno in _NO_ROOM:
+                return False, errno.errorcode[error.errno]
             raise
-        return os.fstat(fd).st_size < wanted
+        return os.fstat(fd).st_size < wanted, ""
 
-    def _grow(self, record: Record, fd: int, offset: int, length: int) -> None:
-        if record.id not in self._writes:
-            if _allocate(fd, offset, length):
-                return
-            self._writes.add(record.id)
-        end = offset + min(length, WRITE_STEP_BYTES)
-        noise = os.urandom(BLOCK_BYTES)  # not zeros, which a file system may store as nothing
-        while offset < end:
-            offset += os.pwrite(fd, noise[: min(BLOCK_BYTES, end - offset)], offset)
+    def _grow(self, record: Record, fd: int, offset: int, length: int, *, writes: bool) -> None:
+        if not writes and allocate(fd, offset, length):
+            return
+        self._writes |= set() if writes else {record.id}
+        self._writer.write(fd, offset, length)
 
     def _find_fill(self, record: Record) -> tuple[int, int] | None:
         """Return (folder, file) descriptors of our own file, None when there is nothing; raises ForeignError, OSError."""
@@ -188,17 +189,6 @@ class Files:
             os.close(fd)
             os.close(folder)
         return True
-
-
-def _allocate(fd: int, offset: int, length: int) -> bool:
-    """Return False where the file system has no fallocate; raises OSError for anything else."""
-    try:
-        proc.allocate(fd, offset, length)
-    except OSError as error:
-        if error.errno in _NO_FALLOCATE:
-            return False
-        raise
-    return True
 
 
 def _tag(record: Record) -> bytes:

@@ -273,12 +273,13 @@ class ContainerMade:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What an effect has reached; `more` asks for another step."""
+    """What an effect has reached; `more` asks for another step, `refused` names the error number where there is no room for one."""
 
     record: str
     achieved: int
     more: bool = False
     error: tuple[str, str] | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ MODULES: Final = (
     "procfs",
     "undo",
     "guardian/__init__",
+    "guardian/blocks",
     "guardian/core",
     "guardian/disk",
     "guardian/engine",

@@ -1,7 +1,7 @@
 """The catalogue: every metric there is, with kind, unit, help, labels and level. A name that is not here cannot be recorded.
 
 Names are dotted and carry no unit; the unit is a column of its own and a suffix of the Prometheus family. Most metrics
-have one unit. The two doses have one of four, by the operation they belong to, so each unit is a family of its own:
+have one unit. The doses have one of four, by the operation they belong to, so each unit is a family of its own:
 `dose.requested` gives `stress_cluster_dose_requested_ratio` and `stress_cluster_dose_requested_bytes`.
 """
 
@@ -116,6 +116,13 @@ _TABLE: Final = (
         "Strength achieved by an operation, measured from outside its processes.",
         other_units=("bytes", "objects", "per_second"),
         vital=True,
+    ),
+    Metric(
+        "dose.remaining",
+        G,
+        "ratio",
+        "Strength asked of an operation that holds something and not achieved yet; 0 once all of it is held.",
+        other_units=("bytes", "objects", "per_second"),
     ),
     Metric("dose.own", G, "ratio", "The part of dose.achieved that is our own load; differs from it in host-total mode only.", vital=True),
     # the host, with the container's limits as denominators

@@ -300,6 +300,21 @@ class TestGuardianDies:
         gone_within(site, load, 3)
         until(lambda: not site.journal(), 4, "the journal is empty")
 
+    def test_every_file_of_a_killed_run_is_removed_at_the_next_start(self, site):
+        """A fill of several written files is several records: none of them stays."""
+        client = site.client()
+        ticket = open_slot(client)
+        grant(client, ticket, 30)
+        for token in ("a", "b", "c"):
+            fields = {"path": str(site.state / "fill"), "token": token, "reserve_bytes": 0}
+            record = client.call("arm", **ticket, kind="disk_fill", fields=fields)["record"]
+            assert client.call("apply", record=record, params={"bytes": 9 << 20, "write": True})["achieved"] >= 9 << 20
+        site.kill_pair(client)
+        assert len(site.fill_files()) == 3
+        site.client(role="cli")
+        until(lambda: not site.fill_files(), 3)
+        until(lambda: not site.journal(), 4, "the journal is empty")
+
     def test_both_stopped_are_ended_by_the_next_start(self, site):
         """Holders of the lock that answer nobody for seconds are killed, by identity, and everything is undone."""
         client = site.client()

@@ -14,7 +14,7 @@ from support.waiting import until
 from actors import memory_group
 from actors.capacity import read_capacity
 from actors.clock import SECOND_NS, SystemClock
-from actors.disk import fill_path
+from actors.disk import fill_paths
 from actors.dose import OutsideMeter
 from actors.guardian.client import GuardianClient
 from actors.messages import Capacity, Operation, SlotTicket
@@ -45,7 +45,7 @@ class Agent:
             if leases:
                 self.client.call("grant", **self.me, leases=leases, halt={"generation": 0, "on": False})
 
-    def shell(self, operation: Operation, release_s: float = 0.2, limit_bytes: int | None = None) -> SimulatorShell:
+    def shell(self, operation: Operation, release_s: float = 0.2, limit_bytes: int | None = None, segment_path: str = "") -> SimulatorShell:
         amounts = peak_amounts(operation, self.capacity)
         whole = Capacity(8.0, 1 << 34, 1 << 34)
         slot = self.client.call(
@@ -59,14 +59,16 @@ class Agent:
             sharers=1,
             memory_limit_bytes=memory_limit_bytes(operation) if limit_bytes is None else limit_bytes,
         )
-        self.ticket = SlotTicket(slot["slot"], slot["generation"])
+        self.ticket = SlotTicket(slot["slot"], slot["generation"], segment_path)
         self.tickets.append(self.ticket)
         on_end = lambda: self.ended.append(operation.id)
         self.shells.append(SimulatorShell(operation, self.capacity, self.ticket, str(self.state_dir), on_end=on_end))
         return self.shells[-1]
 
-    def run(self, operation: Operation, limit_bytes: int | None = None, *, until_it_runs: bool = True) -> SimulatorShell:
-        shell = self.shell(operation, limit_bytes=limit_bytes)
+    def run(
+        self, operation: Operation, limit_bytes: int | None = None, segment_path: str = "", *, until_it_runs: bool = True
+    ) -> SimulatorShell:
+        shell = self.shell(operation, limit_bytes=limit_bytes, segment_path=segment_path)
         assert shell.prepare().phase in {"preparing", "ready"}
         self.leases[self.key] = 2.0
         until(lambda: shell.status().phase == "ready", 60, lambda: str(shell.status()))
@@ -89,9 +91,12 @@ class Agent:
     def key(self) -> tuple[int, int]:
         return (self.ticket.slot, self.ticket.generation)
 
+    def files(self, operation: Operation) -> tuple[Path, ...]:
+        return fill_paths(operation, self.ticket, self.state_dir, self.client.hello["guardian_id"])
+
     def meter(self, operation: Operation, shell: SimulatorShell) -> OutsideMeter:
-        path = fill_path(operation, self.ticket, self.state_dir, self.client.hello["guardian_id"])
-        return OutsideMeter(operation, shell.status().pids, path=path)
+        paths = () if shell.status().pids else self.files(operation)
+        return OutsideMeter(operation, shell.status().pids, paths=paths)
 
     def close_slot(self) -> dict[str, Any]:
         self.leases.pop(self.key, None)

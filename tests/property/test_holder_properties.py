@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.clock import SECOND_NS, VirtualClock
 from actors.exhaustion.disk_io import FORGET_S, RatePacer
-from actors.exhaustion.holder import Holding, next_step, release_level
+from actors.exhaustion.holder import Holding, next_step
 from actors.messages import Capacity, Operation
+from actors.release import Release, release_level
 
 CAPACITY = Capacity(4.0, 1 << 34, 1 << 40, 1, 10_000, 10_000, 10_000, 10_000, 10_000)
 small = st.integers(0, 200)
@@ -117,6 +119,35 @@ def test_release_steps_are_equal_within_one(held: int, steps: int) -> None:
     assert levels[0] == held
     assert levels[-1] == 0
     assert max(falls) - min(falls) <= 1
+
+
+@given(
+    held=st.integers(0, 1000),
+    steps=st.integers(1, 20),
+    interval_s=st.floats(0.05, 5.0),
+    cut=st.integers(0, 30),
+    asked_during=st.sampled_from(["wait", "lower"]),
+)
+def test_a_release_lowers_in_time_until_somebody_asks_for_the_end(
+    held: int, steps: int, interval_s: float, cut: int, asked_during: str
+) -> None:
+    """Level by level, one each interval; where the end is asked for, nothing more is waited for or lowered."""
+    clock, lowered, begun_ns = VirtualClock(), [], 7 * SECOND_NS
+    clock.now_ns = begun_ns
+
+    def wait_until(at_ns: int) -> bool:
+        clock.now_ns = at_ns
+        return asked_during != "wait" or len(lowered) < cut
+
+    def lower_to(level: int) -> bool:
+        lowered.append((level, (clock.now_ns - begun_ns) / SECOND_NS))
+        return asked_during != "lower" or len(lowered) < cut
+
+    Release(steps, interval_s).follow(held, begun_ns, wait_until, lower_to)
+    whole = [(release_level(held, steps, done), pytest.approx(done * interval_s, abs=1e-6)) for done in range(1, steps)]
+    assert lowered == (whole[: max(cut, 1) if asked_during == "lower" else cut] if held else [])
+    if held and steps > 1 and cut > steps:
+        assert (clock.now_ns - begun_ns) / SECOND_NS == pytest.approx(steps * interval_s, abs=1e-6)
 
 
 @given(rate=st.floats(0.0, 1e9), pauses=st.lists(st.floats(0.0001, 0.5), min_size=1, max_size=60), block=st.integers(512, 1 << 20))

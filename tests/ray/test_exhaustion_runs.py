@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "SharedMemory": {"count": 50},
     "Semaphores": {"count": 60},
     "DiskIO": {"per_second": 1 << 20, "file": "8MiB"},
+    "MemoryPressure": {"bytes": "64MiB"},
 }
 
 
@@ -50,8 +53,31 @@ def recorded(run: Any) -> dict[str, set[str]]:
     """Return the metrics that each simulator's loads recorded."""
     found: dict[str, set[str]] = defaultdict(set)
     for row in run.metrics.select(["metric", "worker", "count"]).to_pylist():
-        if row["metric"].startswith("load.") and row["count"]:
-            found[row["worker"].partition("@")[0].rpartition(".")[2]].add(row["metric"])
+        if row["metric"].startswith(("load.", "memory.")) and row["count"]:
+            found[kind_of(row["worker"])].add(row["metric"])
+    return found
+
+
+def kind_of(operation: str) -> str:
+    return operation.partition("@")[0].rpartition(".")[2]
+
+
+def moments(run: Any) -> dict[tuple[str, str], list[tuple[str, float]]]:
+    """Return what was told of each simulator on each node when it began, held, and had ended, with what was counted then."""
+    found = defaultdict(list)
+    events = run.events.select(["time", "kind", "node", "worker", "data"]).to_pylist()
+    for event in sorted(events, key=lambda one: one["time"]):
+        if event["kind"] in {"allocate", "hold", "release"}:
+            found[kind_of(event["worker"]), event["node"]].append((event["kind"], json.loads(event["data"])["counted"]))
+    return found
+
+
+def doses(run: Any, name: str, between: tuple[float, float]) -> dict[str, list[float]]:
+    """Return a figure of each simulator's windows that begin in a time (s of UTC)."""
+    found = defaultdict(list)
+    for row in run.metrics.select(["metric", "worker", "time", "last"]).to_pylist():
+        if row["metric"] == f"dose.{name}" and between[0] <= row["time"].timestamp() <= between[1]:
+            found[kind_of(row["worker"])].append(row["last"])
     return found
 
 
@@ -59,6 +85,14 @@ COUNTED: dict[str, tuple[Any, range]] = {  # how an outsider counts it, and what
     "descriptors": (lambda pid: held.links_to(pid, "/dev/null") - 2, range(198, 204)),  # beside standard input and output
     "maps": (lambda pid: held.maps_of(pid, "/dev/zero (deleted)"), range(495, 506)),
     "sockets": (lambda pid: held.sockets(pid, "UDP"), range(99, 102)),
+}
+
+
+TARGETS: dict[str, Any] = {  # by simulator, what counts as at target
+    "Descriptors": range(198, 203),
+    "Mappings": range(495, 506),
+    "Sockets": range(99, 102),
+    "DiskFill": range(round(0.99 * DISK), round(1.01 * DISK)),
 }
 
 
@@ -73,7 +107,10 @@ def filled(standing: Terminal) -> int:
 
 
 def test_four_are_held_together_on_two_nodes(standing: Terminal) -> None:
-    """In each sample of ten seconds all four counts are at target at once on both nodes; the result says so, and nothing is left."""
+    """In each sample of ten seconds all four counts are at target at once on both nodes; the result says so, and nothing is left.
+
+    What the run recorded in those seconds is what was counted outside of it, and so is what its story tells of each of them.
+    """
     command = standing.start("run", write(standing, TOGETHER, FOR_S), "--yes", "--json")
     standing.await_load(2 * (len(TOGETHER) - 1), 120)  # a disk fill has no process of its own
     pids = standing.loads()
@@ -84,6 +121,7 @@ def test_four_are_held_together_on_two_nodes(standing: Terminal) -> None:
         lambda: f"all at target; {holders(pids)}; said {command.text()}",
     )
     them, begun_s, pause, samples = holders(pids), boot_s(), threading.Event(), []
+    then_s = time.time()
     while boot_s() - begun_s < OVERLAP_S:
         seen = {what: [COUNTED[what][0](pid) for pid in found] for what, found in them.items()}
         missed = {what: counts for what, counts in seen.items() if not all(count in COUNTED[what][1] for count in counts)}
@@ -98,7 +136,24 @@ def test_four_are_held_together_on_two_nodes(standing: Terminal) -> None:
     assert summary["partial"] == []
     assert summary["overlap"]["operations"] == 2 * len(TOGETHER)
     assert summary["overlap"]["for_s"] >= OVERLAP_S
-    assert recorded(run) == {kind: set(record_of(kind).metrics) - {"load.refused"} for kind in TOGETHER if kind != "DiskFill"}
+    assert recorded(run) == {kind: set(record_of(kind).metrics) - {"load.refused"} for kind in TOGETHER}
+    between = (then_s, then_s + OVERLAP_S - 1.0)
+    seen, missing = doses(run, "achieved", between), doses(run, "remaining", between)
+    for kind, target in TARGETS.items():
+        assert len(seen[kind]) == len(missing[kind]) >= 2 * 5
+        assert all(round(value) in target for value in seen[kind]), (kind, seen[kind])
+        assert max(missing[kind]) <= 0.01 * target.stop
+    told = moments(run)
+    assert told.keys() == {(kind, node) for kind in TOGETHER for node in NODES}
+    for (kind, node), story in told.items():
+        assert [moment for moment, _ in story] == ["allocate", "hold", "release"], (kind, node, story)
+        assert round(story[1][1]) in TARGETS[kind]
+        assert story[2][1] == 0
+    allocations = {(kind_of(one["operation"]), one["node"]): one for one in summary["allocations"]}
+    assert {key: (one["hold"], one["release"]) for key, one in allocations.items()} == {
+        key: (story[1][1], story[2][1]) for key, story in told.items()
+    }
+    assert all(one["held_for_s"] >= OVERLAP_S and one["peak"] in TARGETS[kind] for (kind, _), one in allocations.items()), allocations
     assert standing.loads() == []
     assert standing.fills() == []
 
@@ -116,4 +171,10 @@ def test_a_partial_allocation_is_the_result_of_a_run(standing: Terminal) -> None
     assert "partial" in run.events.column("kind").to_pylist()
     unrefused = {kind: set() if kind == "Ports" else {"load.refused"} for kind in OTHERS}
     assert recorded(run) == {kind: set(record_of(kind).metrics) - unrefused[kind] for kind in OTHERS}
+    story = {key: [moment for moment, _ in told] for key, told in moments(run).items()}
+    whole = {"Ports": ["allocate", "release"]}  # it never held all that was asked
+    assert story == {
+        (kind, node): whole.get(kind, ["allocate", "hold", "release"]) for kind in OTHERS if kind != "DiskIO" for node in NODES
+    }
+    assert {one["release"] for one in (run.summary or {})["allocations"]} == {0}
     assert standing.loads() == []

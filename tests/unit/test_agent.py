@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.clock import SECOND_NS
-from actors.messages import Amounts, Capacity, Halt, Operation, Shortfall
+from actors.messages import Allocation, Amounts, Capacity, Halt, Operation, Shortfall
 from cluster.agent import Agent
 from cluster.agent_state import Stage
 from cluster.exchange import Goal, Order, Reply
@@ -104,6 +104,16 @@ def test_a_stop_closes_what_holds_a_slot_and_nothing_is_granted_after(stage):
     assert "grant" not in [one.what for one in agent.exchange(order(Goal.START))]
     agent.core.on_closed("r", OPERATION.id, agent.now_ns, [])
     assert agent.core.runs["r"].stage() is RunStage.CLEAN
+
+
+def test_what_an_operation_held_is_reported_once_it_is_gone():
+    """With the guardian's word on its end, as its node counted it."""
+    agent = Driven().brought_to(Stage.RUNNING)
+    held = Allocation("descriptors", 5.0, 5.0, 0.1, release=0.0)
+    agent.exchange(order(Goal.STOP))
+    assert agent.core.report(agent.now_ns).runs[0].operations[0].allocation is None
+    agent.core.on_closed("r", OPERATION.id, agent.now_ns, [], agent.now_ns, held)
+    assert agent.core.report(agent.now_ns).runs[0].operations[0].allocation == held
 
 
 def test_a_stop_while_the_slot_is_being_opened_closes_it_as_soon_as_it_is_known():

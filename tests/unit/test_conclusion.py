@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.messages import Operation, Shortfall
+from actors.messages import Allocation, Operation, Shortfall
 from cluster.conclusion import Ending, NodeEnding, conclude
 from cluster.ending import node_ending
 from cluster.exchange import OperationReport, RunReport, Stage
@@ -133,6 +133,18 @@ def test_a_partial_allocation_is_a_finding_and_in_the_summary():
     ]
     assert [finding.reason for finding in found.findings] == ["0.Descriptors@n1 got 600 of the 1,000 that it asked for: EMFILE"]
     assert concluded(NodeEnding("n1", **GOOD)).summary["partial"] == []
+
+
+def test_what_was_held_is_in_the_summary():
+    """By operation and node, as it was counted from outside."""
+    held = Allocation("descriptors", 200.0, 60.0, 0.4, 200.0, 1.4, 8.0, 201.0, 0.0, 10.2)
+    report = RunReport("r", Stage.DELIVERED, (OperationReport("a", "clean", allocation=held), OperationReport("b", "clean")))
+    ended = node_ending("n1", NodeInRun(stage=Stage.DELIVERED, report=report))
+    found = concluded(NodeEnding("n1", **GOOD, allocations=ended.allocations), NodeEnding("n2", **GOOD))
+    (one,) = found.summary["allocations"]
+    assert (one["operation"], one["node"], one["meter"]) == ("a", "n1", "descriptors")
+    assert [one[name] for name in ("asked", "allocate", "hold", "held_for_s", "peak", "release")] == [200, 60, 200, 8, 201, 0]
+    assert "allocations" not in found.summary["nodes"][0]
 
 
 def test_a_shortfall_comes_with_the_nodes_last_report():

@@ -68,11 +68,15 @@ def test_gone_is_none_and_not_zero(tmp_path: Path) -> None:
 
 def test_a_fill_that_never_was_holds_nothing_and_one_that_went_is_unknown(tmp_path: Path) -> None:
     """A fill that found no room is a dose of zero; after a file was there, its absence is no measurement."""
-    meter = OutsideMeter(operation("DiskFill"), path=tmp_path / "fill")
+    meter = OutsideMeter(operation("DiskFill"), paths=[tmp_path / "fill", tmp_path / "more"])
     assert meter.read() == 0.0
     (tmp_path / "fill").write_bytes(b"x" * 65536)
     assert meter.read() == 65536.0
+    (tmp_path / "more").write_bytes(b"x" * 4096)
+    assert meter.read() == 65536.0 + 4096.0
     (tmp_path / "fill").unlink()
+    assert meter.read() == 4096.0
+    (tmp_path / "more").unlink()
     assert meter.read() is None
 
 
@@ -82,7 +86,7 @@ def test_disk_is_blocks_and_not_length(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(b"x" * 65536)
         file.truncate(1 << 30)
-    found = OutsideMeter(operation("DiskFill"), path=path).read()
+    found = OutsideMeter(operation("DiskFill"), paths=[path]).read()
     assert found is not None
     assert 65536 <= found < 1 << 20
 

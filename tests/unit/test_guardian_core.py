@@ -408,6 +408,21 @@ class TestRecords:
         machine.run_for(2)
         assert machine.call("undo", record=record)["outcome"] == "undone"
 
+    def test_the_files_of_a_slot_share_its_reservation(self, machine):
+        """What all of them ask together stays within it; one that is undone takes nothing of it any more."""
+        ticket = machine.ticket()
+        machine.grant(ticket, 50)
+        first, second = (
+            machine.call("arm", **ticket, kind="disk_fill", fields={"path": "/fill", "token": token})["record"] for token in ("a", "b")
+        )
+        whole = machine.core.slots[0].amounts.disk_bytes
+        assert machine.call("apply", record=first, params={"bytes": whole - (5 << 20)})["ok"]
+        refused(machine.call("apply", record=second, params={"bytes": 7 << 20}), "budget")
+        assert machine.call("apply", record=second, params={"bytes": 5 << 20, "write": True})["ok"]
+        refused(machine.call("apply", record=second, params={"bytes": 1, "write": 1}), "invalid_value")
+        assert machine.call("undo", record=first)["outcome"] == "undone"
+        assert machine.call("apply", record=second, params={"bytes": whole})["ok"]
+
     def test_arming_fails_closed(self, machine):
         """No record, no effect."""
         ticket = machine.ticket()

@@ -23,7 +23,7 @@ from actors.exhaustion import inodes, mappings, place, ports, shared_memory
 from actors.exhaustion.connections import Pairs, count_time_wait
 from actors.exhaustion.descriptors import OpenFiles
 from actors.exhaustion.disk_io import LOOK_S, RatePacer
-from actors.exhaustion.holder import Holding, next_step, release_level, whole
+from actors.exhaustion.holder import Holding, next_step, whole
 from actors.exhaustion.inodes import NamelessFiles
 from actors.exhaustion.mappings import Maps, map_bytes
 from actors.exhaustion.ports import BoundPorts
@@ -33,6 +33,7 @@ from actors.exhaustion.shared_memory import Segments
 from actors.exhaustion.sockets import Unconnected
 from actors.exhaustion.threads import Waiters
 from actors.messages import Capacity, Operation
+from actors.release import release_level
 from actors.simulator import REGISTRY, check, peak_amounts
 from cluster.safety.profiles import check_planned, limits_for
 from scenarios import kinds

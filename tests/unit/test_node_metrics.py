@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -47,6 +48,31 @@ class Seen:
 
     def observe(self, metric, value, worker="", phase="", labels=None, *, unit=""):
         self.told.append((metric, value, worker))
+
+
+def test_what_is_held_is_told_and_recorded_as_it_is_counted(tmp_path):
+    """Descriptors of this process: asked, achieved and what remains at each look, and the three moments with the counts of then."""
+    metrics, held = made(tmp_path), []
+    holder = Operation("1.Descriptors@n", "Descriptors", "n", 0.0, 60.0, "count", Constant(40.0).to_spec())
+    metrics.watch("r", holder, CAPACITY, 3, 4, [os.getpid()])
+    metrics.started("r", holder.id, SystemClock().boot_ns())
+    for more in (10, 30):
+        held += [os.open(os.devnull, os.O_RDONLY) for _ in range(more)]
+        metrics.measure()
+        metrics.close_windows()
+    for fd in held:
+        os.close(fd)
+    allocation = metrics.unwatch("r", holder.id, completed=True)
+    metrics.close_windows()
+    doses = {
+        name: [row["last"] for row in rows_of(metrics) if row["metric"] == f"dose.{name}" and row["worker"] == holder.id]
+        for name in ("requested", "achieved", "remaining")
+    }
+    assert doses == {"requested": [40, 40], "achieved": [10, 40], "remaining": [30, 0]}
+    windows = [unseal(parse(data).payload)[1].to_pylist() for _, data in metrics._streams["r"].unacked(1 << 30)]
+    told = [(event["kind"], event["worker"], json.loads(event["data"])["counted"]) for events in windows for event in events]
+    assert told == [("allocate", holder.id, 10), ("hold", holder.id, 40), ("release", holder.id, 0)]
+    assert (allocation.allocate, allocation.hold, allocation.peak, allocation.release) == (10, 40, 40, 0)
 
 
 def test_a_full_outbox_ends_as_a_named_loss(tmp_path):

@@ -66,6 +66,7 @@ from tests.support.windows import record
 
 RUN = "20261101-120000-all-0001"
 OPERATION = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 60.0, "fraction", Constant(0.1).to_spec(), options={"mode": "host_total"})
+HOLDS = Operation("1.Descriptors@n", "Descriptors", "n", 0.0, 60.0, "count", Constant(5.0).to_spec())
 Series = set[tuple[str, tuple[tuple[str, str], ...]]]
 
 
@@ -77,15 +78,16 @@ def series_of(records: Iterable[tuple[int, bytes]]) -> Series:
 
 
 def of_an_agent(folder: Path) -> Series:
-    """A load in host-total mode on a node that throttles: doses, lease, host, safety, its lives, and the agent itself."""
+    """A load in host-total mode and one that holds on a node that throttles: doses, lease, host, safety, lives, and the agent itself."""
     clock = SystemClock()
     control = SimpleNamespace(lease=lambda _: (4, clock.boot_ns() + SECOND_NS))
     guardian = SimpleNamespace(control=control, stats=SimpleNamespace(read=lambda _: SimpleNamespace(pid=0, state=0)))
     metrics = NodeMetrics("n", 7, folder, guardian, clock, 1 << 20)
     metrics.begin(RUN, RecordingPolicy(level=Verbosity.VERBOSE))
-    metrics.watch(RUN, OPERATION, Capacity(2.0, 1 << 30, 1 << 30), 3, 4, [os.getpid()])
-    metrics.started(RUN, OPERATION.id, clock.boot_ns())
-    assert metrics.measure()
+    for operation in (OPERATION, HOLDS):
+        metrics.watch(RUN, operation, Capacity(2.0, 1 << 30, 1 << 30), 3, 4, [os.getpid()])
+        metrics.started(RUN, operation.id, clock.boot_ns())
+    assert len(metrics.measure()) == 2
     metrics.on_snapshot(replace(quiet("n"), boot_ns=clock.boot_ns()), 2, {"cpu_cores": 0.5}, 0.001)
     metrics.error(RUN, OSError(5, "planted"))
     for completed in (False, True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 
 import pytest
@@ -42,9 +44,9 @@ def tree_record(path, token="secret"):
     return Record("r2", "tree", 0, 1, fields=KINDS["tree"].check({"path": str(path), "token": token}))
 
 
-def grow(files, record, size):
+def grow(files, record, size, **how):
     while True:
-        applied = files.apply(record, {"bytes": size})
+        applied = files.apply(record, {"bytes": size, **how})
         assert applied.error is None, applied
         if not applied.more:
             return applied.achieved
@@ -193,11 +195,63 @@ class TestDiskFill:
         assert grow(files, record, 5 << 20) == pytest.approx(5 << 20, rel=0.02)
         assert files.undo(record).result == "undone"
 
+    @pytest.mark.parametrize("direct", [True, False], ids=["past-the-cache", "through-the-cache"])
+    def test_written_blocks_come_from_one_small_buffer(self, tmp_path, monkeypatch, direct):
+        """Asked to write, no block is only reserved; each call writes at most 8 MB of noise, and the cache never holds more than that."""
+        chunks, synced, real, sync = [], [], os.pwritev, os.fdatasync
+
+        def write(fd, buffers, offset):
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+            chunks.append((sum(map(len, buffers)), {buffer.obj for buffer in buffers}, bool(flags & os.O_DIRECT)))
+            return real(fd, buffers, offset)
+
+        if not direct:
+            monkeypatch.setattr("actors.guardian.blocks._set_direct", lambda fd, *, on: False)
+        monkeypatch.setattr(os, "pwritev", write)
+        monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(sync(fd)))
+        monkeypatch.setattr("actors.proc.allocate", lambda *_: pytest.fail("reserved"))
+        files, record = Files(str(tmp_path)), fill_record(tmp_path / "fill")
+        assert grow(files, record, 21 << 20, write=True) == pytest.approx(21 << 20, rel=0.02)
+        assert sum(size for size, _, _ in chunks) + 4096 == 21 << 20
+        assert max(size for size, _, _ in chunks) <= 8_000_000
+        assert len(set.union(*(buffers for _, buffers, _ in chunks))) == 1
+        assert {flag for _, _, flag in chunks} == {direct}
+        assert len(synced) == (0 if direct else len(chunks))
+        assert (tmp_path / "fill" / record.fields["file"]).read_bytes()[4096:].count(0) < 21 << 14
+        assert files.undo(record).result == "undone"
+
+    def test_a_file_system_that_takes_no_direct_write_is_written_through_the_cache(self, tmp_path, monkeypatch):
+        """What says that it has direct access and then refuses it (EINVAL) is no failure."""
+        real = os.pwritev
+
+        def write(fd, buffers, offset):
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "no")
+            return real(fd, buffers, offset)
+
+        monkeypatch.setattr(os, "pwritev", write)
+        files, record = Files(str(tmp_path)), fill_record(tmp_path / "fill")
+        assert grow(files, record, 9 << 20, write=True) == pytest.approx(9 << 20, rel=0.02)
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+    def test_no_room_is_told_by_its_number_and_is_no_failure(self, tmp_path, monkeypatch, code):
+        """A full disk or quota ends the growth; what there was before stays."""
+        files, record = Files(str(tmp_path)), fill_record(tmp_path / "fill")
+        held = grow(files, record, 2 << 20)
+
+        def refused(*_):
+            raise OSError(code, "no room")
+
+        monkeypatch.setattr("actors.proc.allocate", refused)
+        applied = files.apply(record, {"bytes": 9 << 20})
+        assert (applied.achieved, applied.more, applied.error, applied.refused) == (held, False, None, errno.errorcode[code])
+
     def test_the_reserve_stays_free(self, tmp_path):
         """A reserve larger than what is free lets nothing grow, and that is no error."""
         free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
         files, record = Files(str(tmp_path)), fill_record(tmp_path / "fill", reserve=free * 2)
         assert grow(files, record, 100 << 20) < 1 << 20
+        assert files.apply(record, {"bytes": 100 << 20}).refused == "ENOSPC"
         files.undo(record)
 
     def test_undo_of_what_was_never_applied_and_undo_twice_change_nothing(self, tmp_path):
