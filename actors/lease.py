@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -18,6 +18,7 @@ from .control import ControlPage, StatsPage
 from .exhaustion.refusal import errno_word
 from .lifecycle import EXIT_LEASE
 from .messages import Shortfall
+from .ray_loads.service_graph import name_of, number_of
 
 # Words of a load's stats slot beyond those that `control` names.
 BASELINE: Final = 9  # anonymous bytes before the ramp
@@ -33,7 +34,11 @@ NOTE_NO_RECORDING: Final = 4  # the agent's segment could not be opened: the loa
 NOTE_NO_SENSOR: Final = 8  # no temperature can be read: the load does not yield to heat
 NOTE_SIMULATED_CLOCK: Final = 16  # a lower clock rate is simulated: by taking cores, not by the governor
 NOTE_NO_DIRECT: Final = 32  # the file system has no direct access: input and output go through the page cache
+CASCADE: Final = 18  # what a cascade of failures has reached, 0 while none began; the services that failed are in the words after it
 _NAME_WORDS: Final = 3
+_FAILED_WORDS: Final = 4
+_FAILED_EACH: Final = 10  # services in one of them
+_FAILED_BITS: Final = 6  # of which the highest says that a round begins with this one
 _HEAT_SHIFT: Final = 2
 
 
@@ -52,6 +57,21 @@ def read_heat(stats: StatsPage, slot: int) -> tuple[bool, str, float | None] | N
     name = struct.pack(f"={_NAME_WORDS}Q", *(stats.word(slot, SENSOR + index) for index in range(_NAME_WORDS)))
     milli = word >> _HEAT_SHIFT
     return word & 3 == 1, name.rstrip(b"\0").decode("utf-8", "replace"), (milli - 1) / 1000 if milli else None
+
+
+def read_cascade(stats: StatsPage, slot: int) -> tuple[tuple[tuple[str, ...], ...], int, int, float] | None:
+    """Return what a load published by `LeaseWatch.cascade`: rounds, of how many services, depth, span; None while it published nothing."""
+    head = stats.word(slot, CASCADE)
+    if not head:
+        return None
+    rounds: list[list[str]] = []
+    for at in range(head & 0xFF):
+        word = stats.word(slot, CASCADE + 1 + at // _FAILED_EACH)
+        told = word >> at % _FAILED_EACH * _FAILED_BITS & (1 << _FAILED_BITS) - 1
+        if told >> _FAILED_BITS - 1 or not rounds:
+            rounds.append([])
+        rounds[-1].append(name_of(told & (1 << _FAILED_BITS - 1) - 1))
+    return tuple(map(tuple, rounds)), head >> 8 & 0xFF, head >> 16 & 0xFF, (head >> 24) / 1000
 
 
 class Order(IntEnum):
@@ -165,6 +185,16 @@ class LeaseWatch:
             self.stats.put(self.slot, SENSOR + index, word)
         milli = 0 if celsius is None else max(0, round(celsius * 1000)) + 1
         self.stats.put(self.slot, HEAT, milli << _HEAT_SHIFT | (1 if yields else 2))
+
+    def cascade(self, rounds: Sequence[Sequence[str]], *, services: int, depth: int, span_s: float) -> None:
+        """Publish who has failed (`service_graph.name_of`, at most 32), by rounds, of how many services, how deep and within which time."""
+        words = [0] * _FAILED_WORDS
+        failed = [(number_of(name), at == 0) for some in rounds for at, name in enumerate(some)]
+        for at, (number, is_first) in enumerate(failed):
+            words[at // _FAILED_EACH] |= (is_first << _FAILED_BITS - 1 | number) << at % _FAILED_EACH * _FAILED_BITS
+        for at, word in enumerate(words):
+            self.stats.put(self.slot, CASCADE + 1 + at, word)
+        self.stats.put(self.slot, CASCADE, round(span_s * 1000) << 24 | depth << 16 | services << 8 | len(failed))
 
     def report(self, *, asked: float, own: float, cpu_ns: int, operations: int) -> None:
         """Publish figures: asked (after the ceiling) and own measure in the operation's unit, CPU time, work units."""

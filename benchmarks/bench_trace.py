@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from machine import at_most, store
 
+from actors.breaker import BreakerPolicy
 from actors.clock import SystemClock
 from actors.metrics.registry import Kind
 from cluster.export_feed import _origin
 from cluster.export_traces import FILE, TraceLog, settle
-from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.lane import Lane
 from cluster.exporters.limits import Limits
 from cluster.exporters.trace import KEPT, Tracer

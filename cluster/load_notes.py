@@ -18,6 +18,7 @@ TEXTS: Final[dict[int, tuple[str, str]]] = {  # bit -> severity, what it means
     lease.NOTE_SIMULATED_CLOCK: ("info", "{} slows the clock down, simulated: it takes cores first, the governor is left alone"),
 }
 Heat = tuple[bool, str, float | None]
+Cascade = tuple[tuple[tuple[str, ...], ...], int, int, float]
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class LoadNotes:
 
     _told: dict[tuple[str, str], int] = field(default_factory=dict)
     _heat: dict[tuple[str, str], Heat] = field(default_factory=dict)
+    _cascades: dict[tuple[str, str], Cascade] = field(default_factory=dict)
 
     def look(self, run: str, operation: str, stats: StatsPage, slot: int) -> list[Event]:
         """Return events for what a slot says now and did not say before. Call it only while the slot is the operation's."""
@@ -40,11 +42,15 @@ class LoadNotes:
         if heat is not None and heat != self._heat.get(key):
             self._heat[key] = heat
             events.append(_throttle(operation, heat, data))
+        cascade = lease.read_cascade(stats, slot)
+        if cascade is not None and cascade != self._cascades.get(key):
+            self._cascades[key] = cascade
+            events.append(_cascade(operation, cascade, data))
         return events
 
     def forget(self, run: str) -> None:
         """Forget a run that has ended."""
-        for known in (self._told, self._heat):
+        for known in (self._told, self._heat, self._cascades):
             for key in [key for key in known if key[0] == run]:
                 del known[key]
 
@@ -56,3 +62,12 @@ def _throttle(operation: str, heat: Heat, data: dict[str, str]) -> Event:
     if yields:
         return Event("throttle", f"{operation} yields to heat: {seen}", "warning", data=told)
     return Event("throttle", f"{operation} goes on: {seen}", "info", data=told)
+
+
+def _cascade(operation: str, cascade: Cascade, data: dict[str, str]) -> Event:
+    rounds, services, depth, span_s = cascade
+    failed = sum(map(len, rounds))
+    order = ", then ".join(" and ".join(names) for names in rounds)
+    message = f"{operation}: {failed} of {services} services have failed within {span_s:.1f} s, {depth} deep: {order}"
+    told = {**data, "rounds": [list(names) for names in rounds], "failed": failed, "services": services, "depth": depth, "time_s": span_s}
+    return Event("cascade", message, "info", data=told)

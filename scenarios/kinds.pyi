@@ -535,3 +535,32 @@ class ClusterLock(Simulator):
         hold: float = ...,
         lease: float = ...,
     ) -> None: ...
+
+class Cascade(Simulator):
+    per_second: Shape
+    services: int
+    levels: int
+    fan_out: int
+    graph_seed: int
+    how: Literal["stopped", "killed"]
+    fail_after: float
+    buffer: float
+    timeout: float
+    breaker: bool
+    failures: int
+    reset: float
+    def __init__(
+        self,
+        per_second: Shape | float,
+        services: int = ...,
+        levels: int = ...,
+        fan_out: int = ...,
+        graph_seed: int = ...,
+        how: Literal["stopped", "killed"] = ...,
+        fail_after: float = ...,
+        buffer: float = ...,
+        timeout: float = ...,
+        breaker: bool = ...,
+        failures: int = ...,
+        reset: float = ...,
+    ) -> None: ...

@@ -13,6 +13,8 @@ from ..exhaustion.refusal import ERRNOS
 from ..heap import SOURCES
 from ..kernels.orders import PATTERNS
 from ..messages import RESOURCES
+from ..ray_loads import service_lane
+from ..ray_loads.figures import ANSWERS
 from ..ray_loads.flow import FATES
 from .registry import CATALOGUE
 
@@ -30,6 +32,8 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
     "metrics.filtered": {"reason": ("level", "filter")},
     "samples.dropped": {"reason": ("outbox_full", "ring_full")},
     "flood.calls": {"fate": FATES},
+    "cascade.calls": {"fate": service_lane.FATES},
+    "cascade.requests": {"fate": ANSWERS},
     "errors.seen": _CODES,
     "errors.rate": _CODES,
     "export.dropped": {
@@ -46,6 +50,7 @@ NAMES: Final[Mapping[str, str]] = {
     "shape": "the name of a load shape",
     "lock": "one of the first 16 locks of a load",
     "stressor": "a stressor that the node's stress-ng has",
+    "service": "one of the at most 32 services of a cascade",
     "exporter": "an exporter of the run",
     "reason": "the class of the error that a destination raised",
     "metric": "a metric of the catalogue",

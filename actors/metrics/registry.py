@@ -171,6 +171,23 @@ _TABLE: Final = (
     Metric("flood.lock.hold", H, "seconds", "Time that a contender held the shared lock, as its keeper saw it."),
     Metric("flood.lock.guarded", G, "", "The number that the shared lock guards: raised by one in every turn that was not lost."),
     Metric("flood.lock.lost", C, "", "Times that a holder lost the lock, because it did not give it back within its lease."),
+    # what a cascade of failures says of the services that it failed
+    Metric("cascade.depth", G, "", "Longest chain of services that failed because of one another; 0 for the first one alone."),
+    Metric("cascade.time", G, "seconds", "Time from the first failure to the last one."),
+    Metric("cascade.failed", G, "", "Services that have failed, the first one included."),
+    Metric("cascade.blast.radius", G, "ratio", "Services that have failed, of all that there are."),
+    Metric(
+        "cascade.round",
+        G,
+        "",
+        "The round in which a service failed: 0 is the first, and who failed about at once has the same.",
+        ("service",),
+    ),
+    Metric("cascade.after", G, "seconds", "How long after the first failure a service failed.", ("service",)),
+    Metric(
+        "cascade.calls", C, "", "Calls between services by what became of them, and requests answered without one (degraded).", ("fate",)
+    ),
+    Metric("cascade.requests", C, "", "Requests of clients that were answered, by whether the service took them.", ("fate",)),
     # what loads that use something up say of it
     Metric(
         "load.refused", C, "", "Times that the kernel refused a load one more of what it holds, by error number.", ("errno",), vital=True

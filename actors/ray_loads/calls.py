@@ -162,6 +162,7 @@ class CallFlood:
         while (now_ns := clock.boot_ns()) < end_ns and not self._stopping and self._watch.may_go_on():
             elapsed_s = (now_ns - start_ns) / SECOND_NS
             self._settle(elapsed_s)
+            self.attend(elapsed_s)
             self._asked = self._shape.value(elapsed_s) * self._watch.ceiling()
             due = self.flow.step(elapsed_s, self._asked, STEP_CALLS)
             for due_s in due:
@@ -170,6 +171,9 @@ class CallFlood:
             if len(due) < STEP_CALLS:
                 clock.sleep(min(STEP_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
         self._finish(lambda: (clock.boot_ns() - start_ns) / SECOND_NS)
+
+    def attend(self, elapsed_s: float) -> None:
+        """Do what is to be done beside sending; called every 5 ms while the flood runs. Nothing here."""
 
     def close(self) -> None:
         """End what was started, also when `run` did not come to its end; count what was outstanding as cancelled."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..clock import SECOND_NS
 from ..errors import HarnessError
+from . import service_lane
 from .flow import FATES, Flow
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
     from .lock_actors import Turn
+    from .service_graph import Failure, Spread
+
+ANSWERS: Final = ("taken", "refused")  # to a client's request
 
 
 class Figures:
@@ -90,3 +95,45 @@ class LockFigures:
         while self._next in self._ahead:
             self._ahead.remove(self._next)
             self._next += 1
+
+
+class SpreadFigures:
+    """What a cascade records: how far the failure has come, who failed when, and what became of the calls between services."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._depth = reporter.gauge("cascade.depth").record
+        self._time = reporter.gauge("cascade.time").record
+        self._failed = reporter.gauge("cascade.failed").record
+        self._share = reporter.gauge("cascade.blast.radius").record
+        self._requests = {fate: reporter.counter("cascade.requests", fate=fate).record for fate in ANSWERS}
+        self._calls = {fate: reporter.counter("cascade.calls", fate=fate).record for fate in service_lane.FATES}
+        self._before: dict[tuple[str, str, str], int] = {}
+
+    def answered(self, *, is_taken: bool) -> None:
+        """Record the answer to a client's request."""
+        self._requests["taken" if is_taken else "refused"](1)
+
+    def calls(self, service: str, fates: Mapping[str, Mapping[str, int]]) -> None:
+        """Record what became of a service's calls to each dependency since the last time."""
+        for other, counts in fates.items():
+            for fate, count in counts.items():
+                more = count - self._before.get((service, other, fate), 0)
+                self._before[service, other, fate] = count
+                if more:
+                    self._calls[fate](more)
+
+    def spread(self, spread: Spread) -> None:
+        """Record how far the failure has come."""
+        self._depth(spread.depth)
+        self._time(spread.span_s)
+        self._failed(spread.failed)
+        self._share(spread.share)
+
+    def order(self, spread: Spread, failures: Mapping[str, Failure]) -> None:
+        """Record of each service that has failed its round, from 0, and how long after the first it did."""
+        first_ns = min((one.at_ns for one in failures.values()), default=0)
+        for number, names in enumerate(spread.rounds):
+            for name in names:
+                self._reporter.gauge("cascade.round", service=name).record(number)
+                self._reporter.gauge("cascade.after", service=name).record((failures[name].at_ns - first_ns) / 1e9)

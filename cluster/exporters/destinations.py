@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from actors.breaker import BreakerPolicy
 from actors.errors import RefusedError, StressError
 from scenarios.exporters import Destination, Exporters, Format, Rule, When
 
 from .base import Exporter
-from .breaker import BreakerPolicy
 from .csv_file import CsvFile, CsvForm, NewLabel
 from .files import rotated
 from .forms import FORMS, Form

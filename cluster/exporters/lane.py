@@ -18,9 +18,9 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from actors.breaker import Breaker, BreakerPolicy, State
 from actors.clock import SECOND_NS
 
-from .breaker import Breaker, BreakerPolicy, State
 from .limits import Limits, Overflow, Reason
 from .rows import Chunk, Counts, LaneState, Spill
 from .trace import Mark, Path

@@ -17,13 +17,13 @@ from typing import Final
 
 import pyarrow as pa
 
+from actors.breaker import BreakerPolicy
 from actors.clock import Clock, SystemClock
 from actors.errors import InputError
 from actors.metrics.histogram import Histogram
 
 from ..metrics.windows import METRICS, Row
 from .base import Exporter, Health
-from .breaker import BreakerPolicy
 from .context import Context
 from .figures import ExporterReport, PipelineReport, rows_of
 from .lane import Lane

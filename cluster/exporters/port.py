@@ -12,11 +12,11 @@ from typing import Final
 
 import pyarrow as pa
 
+from actors.breaker import BreakerPolicy, State
 from actors.clock import SECOND_NS, Clock
 from actors.metrics.histogram import Histogram
 
 from .base import Exporter, Health, RejectedError, UnfinishedError
-from .breaker import BreakerPolicy, State
 from .context import Context
 from .figures import ExporterReport, Latencies
 from .lane import Lane

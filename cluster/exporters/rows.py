@@ -9,7 +9,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from .breaker import State
+from actors.breaker import State
+
 from .limits import Limits, Reason
 
 

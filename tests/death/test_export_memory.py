@@ -83,7 +83,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from actors.clock import VirtualClock
-from cluster.exporters.breaker import BreakerPolicy
+from actors.breaker import BreakerPolicy
 from cluster.exporters.lane import Lane
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.spill import SpillLog
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_takes_no_more_and_says_so(tmp_path: Path) -> None:
 REAL = """
 import asyncio, json, sys, time
 from pathlib import Path
-from cluster.exporters.breaker import BreakerPolicy
+from actors.breaker import BreakerPolicy
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.pipeline import ExportPipeline
 from cluster.exporters.spill import SpillLog

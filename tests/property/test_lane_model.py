@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from actors.breaker import TABLE, BreakerPolicy, Event, State
 from actors.clock import VirtualClock
-from cluster.exporters.breaker import TABLE, BreakerPolicy, Event, State
 from cluster.exporters.lane import Lane
 from cluster.exporters.limits import Limits, Overflow, Reason
 from cluster.exporters.rows import pieces

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from cluster.exporters.breaker import BreakerPolicy
+from actors.breaker import BreakerPolicy
 from cluster.exporters.figures import ExporterReport
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.pipeline import ExportPipeline

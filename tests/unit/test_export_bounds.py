@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.breaker import BreakerPolicy
 from actors.clock import SECOND_NS, VirtualClock
 from cluster.exporters.arrow_file import ParquetFile
-from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.csv_file import CsvFile
 from cluster.exporters.json_file import JsonArray, JsonLines
 from cluster.exporters.lane import Lane

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from actors.breaker import BreakerPolicy
 from actors.clock import SystemClock, VirtualClock
 from actors.errors import InputError, RefusedError
 from actors.metrics import histogram
 from actors.metrics.registry import Kind
 from cluster import run_exports
 from cluster.exporters.base import RejectedError
-from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.pipeline import ExportPipeline
 from cluster.exporters.rules import parse

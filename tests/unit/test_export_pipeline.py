@@ -15,12 +15,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from actors.breaker import BreakerPolicy
 from actors.clock import VirtualClock
 from actors.errors import InputError
 from actors.metrics.registry import CATALOGUE, Kind
 from cluster.exporters import port
 from cluster.exporters.base import RejectedError, UnfinishedError
-from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.pipeline import ExportPipeline
 from cluster.exporters.pressure import Pressure, PressurePolicy

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
+from actors.breaker import BreakerPolicy
 from actors.clock import SECOND_NS, SystemClock, VirtualClock
 from actors.errors import InputError
 from actors.exhaustion.connections import Pairs
@@ -32,9 +33,12 @@ from actors.metrics.registry import CATALOGUE, Verbosity
 from actors.metrics.reporter import MemoryReporter
 from actors.metrics.ring import Consumer, Ring
 from actors.ray_loads.figures import Figures as FloodFigures
-from actors.ray_loads.figures import LockFigures
+from actors.ray_loads.figures import LockFigures, SpreadFigures
 from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.ray_loads.lock_actors import Turn
+from actors.ray_loads.service_graph import Failure
+from actors.ray_loads.service_graph import tell as tell_spread
+from actors.ray_loads.service_lane import Fate
 from actors.shape import Constant
 from actors.stress_ng import rules
 from actors.stress_ng.load import tell
@@ -43,7 +47,6 @@ from cluster import cli
 from cluster.aggregator_shell import AggregatorShell
 from cluster.conclusion import Ending
 from cluster.exporters.base import Health
-from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.figures import ExporterReport, PipelineReport, rows_of
 from cluster.exporters.lane import Lane
 from cluster.exporters.limits import Limits
@@ -223,6 +226,20 @@ def of_a_flood(folder: Path) -> Series:
     return series_of(stream.unacked(1 << 20))
 
 
+def of_a_cascade(_: Path) -> Series:
+    """One of two services that has failed for the other one, after a call of each fate and both answers to clients."""
+    reporter = MemoryReporter()
+    figures = SpreadFigures(reporter)
+    failures = {"s00": Failure("s00", "", 1), "s31": Failure("s31", "s00", 2)}
+    spread = tell_spread(list(failures.values()), 2, 1.0)
+    figures.spread(spread)
+    figures.order(spread, failures)
+    figures.calls("s31", {"s00": {str(fate): 1 for fate in Fate}})
+    for is_taken in (True, False):
+        figures.answered(is_taken=is_taken)
+    return {(one.name, one.labels) for one in reporter.series()}
+
+
 def of_a_prober(folder: Path) -> Series:
     """Probes of which some fail."""
     port = Port()
@@ -272,7 +289,7 @@ def of_the_end(folder: Path) -> Series:
 
 PARTS = (
     *(of_an_agent, of_a_load, of_stress_ng, of_exhaustion, of_memory_loads, of_concurrency),
-    *(of_a_flood, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
+    *(of_a_flood, of_a_cascade, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
 )
 
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.breaker import BreakerPolicy
 from actors.clock import SystemClock
 from cluster.export_feed import Feed
 from cluster.exporters import destinations as kinds
 from cluster.exporters import wal
-from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.files import rotated
 from cluster.exporters.limits import Limits
 from cluster.exporters.wal import Sync

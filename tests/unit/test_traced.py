@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 
+from actors.breaker import BreakerPolicy
 from actors.clock import SystemClock, VirtualClock
 from actors.errors import InputError
 from cluster import cli
 from cluster.export_traces import FILE, PATHS_MAX, TraceLog, read_traces, settle
-from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.lane import Lane
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.pipeline import ExportPipeline

@@ -9,11 +9,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from actors.breaker import BreakerPolicy
 from actors.clock import VirtualClock
 from actors.errors import HarnessError
 from cluster import files
 from cluster.exporters import wal
-from cluster.exporters.breaker import BreakerPolicy
 from cluster.exporters.lane import Lane
 from cluster.exporters.limits import Limits, Overflow
 from cluster.exporters.spill import SpillLog

@@ -4,7 +4,7 @@
                                                          ▲                              │
                                                          └──────────(failure)───────────┘
 
-Every change of state is in `TABLE`. The batch that opens the breaker is kept by its lane, and is the first to probe with.
+Every change of state is in `TABLE`. What fails when the breaker opens is kept by its owner, and is the first to probe with.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from actors.clock import SECOND_NS
-from actors.errors import InputError
+from .clock import SECOND_NS
+from .errors import InputError
 
 
 class State(StrEnum):
