@@ -203,8 +203,8 @@ class MemoryStall:
 
 
 def _cores(peak: float, capacity: Capacity) -> float:
-    """Return the CPU that the readers may use: thrice what somebody is to wait at the peak, for not every read waits."""
-    return min(capacity.cpu_cores, THREADS * min(1.0, 3.0 * peak))
+    """Return the CPU that the readers may use: twice what somebody is to wait at the peak, for not every read waits."""
+    return min(capacity.cpu_cores, THREADS * peak)
 
 
 def _memory_limit(operation: Operation) -> int:
