@@ -6,19 +6,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support import documents
 from support.observe import Meter
 from support.terminal import Terminal
 
-from actors import memory_group
-from actors.proc import cgroup_root
 from actors.simulator import record_of
 from cluster.analysis import load
 
 MIB = documents.MIB
 LASTS = "10s"
-LIMITED = memory_group.find() is not None and bool(cgroup_root())  # else no group of a load can have a limit of memory here
 CURVES: dict[str, dict[str, Any]] = {
     "gradual": {"ramp": {"start": "16MiB", "end": "64MiB", "over": "8s"}},
     "burst": {"burst": {"base": "32MiB", "peak": "96MiB", "period": "6s", "length": "2s"}},
@@ -31,10 +27,8 @@ LOADS: list[dict[str, Any]] = [
     *({"MemoryPressure": {"bytes": curve}, "phase": name} for name, curve in CURVES.items()),
     {"MemoryFragment": {"bytes": STEPPED, "fragmentation": "95%"}, "phase": "stepped"},
     {"MemoryAccess": {"fraction": "10%", "working_set": "32MiB"}, "phase": "access", "tolerance": "100%"},
-    {"VmPressure": {"per_second": 100, "file": "1MiB", "limited": LIMITED}, "phase": "faults", "tolerance": "100%"},
-    *([{"MemoryStall": {"fraction": "5%"}, "phase": "waiting", "tolerance": "100%"}] if LIMITED else []),
+    {"VmPressure": {"per_second": 100, "file": "1MiB"}, "phase": "faults", "tolerance": "100%"},
 ]
-KINDS = {next(iter(one)) for one in LOADS}
 TOO_MUCH: tuple[dict[str, Any], ...] = (
     {"ramp": {"start": "0%", "end": "80%", "over": "5s"}},
     {"burst": {"base": "10%", "peak": "80%", "period": "5s", "length": "1s"}},
@@ -71,10 +65,7 @@ def test_memory_simulators_follow_their_curves_on_two_nodes(standing: Terminal) 
         off = sorted(abs(achieved[at] - asked[at]) for at in both)[:-JUMPS]
         errors[key] = sum(off) / len(off) / (sum(asked[at] for at in both) / len(both))
     assert {key: error for key, error in errors.items() if error > 0.05} == {}, errors
-    assert recorded == {kind: set(record_of(kind).metrics) for kind in KINDS}
-    assert run.summary is not None
-    waited = {one["node"]: one["achieved"] for one in run.summary["dose"] if "MemoryStall" in one["operation"]}
-    assert waited == pytest.approx(dict.fromkeys(("n1", "n2") if LIMITED else (), 0.05), abs=0.03)
+    assert recorded == {kind: set(record_of(kind).metrics) for kind in ("MemoryPressure", "MemoryFragment", "MemoryAccess", "VmPressure")}
     hashes = {row["last"] for row in run.metrics.to_pylist() if row["metric"] == "memory.sequence"}
     assert len(hashes) == 1, "the same order on both nodes"
     assert standing.loads() == []
