@@ -34,7 +34,7 @@ THREADS: Final = 2
 SLICE_READS: Final = 8  # between two looks at the lease: a read may wait for the disk
 TELL_S: Final = 0.1
 FILL_ROUNDS: Final = 3
-SPARE: Final = 1.1  # the file, of what the limit leaves: reads wait most where little has to be given up for them
+SPARE: Final = 1.3  # the file, of what the limit leaves: reads wait most where little has to be given up for them
 FOLDER: Final = "/var/tmp"  # noqa: S108  # on a disk where /tmp may be in memory (file-hierarchy(7)); what is made there has no name
 NO_STALL: Final = "the kernel does not tell for how long processes of a control group wait for memory (memory.pressure)"
 ALLOW_STALL: Final = "a kernel with CONFIG_PSI, started with psi=1 where that is not the default, and a control group tree of version 2"
@@ -203,8 +203,8 @@ class MemoryStall:
 
 
 def _cores(peak: float, capacity: Capacity) -> float:
-    """Return the CPU that the readers may use: thrice what somebody is to wait at the peak, for not every read waits."""
-    return min(capacity.cpu_cores, THREADS * min(1.0, 3.0 * peak))
+    """Return the CPU that the readers may use: two and a half times what somebody is to wait at the peak, for not every read waits."""
+    return min(capacity.cpu_cores, 2.5 * min(peak, THREADS / 2.5))
 
 
 def _memory_limit(operation: Operation) -> int:
