@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import documents, held
+from support.by_command import NODES, Runs
 from support.observe import allocated_bytes, boot_s
 from support.terminal import Terminal
 from support.waiting import until
 
 from actors.capability import effective_capabilities
-from actors.simulator import REGISTRY, record_of
+from actors.simulator import REGISTRY
 from cluster.analysis import load
 
-NODES = ["n1", "n2"]
 FOR_S, OVERLAP_S = 16.0, 10.0
 DISK = 200 * documents.MIB
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -35,23 +34,17 @@ OTHERS: dict[str, dict[str, Any]] = {
     "SharedMemory": {"count": 50},
     "DiskIO": {"per_second": 1 << 20, "file": "8MiB"},
 }
+HELD = Runs(TOGETHER, never={kind: {"load.refused"} for kind in TOGETHER})
+OF_OTHERS = Runs(OTHERS, never={kind: {"load.refused"} for kind in OTHERS if kind != "Ports"})
+RUNS = (HELD, OF_OTHERS)
 
 
 def write(standing: Terminal, loads: dict[str, dict[str, Any]], for_s: float) -> str:
     """Write a scenario that holds loads together on both nodes, and return its path."""
     parts = [{kind: options, "for": f"{for_s:g}s"} for kind, options in loads.items()]
     parts = [{**part, "tolerance": "100%"} if "DiskIO" in part else part for part in parts]  # how busy the disk is, others say too
-    made = {"version": 1, "name": "exhaust", "targets": {"names": NODES}, "profile": "aggressive", "plan": {"together": parts}}
+    made = {"version": 1, "name": "exhaust", "targets": {"names": list(NODES)}, "profile": "aggressive", "plan": {"together": parts}}
     return documents.write(standing.folder, made)
-
-
-def recorded(run: Any) -> dict[str, set[str]]:
-    """Return the metrics that each simulator's loads recorded."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for row in run.metrics.select(["metric", "worker", "count"]).to_pylist():
-        if row["metric"].startswith("load.") and row["count"]:
-            found[row["worker"].partition("@")[0].rpartition(".")[2]].add(row["metric"])
-    return found
 
 
 COUNTED: dict[str, tuple[Any, range]] = {  # how an outsider counts it, and what is at target
@@ -97,7 +90,7 @@ def test_four_are_held_together_on_two_nodes(standing: Terminal) -> None:
     assert summary["partial"] == []
     assert summary["overlap"]["operations"] == 2 * len(TOGETHER)
     assert summary["overlap"]["for_s"] >= OVERLAP_S
-    assert recorded(run) == {kind: set(record_of(kind).metrics) - {"load.refused"} for kind in TOGETHER if kind != "DiskFill"}
+    HELD.assert_recorded(run)
     assert standing.loads() == []
     assert standing.fills() == []
 
@@ -113,6 +106,5 @@ def test_a_partial_allocation_is_the_result_of_a_run(standing: Terminal) -> None
     partial = {one["node"]: (one["errno"], one["requested"], one["allocated"]) for one in (run.summary or {})["partial"]}
     assert partial == dict.fromkeys(NODES, ("EADDRNOTAVAIL", 60, 40))
     assert "partial" in run.events.column("kind").to_pylist()
-    unrefused = {kind: set() if kind == "Ports" else {"load.refused"} for kind in OTHERS}
-    assert recorded(run) == {kind: set(record_of(kind).metrics) - unrefused[kind] for kind in OTHERS}
+    OF_OTHERS.assert_recorded(run)
     assert standing.loads() == []
