@@ -91,7 +91,7 @@ RECORD: Final = SimulatorRecord(
         ),
     ),
     supported=supported,
-    metrics=METRICS,
+    metrics=(*METRICS, "flood.spilled"),
     needs="Ray worker processes for its actors",
     undo="its actors end with the simulator's actor, which owns them; the guardian ends their processes at the lease's end",
     entry="ray_loads.mailbox_flood:MailboxFlood",

@@ -26,7 +26,6 @@ METRICS: Final = (
     "flood.payload",
     "flood.response",
     "flood.blocked",
-    "flood.spilled",
     "load.operations",
 )
 

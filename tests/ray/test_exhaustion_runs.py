@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from support import documents, held
+from support.by_command import NODES, Runs
 from support.observe import allocated_bytes, boot_s
 from support.terminal import Terminal
 from support.waiting import until
 
 from actors.capability import effective_capabilities
-from actors.simulator import REGISTRY, record_of
+from actors.simulator import REGISTRY
 from cluster.analysis import load
 
-NODES = ["n1", "n2"]
 FOR_S, OVERLAP_S = 16.0, 10.0
 DISK = 200 * documents.MIB
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -39,23 +39,17 @@ OTHERS: dict[str, dict[str, Any]] = {
     "DiskIO": {"per_second": 1 << 20, "file": "8MiB"},
     "MemoryPressure": {"bytes": "64MiB"},
 }
+HELD = Runs(TOGETHER, never={kind: {"load.refused"} for kind in TOGETHER})
+OF_OTHERS = Runs(OTHERS, never={kind: {"load.refused"} for kind in OTHERS if kind != "Ports"})
+RUNS = (HELD, OF_OTHERS)
 
 
 def write(standing: Terminal, loads: dict[str, dict[str, Any]], for_s: float) -> str:
     """Write a scenario that holds loads together on both nodes, and return its path."""
     parts = [{kind: options, "for": f"{for_s:g}s"} for kind, options in loads.items()]
     parts = [{**part, "tolerance": "100%"} if "DiskIO" in part else part for part in parts]  # how busy the disk is, others say too
-    made = {"version": 1, "name": "exhaust", "targets": {"names": NODES}, "profile": "aggressive", "plan": {"together": parts}}
+    made = {"version": 1, "name": "exhaust", "targets": {"names": list(NODES)}, "profile": "aggressive", "plan": {"together": parts}}
     return documents.write(standing.folder, made)
-
-
-def recorded(run: Any) -> dict[str, set[str]]:
-    """Return the metrics that each simulator's loads recorded."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for row in run.metrics.select(["metric", "worker", "count"]).to_pylist():
-        if row["metric"].startswith(("load.", "memory.")) and row["count"]:
-            found[kind_of(row["worker"])].add(row["metric"])
-    return found
 
 
 def kind_of(operation: str) -> str:
@@ -136,7 +130,7 @@ def test_four_are_held_together_on_two_nodes(standing: Terminal) -> None:
     assert summary["partial"] == []
     assert summary["overlap"]["operations"] == 2 * len(TOGETHER)
     assert summary["overlap"]["for_s"] >= OVERLAP_S
-    assert recorded(run) == {kind: set(record_of(kind).metrics) - {"load.refused"} for kind in TOGETHER}
+    HELD.assert_recorded(run)
     between = (then_s, then_s + OVERLAP_S - 1.0)
     seen, missing = doses(run, "achieved", between), doses(run, "remaining", between)
     for kind, target in TARGETS.items():
@@ -169,8 +163,7 @@ def test_a_partial_allocation_is_the_result_of_a_run(standing: Terminal) -> None
     partial = {one["node"]: (one["errno"], one["requested"], one["allocated"]) for one in (run.summary or {})["partial"]}
     assert partial == dict.fromkeys(NODES, ("EADDRNOTAVAIL", 60, 40))
     assert "partial" in run.events.column("kind").to_pylist()
-    unrefused = {kind: set() if kind == "Ports" else {"load.refused"} for kind in OTHERS}
-    assert recorded(run) == {kind: set(record_of(kind).metrics) - unrefused[kind] for kind in OTHERS}
+    OF_OTHERS.assert_recorded(run)
     story = {key: [moment for moment, _ in told] for key, told in moments(run).items()}
     whole = {"Ports": ["allocate", "release"]}  # it never held all that was asked
     assert story == {

@@ -8,12 +8,13 @@ from pathlib import Path
 from statistics import fmean
 
 from support import documents
+from support.by_command import Runs
 from support.terminal import Terminal
 
 from cluster.analysis import load
 
 AT_ONCE = [
-    {"MailboxFlood": {"per_second": 100, "actors": 1, "outstanding": 50}, "for": "5s", "tolerance": "100%"},
+    {"MailboxFlood": {"per_second": 100, "actors": 1, "outstanding": 50, "payload": "128KiB"}, "for": "5s", "tolerance": "100%"},
     {"TaskExplosion": {"per_second": 40, "workers": 1}, "for": "5s", "tolerance": "100%"},
 ]
 PLAN = {
@@ -22,6 +23,7 @@ PLAN = {
         {"phase": "lock", "together": [{"ClusterLock": {"per_second": 20, "contenders": 2}, "for": "5s", "tolerance": "100%"}]},
     ]
 }
+RUNS = Runs(PLAN)
 
 
 def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
@@ -50,6 +52,7 @@ def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
         assert counts["offered"] == counts["accepted"] > 50
         assert counts["accepted"] == counts["finished"] + counts["cancelled"]
         assert counts["failed"] == counts["dropped"] == counts["rejected"] == 0
+    RUNS.assert_recorded(run)
     floods = [worker for worker in began if "ClusterLock" not in worker]
     lock_began = min(began[worker] for worker in began if "ClusterLock" in worker)
     assert lock_began - max(began[worker] for worker in floods) > timedelta(seconds=3)

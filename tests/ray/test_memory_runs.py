@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from support import documents
+from support.by_command import Runs
 from support.observe import Meter
 from support.terminal import Terminal
 
-from actors.simulator import record_of
 from cluster.analysis import load
 
 MIB = documents.MIB
@@ -29,6 +29,7 @@ LOADS: list[dict[str, Any]] = [
     {"MemoryAccess": {"fraction": "10%", "working_set": "32MiB"}, "phase": "access", "tolerance": "100%"},
     {"VmPressure": {"per_second": 100, "file": "1MiB"}, "phase": "faults", "tolerance": "100%"},
 ]
+RUNS = Runs(LOADS)
 TOO_MUCH: tuple[dict[str, Any], ...] = (
     {"ramp": {"start": "0%", "end": "80%", "over": "5s"}},
     {"burst": {"base": "10%", "peak": "80%", "period": "5s", "length": "1s"}},
@@ -50,12 +51,9 @@ def test_memory_simulators_follow_their_curves_on_two_nodes(standing: Terminal) 
     assert ended.code == 0, str(ended)
     run = load(Path(ended.document["run_dir"]))
     doses: dict[tuple[str, str], dict[str, dict[Any, float]]] = defaultdict(lambda: defaultdict(dict))
-    recorded: dict[str, set[str]] = defaultdict(set)
     for row in run.metrics.select(["time", "metric", "node", "worker", "phase", "last"]).to_pylist():
         if row["metric"].startswith("dose.") and row["phase"] in PHASES:
             doses[row["node"], row["phase"]][row["metric"]][row["time"]] = row["last"]
-        elif row["metric"].startswith(("memory.", "load.")):
-            recorded[row["worker"].partition(".")[2].partition("@")[0].rpartition(".")[2]].add(row["metric"])
     assert doses.keys() == {(node, phase) for node in ("n1", "n2") for phase in PHASES}
     errors = {}
     for key, seen in doses.items():
@@ -65,7 +63,7 @@ def test_memory_simulators_follow_their_curves_on_two_nodes(standing: Terminal) 
         off = sorted(abs(achieved[at] - asked[at]) for at in both)[:-JUMPS]
         errors[key] = sum(off) / len(off) / (sum(asked[at] for at in both) / len(both))
     assert {key: error for key, error in errors.items() if error > 0.05} == {}, errors
-    assert recorded == {kind: set(record_of(kind).metrics) for kind in ("MemoryPressure", "MemoryFragment", "MemoryAccess", "VmPressure")}
+    RUNS.assert_recorded(run)
     hashes = {row["last"] for row in run.metrics.to_pylist() if row["metric"] == "memory.sequence"}
     assert len(hashes) == 1, "the same order on both nodes"
     assert standing.loads() == []

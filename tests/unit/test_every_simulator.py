@@ -1,0 +1,96 @@
+"""No simulator is left out: each runs by command on two nodes with all that it records, and has its place in the death matrix."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from actors.simulator import REGISTRY
+from tests.support.by_command import NODES, Runs
+from tests.support.samples import SAMPLES
+
+RAY = Path(__file__).parents[1] / "ray"
+
+
+@cache
+def runs() -> dict[str, tuple[Any, ...]]:
+    """Return what each module of tests/ray runs by command on two nodes: its RUNS, one or several."""
+    found = {}
+    for path in sorted(RAY.glob("test_*.py")):
+        if "\nRUNS = " in path.read_text():
+            spec = importlib.util.spec_from_file_location(f"runs_of_{path.stem}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # its dataclasses look themselves up there
+            spec.loader.exec_module(module)
+            found[path.name] = module.RUNS if isinstance(module.RUNS, tuple) else (module.RUNS,)
+    return found
+
+
+def test_every_simulator_runs_by_command_on_two_nodes() -> None:
+    """A new one needs a run in tests/ray: have a module there hold it, and name it in the module's RUNS."""
+    assert set[str]().union(*(one.kinds for of in runs().values() for one in of)) == set(REGISTRY)
+
+
+def test_every_documented_name_of_every_simulator_is_recorded_by_such_a_run() -> None:
+    """What a simulator is documented to record is asked for in at least one run that holds it, a refusal by the kernel in one of them all.
+
+    That it is recorded for each that can be refused is asked in tests/load/test_exhaustion.py, where a load's limits can be lowered.
+    """
+    shown: dict[str, set[str]] = defaultdict(set)
+    for one in (one for of in runs().values() for one in of):
+        for kind, names in one.recorded().items():
+            shown[kind] |= names
+    lacking = {kind: set(record.metrics) - shown[kind] for kind, record in REGISTRY.items()}
+    assert {kind: names - {"load.refused"} for kind, names in lacking.items() if names - {"load.refused"}} == {}
+    assert "load.refused" in set[str]().union(*shown.values())
+
+
+def test_each_run_is_asserted() -> None:
+    """A module that names its runs also holds what was recorded against each of them."""
+    assert [name for name, of in runs().items() if (RAY / name).read_text().count(".assert_recorded(") < len(of)] == []
+
+
+def finished(without: tuple[str, str, str] | None = None, more: tuple[str, str, str] | None = None) -> Any:
+    """Return a run of two simulators on two nodes that recorded what is documented, but for one (kind, node, metric)."""
+    wanted = {(kind, node, metric) for kind in ("CpuLoad", "Threads") for node in NODES for metric in REGISTRY[kind].metrics}
+    kept = (wanted - {without}) | ({more} if more else set())
+    rows = [{"metric": metric, "node": node, "worker": f"0.1.{kind}@{node}", "count": 1} for kind, node, metric in kept]
+    rows += [{"metric": "dose.achieved", "node": "n1", "worker": "0.1.CpuLoad@n1", "count": 1}]
+    rows += [{"metric": without[2], "node": without[1], "worker": f"0.1.{without[0]}@{without[1]}", "count": 0}] if without else []
+    return SimpleNamespace(metrics=pa.Table.from_pylist(rows))
+
+
+@pytest.mark.parametrize("kind", ["CpuLoad", "Threads"])
+def test_a_name_that_is_not_recorded_is_missed(kind: str) -> None:
+    """On either node, whichever it is; so is one too many. What a run has no occasion for may lack, what is not certain may be there."""
+    document = {"together": [{"CpuLoad": {}}, {"Threads": {}}]}
+    Runs(document).assert_recorded(finished())
+    for name in REGISTRY[kind].metrics:
+        for node in NODES:
+            lacking = finished(without=(kind, node, name))
+            with pytest.raises(AssertionError, match=name):
+                Runs(document).assert_recorded(lacking)
+            Runs(document, maybe={kind: {name}}).assert_recorded(lacking)
+        with pytest.raises(AssertionError, match=name):
+            Runs(document, never={kind: {name}}).assert_recorded(finished())
+    with pytest.raises(AssertionError, match=r"flood\.calls"):
+        Runs(document).assert_recorded(finished(more=(kind, "n1", "flood.calls")))
+
+
+def test_every_simulator_has_a_sample_for_the_death_matrix() -> None:
+    """A new one needs a line in tests/support/samples.py: a small load, and how an outsider sees it; its options are valid."""
+    assert set(SAMPLES) == set(REGISTRY)
+    units = {"fraction", "bytes", "count", "per_second"}
+    for kind, sample in SAMPLES.items():
+        assert len(units & set(sample.options)) == 1, kind
+        assert set(sample.options) - units <= {option.name for option in REGISTRY[kind].options} | {"working_set", "file"}, kind
