@@ -7,7 +7,7 @@ them, in windows of a second, at one rate, of DiskIO and of fio (`--rate`, the s
 is the mean's distance from the rate, `deviation` the standard deviation over windows, both as shares of the rate. Without fio its part
 is left out and said so. What others do with this disk and these cores shows in both.
 `fill`: 10 GB reserved, and written: seconds, allocated blocks over the size, growth of the guardian's peak of resident bytes (VmHWM), and
-after how long a stop returned (six seconds at most) and with how many files that were still being freed.
+after how long a stop returned (six seconds at most) and after how long the last block was free, which is the disk's own time.
 """
 
 from __future__ import annotations
@@ -148,9 +148,11 @@ def filled(folder: Path, *, write: bool) -> dict[str, Any]:
         whole = all(path.stat().st_blocks * 512 >= path.stat().st_size for path in paths)
         stopped = time.monotonic()
         shell.stop(1.0)
-        left = sum(path.exists() for path in paths)
+        answered = time.monotonic() - stopped
+        while any(path.exists() for path in paths):
+            pause.wait(0.02)
         found = {"seconds": took, "blocks_over_size": blocks / SIZE, "each_file_whole": whole, "peak_growth_bytes": grown}
-        return {**found, "stop_seconds": time.monotonic() - stopped, "files_left": left}
+        return {**found, "stop_seconds": answered, "free_seconds": time.monotonic() - stopped}
     finally:
         agent.close()
 
