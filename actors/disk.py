@@ -9,7 +9,6 @@ a second, from a thread of the simulator's actor. When that actor dies, the guar
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import threading
@@ -22,6 +21,7 @@ from .clock import SECOND_NS
 from .errors import InputError, RefusedError, StressError
 from .exhaustion.disk_io import RatePacer
 from .exhaustion.holder import METRICS, HolderFigures
+from .exhaustion.refusal import Refusals
 from .lease import NOTE_NO_RECORDING, LeaseWatch, Order
 from .lifecycle import Event
 from .messages import Capacity, Operation, SlotTicket
@@ -41,7 +41,6 @@ WRITE_STEP_BYTES: Final = 8 * MIB
 FREE_STEP_BYTES: Final = 1024 * MIB  # the most that one request gives back
 GRAIN_BYTES: Final = 1 * MIB
 PACED_S: Final = 0.02  # the least between two looks at a rate
-RETRY_S: Final = 1.0  # how often what there is no room for counts as refused
 APPLY_S: Final = 20.0
 FILES_MAX: Final = 32
 LOCAL_KINDS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs"})
@@ -126,31 +125,6 @@ def next_step_bytes(step_bytes: int, took_s: float, least_bytes: int) -> int:
 def shares(whole_bytes: int, files: int) -> list[int]:
     """Return what each of the files is to hold: equal to one byte, and none of them falls when the whole grows. Pure."""
     return [(whole_bytes + files - 1 - file) // files for file in range(files)]
-
-
-class Refusals:
-    """What there was no room for. Pure: it says what is to be counted and published."""
-
-    def __init__(self) -> None:
-        self.code = 0
-        self.short_of = 0  # the most that was asked for and refused, 0 once it is held
-        self._again_ns = 0
-
-    def refuse(self, word: str, asked_bytes: int, now_ns: int) -> bool:
-        """Take a refusal by the name of its error number; tell whether it counts: once each `RETRY_S`."""
-        self.code = self.code or getattr(errno, word)
-        self.short_of = max(self.short_of, asked_bytes)
-        if now_ns < self._again_ns:
-            return False
-        self._again_ns = now_ns + round(RETRY_S * SECOND_NS)
-        return True
-
-    def meet(self, held_bytes: int) -> bool:
-        """Tell whether all that was refused is held by now; it is taken back then."""
-        if not self.short_of or held_bytes < self.short_of:
-            return False
-        self.short_of = 0
-        return True
 
 
 class DiskFill:

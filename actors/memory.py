@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import procfs
 from .clock import SECOND_NS, process_cpu_ns
+from .exhaustion.refusal import RETRY_S, Refusals
 from .heap import STATUS
 from .lease import NOTE_NO_POPULATE, NOTE_NO_RECORDING, LeaseWatch
 from .limits import Container, find_container
@@ -158,6 +159,7 @@ class StepMeters:
         self._released = reporter.counter("memory.released").record
         self._step = reporter.histogram("memory.step").record
         self._tick, self.close = reporter.tick, reporter.close
+        self._reporter = reporter
         for first in (self._populated, self._released):
             first(0.0)  # what recording takes of memory it takes now, before the ramp
         self._tick()
@@ -168,6 +170,10 @@ class StepMeters:
             (self._populated if gained_bytes > 0 else self._released)(float(abs(gained_bytes)))
             self._step(took_s)
         self._tick()
+
+    def refused(self) -> None:
+        """Record that the kernel has no more memory for this process."""
+        self._reporter.counter("load.refused", errno="ENOMEM").record(1.0)
 
 
 class MemoryHolder(ABC):
@@ -232,6 +238,8 @@ class MemoryPressure(MemoryHolder):
         options = RECORD.resolve_options(operation.options)
         self._reserve_bytes, self._release = int(options["reserve"]), Release.of(options)
         self._moves = 0
+        self._refusals = Refusals()
+        self._most, self._again_ns = 0, 0  # no more than this until then, where the kernel refused
         self._available = available_bytes if self._reserve_bytes else None
 
     def _follow(self, start_ns: int, meters: StepMeters) -> None:
@@ -240,9 +248,32 @@ class MemoryPressure(MemoryHolder):
         self._watch.first_slice()
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on():
             asked = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
-            if self._move(self._within_reserve(asked, self._reservoir.held_bytes), asked, meters):
+            target = self._within_reserve(asked, self._reservoir.held_bytes)
+            if self._try(target if now_ns >= self._again_ns else min(target, self._most), asked, meters):
                 clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
         self._give_back(meters)
+
+    def _try(self, target_bytes: float, asked_bytes: float, meters: StepMeters) -> bool:
+        """Take one step towards a target; what the kernel refuses is told and asked for later. True when there is no more to do now."""
+        try:
+            is_there = self._move(target_bytes, asked_bytes, meters)
+        except (MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                raise
+            self._refuse(asked_bytes, meters)
+            return True
+        if self._refusals.meet(self._reservoir.held_bytes):
+            self._watch.shortfall(0, 0, 0)
+        return is_there
+
+    def _refuse(self, asked_bytes: float, meters: StepMeters) -> None:
+        """Hold what there is, and ask for more in `RETRY_S`."""
+        now_ns, self._most = self._watch.clock.boot_ns(), self._reservoir.held_bytes
+        self._again_ns = now_ns + round(RETRY_S * SECOND_NS)
+        if self._refusals.refuse("ENOMEM", int(asked_bytes) // GRAIN_BYTES * GRAIN_BYTES, now_ns):
+            meters.refused()
+            self._watch.shortfall(errno.ENOMEM, self._refusals.short_of, self._most)
+        self._publish(asked_bytes, self._moves)
 
     def _move(self, target_bytes: float, asked_bytes: float, meters: StepMeters) -> bool:
         """Take one step, and give a sign of life: on a starved machine a few steps take a second. True once the target is reached."""
@@ -302,7 +333,7 @@ RECORD: Final = SimulatorRecord(
         Option("reserve", "bytes", 0, "what stays available on the node whatever is asked: less is held where others need it"),
         *RELEASE_OPTIONS,
     ),
-    metrics=METRICS,
+    metrics=(*METRICS, "load.refused"),
     supported=supported,
     entry="memory:MemoryPressure",
 )

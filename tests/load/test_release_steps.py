@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 from load_agent import Agent
-from load_bench import CAPACITY, Bench
+from load_bench import CAPACITY, SLOT, Bench, Told
+from support import held
 from support.observe import allocated_bytes, anonymous_bytes, boot_s, promised
 from support.stairs import stairs
 from support.waiting import until
 
+from actors.lease import read_shortfall
 from actors.lifecycle import Event
 from actors.messages import Operation
 
@@ -95,6 +98,34 @@ def test_it_gives_back_in_equal_steps(begin: Any, kind: str) -> None:
     levels = [HELD * (STEPS - done) // STEPS for done in range(STEPS)]
     assert stairs(seen, levels, MARGIN) == levels
     assert gone_s - (one.start_s + HOLD_S) == pytest.approx(STEPS * INTERVAL_S, rel=0.1)
+
+
+def test_memory_that_the_kernel_refuses_is_partial_and_no_failure(tmp_path: Path) -> None:
+    """Where the process may not have more (ENOMEM), what there is is held, told and counted; with the limit lifted all of it is."""
+    told = Told()
+    one = Bench(tmp_path, operation("MemoryPressure", 60.0, 1, 0.1), CAPACITY, told.segment.path)
+    try:
+        one.ready()
+        (pid,) = one.load.pids
+        before = anonymous_bytes(pid)
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        mapped = int(held.status(pid)["VmSize"].split()[0]) * 1024
+        resource.prlimit(pid, resource.RLIMIT_AS, (mapped + HELD // 2 + 8 * MIB, hard))
+        one.go()
+        short = until(lambda: read_shortfall(one.guardian.stats, SLOT, one.stats.generation), 5, "a shortfall")
+        assert (short.errno, short.requested) == ("ENOMEM", HELD)
+        assert HELD // 4 <= short.allocated < HELD
+        assert anonymous_bytes(pid) - before == pytest.approx(short.allocated, abs=MARGIN)
+        until(lambda: told.last("load.refused", errno="ENOMEM") >= 1, 3, "a refusal that is counted by its number")
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+        until(lambda: one.stats.own == HELD, 4, lambda: str(one.stats))
+        assert anonymous_bytes(pid) - before == pytest.approx(HELD, abs=MARGIN)
+        assert read_shortfall(one.guardian.stats, SLOT, one.stats.generation) is None
+        one.load.drain()
+        assert one.end() == (Event.FINISHED, "")
+    finally:
+        one.close()
+        told.close()
 
 
 @pytest.mark.parametrize("kind", ["MemoryPressure", "DiskFill"])

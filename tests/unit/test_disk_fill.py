@@ -13,7 +13,6 @@ from actors.clock import SECOND_NS
 from actors.disk import (
     MIB,
     STEP_BYTES,
-    Refusals,
     check_place,
     fill_dir,
     fill_paths,
@@ -24,6 +23,7 @@ from actors.disk import (
     shares,
 )
 from actors.errors import RefusedError
+from actors.exhaustion.refusal import Refusals
 from actors.messages import Operation, SlotTicket
 
 DISK = Operation("0.DiskFill@n1", "DiskFill", "n1", 0.0, 9.0, "bytes", {"kind": "constant", "level": 1})
