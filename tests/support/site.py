@@ -93,6 +93,8 @@ class Site:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait(5)
+            if child.stdout is not None:
+                child.stdout.close()
         root = proc.cgroup_root()
         with contextlib.suppress(OSError, ValueError, KeyError):
             guardian_id = json.loads((self.state / "guardian.id").read_text())["id"]
