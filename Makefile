@@ -8,6 +8,8 @@
 #   make soak                     the long forms of the tests
 #   make simulate SEEDS=2000      the control plane on virtual time, with this many seeds
 #   make bench                    speed and memory, with peers where there are some; all of them, failures named at the end
+#   make coverage                 lines and branches of the loads of concurrency and exhaustion that their tests run
+#   make mutation                 which share of small faults in that code its fast tests find; takes root, and half an hour
 #   make constraints              resolve all dependencies afresh and pin what was found
 #   make clean                    remove what these targets made, except results in runs/
 
@@ -27,7 +29,7 @@ WHERE = $(if $(filter --address --address=% --nodes --nodes=%,$(ARGS)),,--nodes 
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := run
-.PHONY: run test check soak simulate bench constraints clean
+.PHONY: run test check soak simulate bench coverage mutation constraints clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -67,6 +69,12 @@ bench: $(VENV)/.installed-bench
 	  echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS) || failed="$$failed $$bench"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+coverage: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/covered.py $(ARGS)
+
+mutation: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/mutants.py $(ARGS)
 
 # The stamps are written last, so an interrupted installation is repeated.
 $(VENV)/.installed: $(PINS) | $(BIN)/python

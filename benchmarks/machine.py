@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -26,6 +27,14 @@ def facts(*packages: str) -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def at_commit() -> str:
+    """Return the commit that was measured, with a mark where the tree had changes of its own beside stored results."""
+    git = ["git", "-C", str(RESULTS.parent)]
+    name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    status = subprocess.run([*git, "status", "--porcelain", "--", ":/", ":!results"], capture_output=True, text=True, check=False)
+    return f"{name or 'unknown'}{' with changes' if status.stdout.strip() else ''}"
 
 
 def _processor() -> str:

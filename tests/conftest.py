@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -22,9 +22,12 @@ STATE = pytest.StashKey[Path]()
 BEGUN_S = pytest.StashKey[float]()
 SUITE_S = 2700.0  # what the whole suite may take on two cores
 
+_FIND = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
 # No deadline: examples share the cores with other work. No database: a failure prints the line that replays it.
 hypothesis.settings.register_profile("suite", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("suite")
+# For who asks only whether a test fails, and not by which smallest example: `--hypothesis-profile fails`.
+hypothesis.settings.register_profile("fails", hypothesis.settings.get_profile("suite"), phases=_FIND)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,6 +77,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long and not config.getoption("--soak"):
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(autouse=True)
+def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check after each test of exhaustion that this process is as it was; those of load processes and of Ray keep things of their own."""
+    from support.leftovers import CHECKED, nothing_left
+
+    if not request.path.name.startswith(CHECKED) or request.path.parent.name in {"load", "ray"}:
+        yield
+        return
+    with nothing_left():
+        yield
 
 
 @pytest.fixture(scope="session")

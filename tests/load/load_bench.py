@@ -80,6 +80,8 @@ class Bench:
         self.load.kill()
         self.load._reap()
         self.load.close()
+        if hasattr(self, "meter"):
+            self.meter.close()
         self.guardian.close()
 
 
