@@ -8,6 +8,7 @@
 #   make soak                     the long forms of the tests
 #   make simulate SEEDS=2000      the control plane on virtual time, with this many seeds
 #   make bench                    speed and memory, with peers where there are some; all of them, failures named at the end
+#   make dashboards               the Grafana dashboard, made from the catalogue of metrics
 #   make constraints              resolve all dependencies afresh and pin what was found
 #   make clean                    remove what these targets made, except results in runs/
 
@@ -27,7 +28,7 @@ WHERE = $(if $(filter --address --address=% --nodes --nodes=%,$(ARGS)),,--nodes 
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := run
-.PHONY: run test check soak simulate bench constraints clean
+.PHONY: run test check soak simulate bench dashboards constraints clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -55,6 +56,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+dashboards: $(VENV)/.installed
+	$(BIN)/python -m cluster.exporters.grafana > $@.tmp
+	mv $@.tmp deploy/grafana/dashboards/stress-cluster.json
 
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -rfEs --soak -m soak --timeout 0 $(PYTEST_ARGS)
