@@ -10,6 +10,7 @@
 #   make bench                    speed and memory, with peers where there are some; all of them, failures named at the end
 #   make coverage                 lines and branches of the loads of concurrency and exhaustion that their tests run
 #   make mutation                 which share of small faults in that code its fast tests find; takes root, and half an hour
+#   make dashboards               the Grafana dashboard, made from the catalogue of metrics
 #   make constraints              resolve all dependencies afresh and pin what was found
 #   make clean                    remove what these targets made, except results in runs/
 
@@ -30,6 +31,7 @@ PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := run
 .PHONY: run test check soak simulate bench coverage mutation constraints clean
+.PHONY: run test check soak simulate bench dashboards constraints clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -57,6 +59,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+dashboards: $(VENV)/.installed
+	$(BIN)/python -m cluster.exporters.grafana > $@.tmp
+	mv $@.tmp deploy/grafana/dashboards/stress-cluster.json
 
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -rfEs --soak -m soak --timeout 0 $(PYTEST_ARGS)

@@ -107,7 +107,7 @@ def test_prometheus_file_is_valid():
 def test_variables_in_documents_are_settings():
     """Every STRESS_CLUSTER_ variable that deploy, docs and README name sets something."""
     known = {one.variable for one in FIELDS}
-    pages = [ROOT / "README.md", *DEPLOY.iterdir(), *(ROOT / "docs").rglob("*.md")]
+    pages = [ROOT / "README.md", *(one for one in DEPLOY.rglob("*") if one.is_file()), *(ROOT / "docs").rglob("*.md")]
     for page in pages:
         named = set(re.findall(r"STRESS_CLUSTER_[A-Z_]*[A-Z]", page.read_text())) - known
         assert not named, f"{page}: {named}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 import shutil
 import ssl
 import subprocess
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -23,10 +22,11 @@ from cluster.exporters.prometheus import MetricsServer, Options
 from cluster.metrics.live import Live, Sample
 from cluster.metrics.windows import Row, histograms, unseal
 from cluster.outbox import parse
+from tests.support.prometheus import PROMETHEUS, ask, serving
 from tests.support.waiting import until
 from tests.support.windows import START_S, record
 
-PROMETHEUS, OPENSSL = shutil.which("prometheus"), shutil.which("openssl")
+OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(
     not (PROMETHEUS and OPENSSL), reason="prometheus or openssl is not installed (Debian packages of these names)"
 )
@@ -92,48 +92,18 @@ def job(name: str, port: int, folder: Path, access: str) -> str:
 @pytest.fixture
 def prometheus(folder):
     """Give a function that starts a Prometheus which scrapes a port, and returns its address; it ends with the test."""
-    started: list[subprocess.Popen[bytes]] = []
+    with contextlib.ExitStack() as stack:
 
-    def start(port: int) -> str:
-        password = "basic_auth: {{username: prom, password_file: {}}}"
-        jobs = [
-            job("basic", port, folder, password.format(folder / "right")),
-            job("bearer", port, folder, f"authorization: {{credentials_file: {folder / 'token'}}}"),
-            job("wrong", port, folder, password.format(folder / "wrong")),
-        ]
-        config = folder / "prometheus.yml"
-        config.write_text("global: {scrape_interval: 2s, scrape_timeout: 2s}\nscrape_configs:" + "".join(jobs) + "\n")
-        command = [str(PROMETHEUS), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
-        command += ["--web.listen-address=127.0.0.1:0", "--enable-feature=exemplar-storage"]
-        log = folder / "prometheus.log"
-        with log.open("wb") as file:
-            started.append(subprocess.Popen(command, cwd=folder, stdout=file, stderr=file))
-        seen = until(lambda: re.search(r'msg="Listening on" address=(127\.0\.0\.1:\d+)', log.read_text()), 60, log.read_text)
-        until(lambda: is_ready(f"http://{seen[1]}/-/ready"), 60, log.read_text)
-        return f"http://{seen[1]}/api/v1"
+        def start(port: int) -> str:
+            password = "basic_auth: {{username: prom, password_file: {}}}"
+            jobs = [
+                job("basic", port, folder, password.format(folder / "right")),
+                job("bearer", port, folder, f"authorization: {{credentials_file: {folder / 'token'}}}"),
+                job("wrong", port, folder, password.format(folder / "wrong")),
+            ]
+            return stack.enter_context(serving(folder, "".join(jobs)))
 
-    yield start
-    for one in started:
-        one.terminate()
-        try:
-            one.wait(30)
-        except subprocess.TimeoutExpired:
-            one.kill()
-            one.wait(30)
-
-
-def is_ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=30) as answer:
-            return bool(answer.status == 200)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return False
-
-
-def ask(api: str, path: str, **query: str):
-    with urllib.request.urlopen(f"{api}/{path}?{urllib.parse.urlencode(query)}", timeout=30) as answer:
-        return json.load(answer)["data"]
+        yield start
 
 
 def values(api: str, query: str) -> list[float]:
