@@ -1,13 +1,11 @@
 """The node agent in one process: performs what `agent.Agent` decides, on threads that never wait for each other.
 
-    exchange   asks the orchestrator, hands the answer's leases to the guardian; does nothing else
+    exchange   asks the orchestrator, hands the answer's leases to the guardian
     control    at `sample_hz`: host snapshot, safety verdict, what the loads' stats say
-    freshness  looks at the age of the last good snapshot, so that a sampler that hangs or fails ends the load; so does
-               exchange. Asks again for what was stuck
+    freshness  looks at the age of the last good snapshot, so that a sampler that hangs ends the load; asks again for what was stuck
     metrics    once a window: doses measured from outside, window closed
     delivery   hands the outbox to the aggregator, however long that takes
     workers    slow effects: opening slots, starting simulators, closing slots
-
 A plain class: Ray is behind `AgentPort`. It decides nothing.
 """
 

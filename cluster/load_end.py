@@ -37,7 +37,7 @@ def ended(stage: str, state: int, status: Mapping[str, Any], *, is_leased: bool)
         return Ended("expired", str(status.get("reason") or LEASE_ENDED))
     if state == LOAD_FAILED or phase in {"failed", "dead"}:
         reason = str(status.get("reason") or "its load process failed")
-        return Ended("oom" if is_told(reason) else "internal", reason)
+        return Ended("oom", reason) if is_told(reason) else Ended("internal", reason)
     if stage in {"armed", "running"} and not is_leased:
         return Ended("expired", LEASE_ENDED)
     return None

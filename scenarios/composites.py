@@ -322,7 +322,7 @@ class Held(Operator):
     def _rounds(self, spread: Spread, path: str, start_s: float, phase: str) -> Iterator[Placed]:
         within = () if self.targets is None else (Narrowed(self.targets, path),)
         for at in range(self.times):
-            begins_s, own = start_s + at * self.part.duration_s, f"{path}.again{at}" if at else path
+            begins_s, own = start_s + at * self.part.duration_s, f"{path}.again{at}" if at else f"{path}.first"
             for part in spread(self.part, own, begins_s, self.phase or phase or self.name):
                 tolerance = self.tolerance if part.hold.tolerance is None else part.hold.tolerance
                 hold = replace(part.hold, tolerance=tolerance)

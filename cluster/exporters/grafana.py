@@ -33,6 +33,7 @@ RATE: Final = "[$__rate_interval]"
 NOT_DRAWN: Final[Mapping[str, str]] = {
     "memory.sequence": "a hash of what is read",
     "concurrency.lock.holder": "the kernel's number of a thread",
+    "dose.remaining": "what is asked less what is achieved, both of which are drawn",
     "errors.rate": "errors.seen is drawn, which stays when they stop",
 }
 # Counters that most runs never move: drawn as their total, beside the gauges of their unit.

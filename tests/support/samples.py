@@ -104,6 +104,7 @@ SAMPLES: Final[Mapping[str, Sample]] = {
     "Processes": holds("Processes", 6),
     "Inodes": holds("Inodes", 50),
     "SharedMemory": holds("SharedMemory", 40),
+    "Semaphores": holds("Semaphores", 40),
     "DiskIO": Sample({"per_second": MIB, "file": "8MiB"}, read_and_written, MIB / 3, is_rate=True),
     "LockContention": Sample({"count": 3, "contenders": "processes"}, held.living, 3),
     "LockConvoy": Sample({"count": 5}, held.threads, 5),

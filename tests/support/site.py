@@ -93,6 +93,8 @@ class Site:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait(5)
+            if child.stdout is not None:
+                child.stdout.close()
         limited = memory_group.find()
         for root in (proc.cgroup_root(), limited.folder if limited else ""):
             with contextlib.suppress(OSError, ValueError, KeyError):
@@ -102,16 +104,6 @@ class Site:
                     with contextlib.suppress(OSError):
                         os.rmdir(f"{folder}/{name}")
                 os.rmdir(folder)
-            if child.stdout is not None:
-                child.stdout.close()
-        root = proc.cgroup_root()
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            guardian_id = json.loads((self.state / "guardian.id").read_text())["id"]
-            folder = f"{root}/stress-cluster-{guardian_id[:8]}"
-            for name in os.listdir(folder):
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"{folder}/{name}")
-            os.rmdir(folder)
 
 
 def open_slot(client, release_s=0.1, **fields):

@@ -121,7 +121,7 @@ def test_a_bad_strength_in_a_document_is_refused_at_its_place(record: SimulatorR
 def test_the_base_is_good(record: SimulatorRecord) -> None:
     """What the rows above change by one thing is taken, and so is a shape that begins or ends at nothing."""
     for unit in record.units:
-        KINDS[record.name](**{unit: GOOD[unit]})
+        assert KINDS[record.name](**{unit: GOOD[unit]}).unit == unit
         KINDS[record.name](**{unit: Ramp(0.0, float(GOOD[unit]), 10.0)})
         KINDS[record.name](**{unit: Steps((float(GOOD[unit]), 0.0), 1.0)})
         KINDS[record.name](**{unit: Leak(0.0, float(GOOD[unit]))})

@@ -19,16 +19,15 @@ from support.waiting import until
 from test_ray_load import CALLS, CAPACITY, GENERATION, SLOT, TASKS, Carried, Page, flood, fresh_board, run, values
 
 from actors import control, proc
-from actors.clock import SECOND_NS, VirtualClock
+from actors.clock import SECOND_NS
 from actors.disk import LeaseOverError
 from actors.errors import HarnessError, RefusedError
 from actors.lease import NOTE_NO_RECORDING
 from actors.lifecycle import Event
 from actors.metrics.reporter import MemoryReporter
-from actors.ray_loads import board, calls, figures, lock_actors, ray_load, victims
+from actors.ray_loads import board, calls, figures, ray_load, victims
 from actors.ray_loads.calls import bounds_of
 from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
-from actors.ray_loads.lock_actors import Contender
 from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
 from actors.ray_loads.ray_load import Processes, RayLoad, mark_of
 from actors.ray_loads.ray_work import MARK
@@ -116,52 +115,6 @@ def test_a_board_is_a_link_that_the_meter_knows() -> None:
 
 
 # ---- who contends
-
-
-class Keeper:
-    """A keeper's handle: answers at once, and moves the clock as if it did not."""
-
-    def __init__(self, clock: VirtualClock, kept: bool = True) -> None:
-        self.clock, self.kept, self.asked = clock, kept, []
-        self.acquire, self.release = self._method("acquire", 41, 0.5), self._method("release", kept, 0.125)
-
-    def _method(self, name: str, answer: Any, takes_s: float) -> Any:
-        def result(timeout: float) -> Any:
-            self.clock.advance(takes_s)
-            self.asked[-1] += (timeout,)
-            return answer
-
-        def remote(*args: Any) -> Any:
-            self.asked.append((name, *args))
-            return SimpleNamespace(future=lambda: SimpleNamespace(result=result))
-
-        return SimpleNamespace(remote=remote)
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_contender_tells_how_long_it_waited_and_held(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asks, works with the lock, gives its own token back, counts; neither wait nor hold has the way back in it."""
-    clock, made = VirtualClock(), fresh_board()
-    monkeypatch.setattr(lock_actors, "SystemClock", lambda: clock)
-    monkeypatch.setattr(lock_actors, "burn", clock.advance)
-    keeper = Keeper(clock, kept)
-    one = Contender(made.path, keeper, 60.0)
-    assert (one.pid(), board.claim.cache_info().currsize) == (os.getpid(), 1)
-    assert one.contend(0.25) == (0.5, 0.25, kept)
-    assert keeper.asked == [("acquire", 60.0), ("release", 41, 60.0)]
-    assert made.served() == 1
-    made.close()
-
-
-def test_a_lock_that_was_lost_is_counted() -> None:
-    """Each time is one wait and one hold, and one that was not held to its end is one loss."""
-    reporter = MemoryReporter()
-    told = figures.LockFigures(reporter)
-    told.record(0.1, 0.2, True)
-    told.record(0.3, 0.4, False)
-    assert values(reporter, "flood.lock.wait") == [0.1, 0.3]
-    assert values(reporter, "flood.lock.hold") == [0.2, 0.4]
-    assert values(reporter, "flood.lock.lost") == [0.0, 1.0]
 
 
 # ---- processes that Ray started
@@ -501,8 +454,7 @@ RESERVED = [
     (CALLS, {"work": 1.0, "actors": 40}, 1e6, (8.0, 40 * 160 * MIB + 4100 * 4096 + 4100 * 1024, 4100 * 1024, 1600)),
     (CALLS, {"payload_bytes": MIB, "in_flight_bytes": 7 * MIB}, 10.0, (0.006, 2 * 160 * MIB + 300 * 4096 + 7 * MIB, 7 * MIB, 80)),
     (TASKS, {"workers": 3, "waiting": 0}, 100.0, (0.06, 3 * 160 * MIB + 1000 * 4096, 0, 120)),
-    (replace(CALLS, kind="ClusterLock"), {"contenders": 3, "hold": 0.002}, 100.0, (0.26, 4 * 160 * MIB + 3 * 4096, 0, 160)),
-    (replace(CALLS, kind="ClusterLock"), {"contenders": 3, "hold": 1.0}, 100.0, (1.06, 4 * 160 * MIB + 3 * 4096, 0, 160)),
+    (replace(CALLS, kind="ClusterLock"), {"contenders": 3, "hold": 1.0}, 100.0, (0.06, 4 * 160 * MIB + 3 * 4096, 0, 160)),
 ]
 
 

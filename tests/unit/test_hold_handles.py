@@ -53,8 +53,9 @@ class FakeDriver:
 
 def operation(achieved: float | None, requested: float | None = 200.0, errno: str = "", node: str = "n1") -> dict[str, Any]:
     short = {"errno": errno, "requested": 200, "allocated": 100} if errno else None
+    health = "" if None in (achieved, requested) else "well" if abs(achieved - requested) <= 0.02 * requested else "short"
     told = {"operation": f"0.Descriptors@{node}", "node": node, "stage": "running", "unit": "count"}
-    return {**told, "requested": requested, "achieved": achieved, "shortfall": short}
+    return {**told, "requested": requested, "achieved": achieved, "shortfall": short, "health": health}
 
 
 @pytest.fixture

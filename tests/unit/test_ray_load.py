@@ -312,7 +312,7 @@ def test_a_lock_that_lets_two_in_ends_the_load() -> None:
 class Carried:
     """A carrier on a page of its own."""
 
-    def __init__(self, operation: Operation = CALLS, lease_s: float = 1000.0, work_s: float = 0.001) -> None:
+    def __init__(self, operation: Operation = CALLS, lease_s: float = 1e7, work_s: float = 0.001) -> None:
         self.page = Page(lease_s)
         self.work = FakeRayWork(self.page.clock, work_s)
         self.load = RayLoad(operation, CAPACITY, self.page.watch, self.page, self.work)
