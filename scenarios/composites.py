@@ -321,12 +321,22 @@ class Held(Operator):
 
     def _rounds(self, spread: Spread, path: str, start_s: float, phase: str) -> Iterator[Placed]:
         within = () if self.targets is None else (Narrowed(self.targets, path),)
+        inner = _inner(self.part)
+        mark = f"of{inner}" if inner else ""  # composites within composites share a path: each has rounds of its own
         for at in range(self.times):
-            begins_s, own = start_s + at * self.part.duration_s, f"{path}.again{at}" if at else f"{path}.first"
+            begins_s, own = start_s + at * self.part.duration_s, f"{path}.again{at}{mark}" if at else path
             for part in spread(self.part, own, begins_s, self.phase or phase or self.name):
                 tolerance = self.tolerance if part.hold.tolerance is None else part.hold.tolerance
                 hold = replace(part.hold, tolerance=tolerance)
                 yield replace(part, hold=hold, strength=part.strength * self.strength, sieves=(*within, *part.sieves))
+
+
+def _inner(tree: object) -> int:
+    """Return how many operators lie between a tree and what first has a place of its own."""
+    found = 0
+    while (tree := getattr(tree, "part", None)) is not None:
+        found += 1
+    return found
 
 
 def weighted(*shares: tuple[float, Tree], phase: str = "") -> Weighted:

@@ -46,7 +46,7 @@ def codes_given(trees: dict[str, ast.Module]) -> dict[str, str]:
                 given = node.value.elts[:1]  # what an effect answers; the guardian refuses with it
             for one in given:
                 for value in [one.body, one.orelse] if isinstance(one, ast.IfExp) else [one]:
-                    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    if isinstance(value, ast.Constant) and isinstance(value.value, str) and value.value:
                         found.setdefault(value.value, f"{place}:{node.value.lineno if isinstance(node, ast.keyword) else node.lineno}")
     return found
 
