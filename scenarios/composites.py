@@ -47,15 +47,16 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Weighted(Operator):
-    """Parts that start at the same instant and share one strength by their weights."""
+class Shared(Operator):
+    """Parts that start at the same instant, each with its weight; a kind says what a weight is."""
 
     shares: tuple[Share, ...]
     phase: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shares", _check_shares("Weighted.shares", self.shares))
-        check_phase("Weighted.phase", self.phase)
+        kind = type(self).__name__
+        object.__setattr__(self, "shares", _check_shares(f"{kind}.shares", self.shares))
+        check_phase(f"{kind}.phase", self.phase)
 
     @property
     def parts(self) -> tuple[Tree, ...]:
@@ -64,8 +65,13 @@ class Weighted(Operator):
 
     @property
     def duration_s(self) -> float:
-        """Return the longest part's duration in seconds."""
+        """Return the longest part's duration in seconds, whichever runs."""
         return max(part.duration_s for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted(Shared):
+    """Parts that start at the same instant and share one strength by their weights."""
 
     def place(self, spread: Spread, path: str, start_s: float, phase: str) -> Iterator[Placed]:
         """Yield each part's holds with its share of their strength."""
@@ -76,25 +82,8 @@ class Weighted(Operator):
 
 
 @dataclass(frozen=True, slots=True)
-class Choose(Operator):
+class Choose(Shared):
     """Parts of which each node runs one, drawn by weight from the run's seed, this part's path and the node's name."""
-
-    shares: tuple[Share, ...]
-    phase: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shares", _check_shares("Choose.shares", self.shares))
-        check_phase("Choose.phase", self.phase)
-
-    @property
-    def parts(self) -> tuple[Tree, ...]:
-        """Return the parts."""
-        return tuple(share.part for share in self.shares)
-
-    @property
-    def duration_s(self) -> float:
-        """Return the longest part's duration in seconds, whichever is drawn."""
-        return max(part.duration_s for part in self.parts)
 
     def place(self, spread: Spread, path: str, start_s: float, phase: str) -> Iterator[Placed]:
         """Yield each part's holds, for the nodes that draw it."""

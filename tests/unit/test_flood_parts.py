@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,15 +20,17 @@ from support.waiting import until
 from test_ray_load import CALLS, CAPACITY, GENERATION, SLOT, TASKS, Carried, Page, flood, fresh_board, run, values
 
 from actors import control, proc
-from actors.clock import SECOND_NS
+from actors.clock import SECOND_NS, VirtualClock
+from actors.concurrency.contest import Draws
 from actors.disk import LeaseOverError
 from actors.errors import HarnessError, RefusedError
 from actors.lease import NOTE_NO_RECORDING
 from actors.lifecycle import Event
 from actors.metrics.reporter import MemoryReporter
-from actors.ray_loads import board, calls, figures, ray_load, victims
+from actors.ray_loads import board, calls, figures, lock_actors, ray_load, victims
 from actors.ray_loads.calls import bounds_of
 from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
+from actors.ray_loads.lock_actors import Contender, Held, Turn
 from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
 from actors.ray_loads.ray_load import Processes, RayLoad, mark_of
 from actors.ray_loads.ray_work import MARK
@@ -428,6 +431,45 @@ def test_lanes_take_turns() -> None:
     sent = work.sent - 3
     assert work.outstanding_max <= 3 + 3
     assert sent == pytest.approx(2000, abs=5)
+
+
+class Keeper:
+    """A keeper's handle that gives token 41 and the number 7 after half a second; the release says what it is told to."""
+
+    def __init__(self, kept: bool) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.acquire = self._method("acquire", Held(41, 7, 0.5))
+        self.release = self._method("release", (kept, 0.125))
+
+    def _method(self, name: str, answer: Any) -> Any:
+        def remote(*args: Any) -> Any:
+            self.asked.append((name, *args))
+            return SimpleNamespace(future=lambda: SimpleNamespace(result=lambda timeout: answer))
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_contender_raises_what_the_lock_guards(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives its own token back with the number one higher, counts, and tells of a turn what the keeper measured."""
+    monkeypatch.setattr(lock_actors, "SystemClock", VirtualClock)
+    made, keeper = fresh_board(), Keeper(kept)
+    one = Contender(made.path, keeper, 60.0, Draws(Random(1), 1.0, 0.25))
+    assert one.contend() == Turn(0.5, 0.125, kept, 7)
+    assert keeper.asked == [("acquire",), ("release", 41, 8)]
+    assert made.served() == 1
+    made.close()
+
+
+def test_a_turn_of_an_own_lock_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without contention the keeper is left alone; the turn counts all the same, as long as it was held, and guards nothing."""
+    monkeypatch.setattr(lock_actors, "SystemClock", VirtualClock)
+    made, keeper = fresh_board(), Keeper(kept=True)
+    turn = Contender(made.path, keeper, 60.0, Draws(Random(1), 0.0, 0.25)).contend()
+    assert (turn.waited_s, turn.kept, turn.guarded, keeper.asked) == (0.0, True, None, [])
+    assert turn.held_s == pytest.approx(Draws(Random(1), 0.0, 0.25).next()[1], abs=1e-6)
+    assert made.served() == 1
+    made.close()
 
 
 BOUNDS = [
