@@ -193,6 +193,7 @@ class MemoryHolder(ABC):
             self._watch.note(NOTE_NO_RECORDING)
         self._steps = StepMeters(reporter)
         self._reservoir.step_towards(GRAIN_BYTES)
+        self._shape.value(0.0)  # of somebody else's package, it is imported now
         if not self._reservoir.populates:
             self._watch.note(NOTE_NO_POPULATE)
         self._rehearse()
@@ -241,6 +242,9 @@ class MemoryPressure(MemoryHolder):
         self._refusals = Refusals()
         self._most, self._again_ns = 0, 0  # no more than this until then, where the kernel refused
         self._available = available_bytes if self._reserve_bytes else None
+
+    def _rehearse(self) -> None:
+        self._within_reserve(0.0, 0)
 
     def _follow(self, start_ns: int, meters: StepMeters) -> None:
         end_ns = start_ns + round(self._operation.duration_s * SECOND_NS)

@@ -35,6 +35,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.clock import SECOND_NS, SystemClock
 from actors.errors import HarnessError
 
 from ..files import make_folders, sync_folder, write_whole
@@ -47,7 +48,8 @@ Stream = tuple[str, str]  # node, incarnation
 _T = TypeVar("_T")
 
 _LOG: Final = logging.getLogger(__name__)
-_ATTEMPTS: Final = 8
+_ATTEMPTS: Final = 8  # at reading files while they stand still, and
+_PATIENCE_NS: Final = 20 * SECOND_NS  # at least as long
 _GROUP: Final = 512  # records that are filtered at once
 _GROUP_BYTES: Final = 1 << 20  # of records that are read at once
 _SCHEMAS: Final = {"metrics": METRICS, "events": EVENTS, "samples": SAMPLES}
@@ -311,13 +313,16 @@ def read_metrics(directory: Path, columns: list[str], condition: Any) -> pa.Tabl
 
 def unchanged(directory: Path, read: Callable[[], _T]) -> _T:
     """Return what `read` finds in a run directory whose files stood still meanwhile; raises `HarnessError` when they never do."""
-    for _ in range(_ATTEMPTS):
+    clock, attempts = SystemClock(), 0
+    give_up_ns = clock.boot_ns() + _PATIENCE_NS
+    while attempts < _ATTEMPTS or clock.boot_ns() < give_up_ns:
+        attempts += 1
         with suppress(FileNotFoundError):  # the log went into Parquet meanwhile
             before = _files(directory)
             found = read()
             if before == _files(directory):
                 return found
-    raise HarnessError("busy", f"the files of {directory} changed {_ATTEMPTS} times while they were read", "try again")
+    raise HarnessError("busy", f"the files of {directory} changed {attempts} times while they were read", "try again")
 
 
 def _read_run(directory: Path) -> Contents:

@@ -20,7 +20,10 @@ AT_ONCE = [
 PLAN = {
     "sequence": [
         {"phase": "both", "together": AT_ONCE},
-        {"phase": "lock", "together": [{"ClusterLock": {"per_second": 20, "contenders": 2}, "for": "5s", "tolerance": "100%"}]},
+        {
+            "phase": "lock",
+            "together": [{"ClusterLock": {"per_second": 20, "contenders": 2, "hold": "30ms"}, "for": "5s", "tolerance": "100%"}],
+        },
     ]
 }
 RUNS = Runs(PLAN)

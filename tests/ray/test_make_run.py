@@ -51,9 +51,9 @@ class Made:
     left_in_shm: tuple[str, ...]
 
     @property
-    def was_disturbed(self) -> bool:
-        """Tell whether the machine stood still meanwhile and nothing but the dose was missed: make names the command's code 5."""
-        return self.stalls > 0 and re.search(r"\brun\] Error 5$", self.said, re.MULTILINE) is not None
+    def missed_its_dose(self) -> bool:
+        """Tell whether nothing but the dose was missed: make names the command's code 5. Beside others' work that happens once."""
+        return re.search(r"\brun\] Error 5$", self.said, re.MULTILINE) is not None
 
     @property
     def ray_s(self) -> float:
@@ -160,8 +160,8 @@ def installed(clone: Clone) -> Clone:
     """Call the first `make run` and judge it; the second row needs what it installed."""
     names, before = temporary_names(), clone.census()
     made = clone.make_run()
-    if made.was_disturbed:
-        print(f"repeated once: {made.stalls} stalls of this machine")
+    if made.missed_its_dose:
+        print(f"repeated once, with {made.stalls} stalls of this machine: {made.said[-2000:]}")
         made = clone.make_run()
     if made.code and not (clone.checkout / ".venv/.installed").exists() and (why := re.search(f".*({NO_INDEX}).*", made.said)):
         pytest.skip(f"pip cannot install here: {why[0].strip()[:300]}")
@@ -232,7 +232,7 @@ def only_what_may_stay(clone: Clone) -> None:
 def test_a_missed_dose_beside_a_stall_is_a_disturbed_run(code: int, stalls: int, disturbed: bool) -> None:
     """Make ends with 2 whatever the command's code is, and names that."""
     made = Made(2, f"Broke: nothing\nmake: *** [Makefile:34: run] Error {code}\n", 60.0, set(), 36.0, stalls, ())
-    assert made.was_disturbed is disturbed
+    assert made.missed_its_dose is disturbed
 
 
 def test_make_run_in_a_fresh_clone(installed: Clone) -> None:
@@ -257,8 +257,8 @@ def test_the_second_make_run_is_quick_and_an_ordinary_users(installed: Clone) ->
     for last in (False, True):
         names, before = temporary_names(), installed.census()
         made = installed.make_run(prefix, user=True)
-        if made.was_disturbed and not last:
-            print(f"repeated once: {made.stalls} stalls of this machine")
+        if made.missed_its_dose and not last:
+            print(f"repeated once, with {made.stalls} stalls of this machine: {made.said[-2000:]}")
             continue
         judge(installed, made, before, names)
         assert made.left_in_shm == () or unable, f"left in the container's /dev/shm: {made.left_in_shm}"
@@ -270,5 +270,5 @@ def test_the_second_make_run_is_quick_and_an_ordinary_users(installed: Clone) ->
         allowed_s = ADDED_S * max(1.0, made.ray_s / RAY_S)
         if added_s <= allowed_s or last or not made.stalls:
             break
-        print(f"repeated once: {made.stalls} stalls of this machine")
+        print(f"repeated once, with {made.stalls} stalls of this machine: {made.said[-2000:]}")
     assert added_s <= allowed_s
