@@ -25,7 +25,7 @@ from support.waiting import until
 from test_holder import CAPACITY, TEN, Shelf, Watch
 
 from actors.errors import InputError
-from actors.exhaustion import connections, descriptors, holder, inodes, mappings, ports, processes, shared_memory
+from actors.exhaustion import connections, descriptors, holder, inodes, mappings, ports, processes, shared_memory, tuning
 from actors.exhaustion.refusal import ERRNOS, errno_word
 from actors.lease import NOTE_NO_RECORDING
 from actors.messages import Operation
@@ -358,7 +358,7 @@ def test_a_load_asks_for_the_descriptors_of_its_peak(monkeypatch: pytest.MonkeyP
 
 # ---- what each reserves and needs
 
-OWN = holder.OWN_DESCRIPTORS
+OWN = tuning.used.own_descriptors
 PAGE = mmap.PAGESIZE
 RESERVED = [
     ("Descriptors", {}, {"descriptors": 11 + OWN}),
