@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -57,7 +58,7 @@ class SemaphoreSets:
     def take(self, count: int) -> None:
         """Make so many more; raises `OSError` (ENOSPC when the namespace has no more, ENOMEM)."""
         for _ in range(count):
-            made = self._libc.semget(IPC_PRIVATE, 1, IPC_CREAT | 0o600)
+            made = self._libc.semget(IPC_PRIVATE, 1, IPC_CREAT | stat.S_IRUSR | stat.S_IWUSR)
             if made < 0:
                 code = ctypes.get_errno()
                 raise OSError(code, f"cannot make a semaphore set: {os.strerror(code)}")

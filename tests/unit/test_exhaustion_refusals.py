@@ -540,7 +540,7 @@ def test_connections_are_whole_and_end_as_asked(close_by: str, waiting: int) -> 
     port = stock._listener.getsockname()[1]
     assert stock.figures() == {"load.sockets.waiting": float(waiting)} == {"load.sockets.waiting": float(held.time_wait(os.getpid(), port))}
     assert stock._listener.getsockname()[0] == "127.0.0.1"
-    assert stock._listener.gettimeout() == connections.CONNECT_S
+    assert stock._listener.gettimeout() == tuning.used.connect_s
     stock._listener.close()
 
 

@@ -24,7 +24,7 @@ from actors.simulator import REGISTRY
 FOLDER = Path(inspect.getfile(tuning)).parent
 CAPACITY = Capacity(4.0, 1 << 34, 1 << 40, 1, 1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 16)
 # Numbers of the kernel's interface: who states them.
-OF_THE_KERNEL = {"CLONE_NEWNET", "SIOCSIFFLAGS", "IFF_UP", "TIME_WAIT", "_RESET"}
+OF_THE_KERNEL = {"CLONE_NEWNET", "SIOCSIFFLAGS", "IFF_UP", "TIME_WAIT", "_RESET", "IPC_CREAT"}
 PLAIN = {0, 1, 2, -1}  # to count with, to begin with, and to round up
 
 
