@@ -15,13 +15,16 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..clock import SECOND_NS, process_cpu_ns
+from ..errors import InputError
 from ..lease import NOTE_NO_DIRECT, NOTE_NO_RECORDING, LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..meters import LoadMeters, open_meters
 from ..proc import allocate
+from ..shape import from_spec
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
 from .mappings import map_bytes
 from .place import DIR, check_folder, folder_of, open_nameless
@@ -184,6 +187,18 @@ def _reserves(_: float, operation: Operation, __: Capacity) -> Amounts:
     return Amounts(disk_bytes=int(RECORD.resolve_options(operation.options)["file_bytes"]), inodes=1)
 
 
+def _check_here(operation: Operation, state_dir: Path) -> None:
+    """Refuse a folder that cannot be used, and a rate at which not even one block comes due. Raises `InputError`, `RefusedError`."""
+    check_folder(operation, state_dir)
+    rate, block_bytes = from_spec(operation.shape).peak(operation.duration_s), int(RECORD.resolve_options(operation.options)["block_bytes"])
+    if rate * operation.duration_s < block_bytes:
+        raise InputError(
+            "invalid_value",
+            f"{operation.id}: {rate:g} bytes a second are less than one block of {block_bytes} bytes in {operation.duration_s:g} s",
+            "per_second is bytes a second, as in 16MiB; or set a smaller block_bytes",
+        )
+
+
 def _supported(facts: NodeFacts) -> Capability:
     if facts.state_filesystem in _NO_STORAGE:
         return Capability(
@@ -228,5 +243,5 @@ RECORD: Final = SimulatorRecord(
     needs="a file system with O_TMPFILE on a disk",
     entry="exhaustion.disk_io:DiskIO",
     reserves=_reserves,
-    check_here=check_folder,
+    check_here=_check_here,
 )
