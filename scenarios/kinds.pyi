@@ -485,3 +485,20 @@ class ClusterLock(Simulator):
         hold: float = ...,
         lease: float = ...,
     ) -> None: ...
+
+class ActorMesh(Simulator):
+    per_second: Shape
+    actors: int
+    outstanding: int
+    work: float
+    payload_bytes: int
+    spare: int
+    def __init__(
+        self,
+        per_second: Shape | float,
+        actors: int = ...,
+        outstanding: int = ...,
+        work: float = ...,
+        payload_bytes: int = ...,
+        spare: int = ...,
+    ) -> None: ...

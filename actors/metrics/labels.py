@@ -13,6 +13,7 @@ from ..exhaustion.refusal import ERRNOS
 from ..heap import SOURCES
 from ..kernels.orders import PATTERNS
 from ..messages import RESOURCES
+from ..ray_loads import mesh_account
 from ..ray_loads.flow import FATES
 from .registry import CATALOGUE
 
@@ -30,6 +31,8 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
     "metrics.filtered": {"reason": ("level", "filter")},
     "samples.dropped": {"reason": ("outbox_full", "ring_full")},
     "flood.calls": {"fate": FATES},
+    "mesh.latency": {"path": mesh_account.PATHS},
+    "mesh.messages": {"fate": mesh_account.FATES},
     "errors.seen": _CODES,
     "errors.rate": _CODES,
     "export.dropped": {

@@ -19,6 +19,7 @@ from support.terminal import Terminal, terminal
 
 OBJECT_STORE_BYTES = 80_000_000
 TARGETS = ("n1", "n2", "n3")
+HEALTH_CHECK = {"health_check_period_ms": 1000, "health_check_failure_threshold": 4}  # a killed raylet, which refuses, is dead within 5 s
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,7 +65,7 @@ def raylets() -> Iterator[Raylets]:
     cluster = Cluster()
     try:
         with private_temp(folder):
-            cluster.add_node(node_name="head", include_dashboard=False, **common)
+            cluster.add_node(node_name="head", include_dashboard=False, _system_config=HEALTH_CHECK, **common)
             for name in TARGETS:
                 cluster.add_node(node_name=name, **common)
         yield Raylets(cluster, cluster.address, folder)

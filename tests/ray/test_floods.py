@@ -24,6 +24,7 @@ from actors.ray_loads.ray_work import MARK
 
 CALLS = Operation("m@n1", "MailboxFlood", "n1", 0.0, 60.0, "per_second", {"kind": "constant", "level": 100.0})
 TASKS = replace(CALLS, id="t@n1", kind="TaskExplosion")
+MESH = replace(CALLS, id="0.ActorMesh@n1", kind="ActorMesh", options={"actors": 1})
 
 
 def creator(raylets: Raylets) -> Callable[..., Any]:
@@ -159,9 +160,9 @@ def test_nothing_outlives_the_simulators_actors(agent: Leasing, how: str) -> Non
 
     What Ray starts in place of those that the guardian ended has no work and gets none; it is ended with the slot.
     """
-    loads = begin(agent, *(replace(one, options={"work": 0.05}) for one in (CALLS, TASKS)))
+    loads = begin(agent, *(replace(one, options={**one.options, "work": 0.05}) for one in (CALLS, TASKS, MESH)))
     holders, victims = [one.status().pids[0] for one in loads], marked()
-    assert len(victims) >= 4
+    assert len(victims) >= 5
     boards = [board_of(holder) for holder in holders]
     begun_s = time.monotonic()
     for one, holder in zip(loads, holders, strict=True):
