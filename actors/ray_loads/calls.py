@@ -175,6 +175,7 @@ class Flood(ABC):
             if len(due) < STEP_CALLS:
                 clock.sleep(min(STEP_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
         self._finish(lambda: (clock.boot_ns() - start_ns) / SECOND_NS)
+        self._count_spilled()
 
     def close(self) -> None:
         """End what was started, also when `run` did not come to its end; count what was outstanding as cancelled."""
@@ -243,8 +244,12 @@ class Flood(ABC):
         self._reported_ns = now_ns
         self._watch.report(asked=self._asked, own=own, cpu_ns=0, operations=self.flow.counts.finished)
         self._figures.record(self.flow, self.flow.outstanding * self._payload_bytes)
-        if self._payload_bytes > INLINE_BYTES and now_ns - self._store_ns >= STORE_S * SECOND_NS:
+        if now_ns - self._store_ns >= STORE_S * SECOND_NS:
             self._store_ns = now_ns
+            self._count_spilled()
+
+    def _count_spilled(self) -> None:
+        if self._payload_bytes > INLINE_BYTES:
             spilled = self._work.store_bytes()[1]
             self._figures.spilled(spilled - self._spilled_before)
             self._spilled_before = spilled

@@ -25,6 +25,7 @@ class Figures:
         self._blocked = reporter.counter("flood.blocked").record
         self._operations = reporter.counter("load.operations").record
         self.spilled = reporter.counter("flood.spilled").record
+        self.spilled(0)  # that nothing was is told, not left out
         self.response = reporter.histogram("flood.response").record
         self._tick, self.close = reporter.tick, reporter.close
         self._before: dict[str, int] = dict.fromkeys(FATES, 0)

@@ -18,6 +18,7 @@ from actors import shell as actors_shell
 from actors.clock import SECOND_NS, SystemClock
 from actors.messages import AMOUNTS, Amounts, Capacity, Operation, spoken
 from actors.proc import read_stat
+from actors.ray_loads import mesh_members
 from actors.shell import SimulatorShell
 from actors.simulator import REGISTRY, peak_amounts
 from cluster import agent_shell
@@ -27,7 +28,7 @@ from cluster.exchange import Goal, Order, Reply, Report, RunReport, Stage
 from cluster.metrics.windows import unseal
 from cluster.outbox import Kind, parse
 from tests.simulation.world.agent_host import quiet
-from tests.support.fake_mesh import FakeMeshWork, World
+from tests.support.fake_mesh import FakeBoard, FakeMeshWork, World
 from tests.support.fake_ray import FakeRayWork
 from tests.support.site import Site
 from tests.support.waiting import until
@@ -61,6 +62,8 @@ class Fleet:
         self._making = threading.local()
         monkeypatch.setattr(agent_shell, "HostSampler", lambda node, _: SimpleNamespace(snapshot=lambda: self._snapshot(node)))
         monkeypatch.setattr(actors_shell, "NodeWork", self._work)
+        monkeypatch.setattr(actors_shell, "LINGER_S", 0.5)
+        monkeypatch.setattr(mesh_members, "claim", lambda _: FakeBoard())  # a real one stays open as long as its process, which is this
         settings = {"STRESS_CLUSTER_STATE_DIR": str(state)}
         self.agents = [
             AgentShell(AgentConfig(node, "c", 1, renew_s=0.05, window_s=0.25, environ=settings), Port(self, node)) for node in NODES
@@ -176,6 +179,8 @@ def fleet(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     yield made
     for agent in made.agents:
         agent.leave()
+    ours = {"warden", "ray-load"}  # threads that other tests in this process must not share it with
+    until(lambda: not [one for one in threading.enumerate() if one.name in ours], 20, lambda: f"{threading.enumerate()}")
 
 
 def operation(kind: str, duration_s: float = 60.0) -> Operation:

@@ -305,6 +305,17 @@ def test_a_member_that_hangs_holds_up_no_other() -> None:
         assert world.turns.now_ns < (1_000 + 1 + 4 + CLOSE_S + 0.1) * SECOND_NS
 
 
+def test_what_is_not_waited_for_any_more_is_cancelled() -> None:
+    """A message that takes longer than a load has to end was neither acknowledged nor taken back; its receiver could not be asked."""
+    with nodes("ab", {"actors": 1, "outstanding": 4}, work_s=3.0, level=10.0) as made:
+        world = run(made)
+        for name in "ab":
+            sums, counts = made[name].mesh.account.sums, made[name].mesh.flow.counts
+            assert sums.acknowledged == truth(world, name)[0] == sums.unread
+            assert sums.sent == counts.accepted == sums.acknowledged + sums.cancelled
+            assert counts.cancelled == sums.cancelled > 0
+
+
 def test_calls_that_fail_late_kill_nobody_new() -> None:
     """A member is made anew at once; what was sent to the dead one and fails a second later is no death of the new one."""
     with nodes("ab", {"actors": 1}, wire_s=0.1, late_s=1.0) as made:

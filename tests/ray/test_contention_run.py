@@ -8,6 +8,7 @@ from pathlib import Path
 from support import documents
 from support.terminal import Terminal
 
+from actors.metrics.registry import CATALOGUE
 from actors.simulator import record_of
 from cluster.analysis import load
 from scenarios import catalogue, text
@@ -26,9 +27,10 @@ def test_locks_are_contended_on_two_nodes_as_asked_and_free_after(standing: Term
     recorded: dict[str, set[str]] = defaultdict(set)
     sums: dict[str, float] = defaultdict(float)
     waiters: dict[tuple[str, str], float] = {}
-    for row in run.metrics.select(["time", "metric", "worker", "sum", "last"]).to_pylist():
+    for row in run.metrics.select(["time", "metric", "kind", "worker", "sum", "last"]).to_pylist():
         sums[row["metric"]] += row["sum"] or 0.0
         if row["metric"].startswith(("concurrency.", "load.")):
+            assert row["kind"] == CATALOGUE[row["metric"]].kind
             recorded[row["worker"].partition(".")[2].partition("@")[0].rpartition(".")[2]].add(row["metric"])
         if row["metric"] == "concurrency.lock.waiters":
             waiters[row["worker"], row["metric"]] = row["last"]

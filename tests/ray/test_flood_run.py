@@ -10,6 +10,8 @@ from statistics import fmean
 from support import documents
 from support.terminal import Terminal
 
+from actors.metrics.registry import CATALOGUE
+from actors.simulator import record_of
 from cluster.analysis import load
 
 AT_ONCE = [
@@ -24,8 +26,14 @@ PLAN = {
 }
 
 
+KINDS = ("MailboxFlood", "TaskExplosion", "ClusterLock")
+
+
 def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
-    """Each has its dose, or what it lacks is told; calls add up for each by itself; the lock begins when they are over; nothing is left."""
+    """Each has its dose, or what it lacks is told; calls add up for each by itself; the lock begins when they are over; nothing is left.
+
+    Each records the metrics that its record names, all of them and no others, with the one type that the catalogue gives each.
+    """
     standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"  # Ray starts many processes at once here, and leases are not what is asked
     made = {"version": 1, "limits": {"stale": "20s"}, "name": "floods", "targets": {"names": ["n1", "n2"]}, "plan": PLAN}
     ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=200)
@@ -35,15 +43,24 @@ def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
     doses: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     began: dict[str, datetime] = {}
     over: dict[str, datetime] = {}
+    recorded: dict[str, set[str]] = defaultdict(set)
+    lives: dict[str, float] = defaultdict(float)
     for row in run.metrics.to_pylist():
         if row["metric"] == "flood.calls":
             calls[row["node"], row["worker"]][dict(row["labels"])["fate"]] += row["sum"]
+        if row["metric"].startswith(("flood.", "load.")):
+            recorded[row["worker"].rpartition(".")[2].partition("@")[0]].add(row["metric"])
+            assert row["kind"] == CATALOGUE[row["metric"]].kind
+        if row["metric"].startswith("operation."):
+            lives[row["metric"]] += row["sum"]
         if row["metric"].startswith("dose."):
             doses[row["node"], row["worker"]][row["metric"]].append(row["last"])
         if row["metric"] == "load.operations" and row["sum"]:
             began[row["worker"]] = min(began.get(row["worker"], row["time"]), row["time"])
             over[row["worker"]] = max(over.get(row["worker"], row["time"]), row["time"])
     assert len(calls) == 6, sorted(calls)
+    assert recorded == {kind: set(record_of(kind).metrics) for kind in KINDS}
+    assert lives == {"operation.started": 6.0, "operation.completed": 6.0}
     for dose in doses.values():  # on a busy machine less than is asked, and told so
         assert 0.4 * fmean(dose["dose.requested"]) < fmean(dose["dose.achieved"]) < 1.2 * fmean(dose["dose.requested"]), dose
     for counts in calls.values():

@@ -177,8 +177,17 @@ def test_what_is_spilled_meanwhile_is_counted() -> None:
     made = flood(replace(CALLS, options={"payload_bytes": 1 << 20}), work, page, reporter)
     made.warm_up()
     work.spilled = 12
-    made.run(page.clock.boot_ns())
-    assert sum(values(reporter, "flood.spilled")) == 5
+    count = work.store_bytes
+
+    def count_after_the_end() -> tuple[int, int]:
+        if made.flow.outstanding == 0 and page.clock.boot_ns() > begun_ns + 4 * SECOND_NS:
+            work.spilled = 20
+        return count()
+
+    work.store_bytes = count_after_the_end
+    begun_ns = page.clock.boot_ns()
+    made.run(begun_ns)
+    assert sum(values(reporter, "flood.spilled")) == 20 - 7
 
 
 @pytest.mark.parametrize(("payload", "fits"), [(0, 200), (100 * 1024, 200), (1 << 20, 28), (30 << 20, 1)])
