@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Raylets
+from raylets import Raylets
 from support import documents
 from support.leasing import Leased, Leasing
 from support.terminal import Terminal
