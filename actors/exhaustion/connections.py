@@ -90,7 +90,7 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
         raise InputError(
             "invalid_value", f"{operation.id} has peer: next, and nobody has told it which one", "run it by a plan of two nodes"
         )
-    links = Links(operation.link, orderly=orderly)
+    links = Links(operation.link, watch.clock, orderly=orderly)
     return Holding(links, operation, capacity, watch, segment_path, descriptors_each=2, tries=False)  # no peer is there before the start
 
 

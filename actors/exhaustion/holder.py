@@ -43,7 +43,10 @@ class Stock(Protocol):
         ...
 
     def take(self, count: int) -> None:
-        """Take so many more, one by one; raises `OSError` at the first that is refused, and keeps those before it."""
+        """Take so many more, one by one; raises `OSError` at the first that is refused, and keeps those before it.
+
+        One whose things take long may take fewer, and one at least: it is asked for the rest after a look at the lease.
+        """
         ...
 
     def give_back(self, count: int) -> None:

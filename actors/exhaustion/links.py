@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from ..clock import MILLISECOND_NS, SECOND_NS
+from ..clock import MILLISECOND_NS, SECOND_NS, Clock
 from ..limits import PROC, read_text
 from . import tuning
 from .tcp import FIN_WAIT, RESET, TIME_WAIT, count_states
@@ -29,7 +29,8 @@ ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 class Links:
     """Connections of which the other end is on another node. Used by one thread."""
 
-    def __init__(self, link: Mapping[str, Any], *, orderly: bool) -> None:
+    def __init__(self, link: Mapping[str, Any], clock: Clock, *, orderly: bool) -> None:
+        self._clock = clock
         self._here, self._there = (tuple(link[name]) for name in ("listen", "dial"))
         self._key, self._orderly = bytes.fromhex(link["key"]), orderly
         self._listener: socket.socket | None = None
@@ -56,17 +57,20 @@ class Links:
         self._ready.register(self._listener, select.EPOLLIN)
 
     def take(self, count: int) -> None:
-        """Dial so many more; raises `OSError`.
+        """Dial so many more, fewer where the next look at the lease is due before; raises `OSError`.
 
         ECONNREFUSED, ETIMEDOUT or EHOSTUNREACH where the peer is absent, ECONNRESET where it has closed, EMFILE, ENFILE.
         """
         if self._lost:  # so that it is told, and not dialled again and again
             lost, self._lost = self._lost, 0
             raise ConnectionResetError(errno.ECONNRESET, f"the peer closed {lost} connections")
+        look_ns = self._clock.boot_ns() + round(tuning.used.look_s * SECOND_NS)
         for _ in range(count):
             one = self._dial()
             self._dialled[one.fileno()] = one
             self._ready.register(one, ENDED)
+            if self._clock.boot_ns() >= look_ns:
+                return
 
     def _dial(self) -> socket.socket:
         one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

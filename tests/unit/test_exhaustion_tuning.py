@@ -109,7 +109,7 @@ def link() -> links.Links:
     here, there = (list(one.getsockname()) for one in servers)
     for one in servers:
         one.close()
-    return links.Links({"listen": here, "dial": there, "key": "00" * 16}, orderly=True)
+    return links.Links({"listen": here, "dial": there, "key": "00" * 16}, VirtualClock(), orderly=True)
 
 
 def set_on_an_end(*options: int) -> list[int]:

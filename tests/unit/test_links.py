@@ -12,6 +12,7 @@ import pytest
 from support import held
 from support.waiting import until
 
+from actors.clock import VirtualClock
 from actors.errors import InputError, RefusedError
 from actors.exhaustion.links import Links
 from actors.messages import Capacity, NodeSpec, Operation
@@ -101,8 +102,8 @@ class Two:
         for one in servers:
             one.close()
         mine, its = self.ends
-        self.a = Links({"listen": mine, "dial": its, "key": KEY}, orderly=orderly)
-        self.b = Links({"listen": its, "dial": mine, "key": KEY}, orderly=orderly)
+        self.a = Links({"listen": mine, "dial": its, "key": KEY}, VirtualClock(), orderly=orderly)
+        self.b = Links({"listen": its, "dial": mine, "key": KEY}, VirtualClock(), orderly=orderly)
         self.a.open()
         self.b.open()
 
@@ -200,7 +201,22 @@ def test_a_silent_peer_is_a_timeout(two: Two, monkeypatch: pytest.MonkeyPatch) -
     assert told.value.errno == errno.ETIMEDOUT
 
 
+def test_slow_handshakes_do_not_keep_it_from_its_lease(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each takes 20 ms, a take of a hundred is left after the time between two looks, with what it has."""
+    clock = two.a._clock
+    assert isinstance(clock, VirtualClock)
+    real = two.a._dial
+
+    def slow() -> socket.socket:
+        clock.advance(0.02)
+        return real()
+
+    monkeypatch.setattr(two.a, "_dial", slow)
+    two.a.take(100)
+    assert two.a.held == 3
+
+
 def test_a_port_that_is_taken_is_said_with_what_to_set(two: Two) -> None:
     """Another load listens there already."""
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{two.ends[0][1]}.*option 'port'"):
-        Links({"listen": two.ends[0], "dial": two.ends[1], "key": KEY}, orderly=False).open()
+        Links({"listen": two.ends[0], "dial": two.ends[1], "key": KEY}, VirtualClock(), orderly=False).open()
