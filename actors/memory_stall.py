@@ -25,6 +25,7 @@ from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_meters
 from .pacing import LOOK_S, Pacer
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
+from .stalls import Stalls
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
@@ -133,7 +134,7 @@ class MemoryStall:
         self._meters = open_meters(self._segment_path, self._operation.seed)
         if self._segment_path and not self._meters.is_kept:
             self._watch.note(NOTE_NO_RECORDING)
-        self._waited_s()
+        self._stalls().look(self._watch.clock.boot_ns())
         room = room_bytes(find_container().memory_levels, _memory_limit(self._operation))
         try:
             self._file = StallFile(str(options["dir"]), round(room * SPARE) // _PAGE * _PAGE)
@@ -148,12 +149,8 @@ class MemoryStall:
         """Publish a sign of life."""
         self._watch.report(asked=0.0, own=0.0, cpu_ns=process_cpu_ns(), operations=0)
 
-    def _waited_s(self) -> float:
-        """Return for how long somebody of this group has waited so far. Raises `RefusedError` (`unsupported`)."""
-        waited = self._stalled_s()
-        if waited is None:
-            raise RefusedError("unsupported", NO_STALL, ALLOW_STALL)
-        return waited
+    def _stalls(self) -> Stalls:
+        return Stalls(self._stalled_s, TELL_S, NO_STALL, ALLOW_STALL)
 
     def run(self, start_ns: int) -> None:
         """Read until the operation's end or a stop; leaves the process when the lease ends."""
@@ -174,18 +171,17 @@ class MemoryStall:
 
     def _follow(self, start_ns: int, end_ns: int, meters: LoadMeters) -> None:
         """Look every 5 ms at how long somebody has waited, and let the readers go on or rest."""
-        clock, last_ns, waited_s, cpu_ns = self._watch.clock, start_ns, self._waited_s(), process_cpu_ns()
-        own, told_s, told_ns = 0.0, waited_s, start_ns
+        clock, stalls, cpu_ns, told_ns = self._watch.clock, self._stalls(), process_cpu_ns(), start_ns
+        stalls.look(start_ns)
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on():
             asked = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
-            new_s, new_ns = self._waited_s(), process_cpu_ns()
-            elapsed_s = max(0, now_ns - last_ns) / SECOND_NS
-            (self._is_due.set if self._demand.settle(asked, elapsed_s, new_s - waited_s, (new_ns - cpu_ns) / 1e9) else self._is_due.clear)()
-            last_ns, waited_s, cpu_ns = now_ns, new_s, new_ns
+            grown, before_ns, cpu_ns = stalls.look(now_ns), cpu_ns, process_cpu_ns()
+            is_due = self._demand.settle(asked, *grown, (cpu_ns - before_ns) / SECOND_NS)
+            (self._is_due.set if is_due else self._is_due.clear)()
             if now_ns - told_ns >= TELL_S * SECOND_NS:
-                own, told_s, told_ns = (waited_s - told_s) * SECOND_NS / (now_ns - told_ns), waited_s, now_ns
+                told_ns = now_ns
                 meters.tick()
-            self._watch.report(asked=asked, own=own, cpu_ns=cpu_ns, operations=sum(self._reads))
+            self._watch.report(asked=asked, own=stalls.share, cpu_ns=cpu_ns, operations=sum(self._reads))
             clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
 
     def _read(self, index: int, file: StallFile, end_ns: int) -> None:
