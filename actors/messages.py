@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 SCHEMA_VERSION: Final = 1
 
-Resource = Literal["cpu_cores", "memory_bytes", "disk_bytes", "descriptors", "tasks", "inodes", "mappings", "ports"]
+Resource = Literal["cpu_cores", "memory_bytes", "disk_bytes", "descriptors", "tasks", "inodes", "mappings", "ports", "object_store_bytes"]
 RESOURCES: Final[tuple[str, ...]] = get_args(Resource)  # fields of Capacity
 
 
@@ -110,6 +110,7 @@ class Capacity:
     mappings: int = 0
     ports: int = 0
     locks: int = 0
+    object_store_bytes: int = 0  # of the raylet that asks, 0 where there is none
 
     @property
     def amounts(self) -> Amounts:

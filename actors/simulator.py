@@ -193,7 +193,7 @@ _MODULES: Final = (
     *("concurrency.contention", "concurrency.convoy", "concurrency.deadlock", "concurrency.livelock", "concurrency.inversion"),
     "stress_ng.record",
     # those that Ray carries
-    *("ray_loads.mailbox_flood", "ray_loads.task_explosion", "ray_loads.cluster_lock", "ray_loads.cascade"),
+    *("ray_loads.mailbox_flood", "ray_loads.task_explosion", "ray_loads.cluster_lock", "ray_loads.cascade", "ray_loads.object_store"),
 )
 
 

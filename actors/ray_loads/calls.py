@@ -126,7 +126,7 @@ class CallFlood:
             self._await(waiting, deadline_ns)
             if self._stopping:
                 return
-        self._spilled_before = self._work.store_bytes()[1]
+        self._spilled_before = self._work.store_use().spilled_bytes
 
     def _await(self, waiting: list[Any], deadline_ns: int) -> None:
         """Wait until these calls have ended, or a stop."""
@@ -246,6 +246,6 @@ class CallFlood:
         self._figures.record(self.flow, self.flow.outstanding * self._payload_bytes)
         if self._payload_bytes > INLINE_BYTES and now_ns - self._store_ns >= STORE_S * SECOND_NS:
             self._store_ns = now_ns
-            spilled = self._work.store_bytes()[1]
+            spilled = self._work.store_use().spilled_bytes
             self._figures.spilled(spilled - self._spilled_before)
             self._spilled_before = spilled

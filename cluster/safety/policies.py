@@ -166,6 +166,7 @@ THROTTLES: Final[Mapping[str, tuple[Policy, ...]]] = MappingProxyType(
         "tasks": (descriptors_headroom, memory_headroom),
         "mappings": (descriptors_headroom, memory_headroom),
         "inodes": (descriptors_headroom, disk_headroom),
+        "object_store_bytes": (descriptors_headroom, memory_headroom, disk_headroom),
     }
 )
 
