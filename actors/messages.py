@@ -44,6 +44,7 @@ class Operation:
     phase: str = ""
     seed: int = 0
     tolerance: float | None = None  # of the dose, set by the scenario; None: the simulator's own
+    on_failure: str = "stop"  # what a failure of its load ends: the run, or with "continue" nothing but itself
 
 
 @dataclass(frozen=True, slots=True)

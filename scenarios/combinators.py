@@ -20,12 +20,13 @@ from actors.errors import InputError
 from .kinds import KINDS
 from .simulators import Simulator
 from .targets import Targets
-from .units import DURATION_MAX_S, check_number, check_text
+from .units import DURATION_MAX_S, check_choice, check_number, check_text
 
 ROOT: Final = "0"
 DEPTH_MAX: Final = 16
 PARTS_MAX: Final = 1_000
 SPAN_MIN_S: Final = 0.1
+ON_FAILURE: Final = ("stop", "continue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,23 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Parts one after the other. `phase` names the parts that have no name of their own."""
+    """Parts one after the other. `phase` names the parts that have no name of their own.
+
+    `on_failure`: a load that fails in a part ends the run ("stop"), or its own part only ("continue"), also within parts of parts.
+    `carry`: what a part loads is kept up until the sequence ends, by its shape, rather than given back when the part is over.
+    """
 
     parts: tuple[Tree, ...]
     phase: str = ""
+    on_failure: str = "stop"
+    carry: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", _check_parts("Sequence.parts", self.parts))
         _check_phase("Sequence.phase", self.phase)
+        check_choice("Sequence.on_failure", self.on_failure, ON_FAILURE)
+        if not isinstance(self.carry, bool):
+            raise InputError("invalid_value", f"Sequence.carry must be true or false, got {self.carry!r}")
 
     @property
     def duration_s(self) -> float:
@@ -112,12 +122,14 @@ Tree = Hold | Pause | Sequence | Together
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One hold with its place in the tree and on the timeline."""
+    """One hold with its place in the tree and on the timeline. `for_s` is how long it loads, with what is carried on."""
 
     path: str
     start_s: float
     phase: str
     hold: Hold
+    for_s: float
+    on_failure: str = "stop"
 
 
 def hold(simulator: Simulator, for_s: float, phase: str = "", targets: Targets | None = None, tolerance: float | None = None) -> Hold:
@@ -130,9 +142,9 @@ def pause(for_s: float) -> Pause:
     return Pause(for_s)
 
 
-def sequence(*parts: Tree, phase: str = "") -> Sequence:
+def sequence(*parts: Tree, phase: str = "", on_failure: str = "stop", carry: bool = False) -> Sequence:
     """Return parts that follow each other."""
-    return Sequence(parts, phase)
+    return Sequence(parts, phase, on_failure, carry)
 
 
 def together(*parts: Tree, phase: str = "") -> Together:
@@ -159,15 +171,20 @@ def check_tree(tree: object) -> Tree:
 
 def placed(tree: Tree) -> Iterator[Placed]:
     """Yield every hold in order of its path, with seconds from the start; starts are rounded to a microsecond."""
-    yield from _placed(tree, ROOT, 0.0, "")
+    yield from _placed(tree, ROOT, 0.0, "", None, "stop")
 
 
-def _placed(tree: Tree, path: str, start_s: float, phase: str) -> Iterator[Placed]:
+def _placed(tree: Tree, path: str, start_s: float, phase: str, until_s: float | None, on_failure: str) -> Iterator[Placed]:
+    """`until_s`: when what is carried ends, None where nothing is."""
     if isinstance(tree, Hold):
-        yield Placed(path, round(start_s, 6), tree.phase or phase, tree)
+        for_s = tree.for_s if until_s is None else round(until_s - round(start_s, 6), 6)
+        yield Placed(path, round(start_s, 6), tree.phase or phase, tree, for_s, on_failure)
     elif isinstance(tree, (Sequence, Together)):
+        if isinstance(tree, Sequence):
+            until_s = start_s + tree.duration_s if tree.carry and until_s is None else until_s
+            on_failure = "continue" if tree.on_failure == "continue" else on_failure
         for at, part in enumerate(tree.parts):
-            yield from _placed(part, f"{path}.{at}", start_s, tree.phase or phase)
+            yield from _placed(part, f"{path}.{at}", start_s, tree.phase or phase, until_s, on_failure)
             start_s += part.duration_s if isinstance(tree, Sequence) else 0.0
 
 

@@ -142,7 +142,7 @@ def _operations(step: Step, run_seed: int) -> list[Operation]:
     part, simulator = step.placed, step.placed.hold.simulator
     kind = type(simulator).__name__
     shape, options, unit = simulator.shape.to_spec(), simulator.options(), simulator.unit
-    start_s, duration_s, phase, tolerance = part.start_s, part.hold.for_s, part.phase, part.hold.tolerance
+    start_s, duration_s, phase, tolerance = part.start_s, part.for_s, part.phase, part.hold.tolerance
     prefix, path = f"{part.path}.{kind}@", part.path
     return [
         Operation(
@@ -157,13 +157,17 @@ def _operations(step: Step, run_seed: int) -> list[Operation]:
             phase,
             derive_seed(run_seed, path, node.name),
             tolerance,
+            part.on_failure,
         )
         for node in step.nodes
     ]
 
 
 def _operation_data(operation: Operation) -> dict[str, Any]:
-    return {name: getattr(operation, name) for name in _OPERATION_FIELDS}
+    data = {name: getattr(operation, name) for name in _OPERATION_FIELDS}
+    if operation.on_failure == "stop":  # plans of runs before there was a choice keep their bytes
+        del data["on_failure"]
+    return data
 
 
 _OPERATION_FIELDS: Final = tuple(item.name for item in fields(Operation))
@@ -248,7 +252,7 @@ def _most(operations: Sequence[Operation], capacity: Capacity) -> Amounts:
 def _check_seen_budget(budget: Budget, steps: Sequence[Step]) -> None:
     """Check what needs no capacity: nodes at once, and bytes that are asked as bytes."""
     for at_s in sorted({step.placed.start_s for step in steps}):
-        live = [step for step in steps if step.placed.start_s <= at_s < step.placed.start_s + step.placed.hold.for_s - 1e-6]
+        live = [step for step in steps if step.placed.start_s <= at_s < step.placed.start_s + step.placed.for_s - 1e-6]
         if budget.nodes_max is not None:
             _within("nodes under stress at once", len({node.name for step in live for node in step.nodes}), budget.nodes_max, "nodes_max")
         if budget.memory_bytes_max is not None:
@@ -259,7 +263,7 @@ def _check_seen_budget(budget: Budget, steps: Sequence[Step]) -> None:
 
 def _bytes_of(steps: Sequence[Step], resource: str) -> float:
     return sum(
-        len(step.nodes) * step.placed.hold.simulator.shape.peak(step.placed.hold.for_s)
+        len(step.nodes) * step.placed.hold.simulator.shape.peak(step.placed.for_s)
         for step in steps
         if step.placed.hold.simulator.record.resource == resource and step.placed.hold.simulator.unit == "bytes"
     )

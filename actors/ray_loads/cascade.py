@@ -18,7 +18,7 @@ from ..breaker import BreakerPolicy
 from ..errors import InputError
 from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
-from ..option import Option, Value
+from ..option import Option
 from ..simulator import SimulatorRecord, absolute
 from .calls import CallFlood
 from .figures import SpreadFigures
@@ -41,7 +41,8 @@ def graph_of(operation: Operation) -> ServiceGraph:
     """Return the graph that an operation's options and seed ask for."""
     options = RECORD.resolve_options(operation.options)
     seed = int(options["graph_seed"]) or operation.seed
-    return grow(seed, int(options["services"]), int(options["levels"]), int(options["fan_out"]))
+    services = int(options["services"])
+    return grow(seed, services, min(services, int(options["levels"])), int(options["fan_out"]))
 
 
 def rooms(graph: ServiceGraph, per_s: float, buffer_s: float) -> dict[str, int]:
@@ -157,12 +158,6 @@ def _check_here(operation: Operation, state_dir: Path) -> None:
         raise InputError("invalid_value", message, f"at most {FAIL_WITHIN:.0%} of its time")
 
 
-def _rule(options: Mapping[str, Value]) -> None:
-    if int(options["levels"]) > int(options["services"]):
-        message = f"{options['levels']} levels of services need at least as many services, got {options['services']}"
-        raise InputError("invalid_value", message, "raise services or lower levels")
-
-
 def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:
     graph = graph_of(operation)
     calls = {"outstanding": OUTSTANDING, "waiting": 0, "work": 0.0}
@@ -181,7 +176,7 @@ RECORD: Final = SimulatorRecord(
     look_ms=50,
     options=(
         Option("services", "integer", 8, "services, each an actor of its own", low=2, high=SERVICES_MAX),
-        Option("levels", "integer", 3, "levels of services, each depending on the one below", low=2, high=8),
+        Option("levels", "integer", 3, "levels of services, each depending on the one below; at most one a service", low=2, high=8),
         Option("fan_out", "integer", 2, "services of the level below that each one depends on", low=1, high=8),
         Option("graph_seed", "integer", 0, "seed of the graph; 0 has it follow from the run's seed, the place in the plan and the node"),
         Option(
@@ -214,5 +209,4 @@ RECORD: Final = SimulatorRecord(
     carrier="ray",
     reserves=_reserves,
     check_here=_check_here,
-    rule=_rule,
 )
