@@ -371,6 +371,7 @@ METERS: Final[Mapping[str, Meter]] = {
     "tree_cpu_seconds": Meter(_tree_cpu_seconds, cumulative=True, absolute=True, in_points=True),
     "instances": Meter(_instances, absolute=True),
     "served_calls": Meter(_served_calls, cumulative=True, absolute=True),
+    "store_bytes": Meter(_served_calls, absolute=True),  # the raylet's count and the spill files, which a load's board carries
     "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
     # what the simulators of actors/exhaustion take
     "children": Meter(lambda seen: seen.total(ProcessFiles.children)),

@@ -34,7 +34,7 @@ from .messages import Capacity, Operation, SimulatorStatus, SlotTicket
 from .origin import code_id
 from .ray_loads.flow import Outcome
 from .ray_loads.ray_load import RayLoad, mark_of
-from .ray_loads.ray_work import MARK, Ended, logical_share
+from .ray_loads.ray_work import MARK, Ended, ObjectStore, StoreUse, logical_share
 from .simulator import check, record_of
 
 LOOK_S: Final = 0.02
@@ -364,10 +364,32 @@ class NodeWork:
         """End an actor at once."""
         ray.kill(victim)
 
-    def store_bytes(self) -> tuple[int, int]:
-        """Return the bytes in the object store and those spilled so far."""
+    def store_use(self) -> StoreUse:
+        """Return what is in the object store."""
         stats = node_stats(self._node["NodeManagerAddress"], self._node["NodeManagerPort"], include_memory_info=False).store_stats
-        return stats.object_store_bytes_used, stats.spilled_bytes_total
+        return StoreUse(
+            stats.object_store_bytes_primary_copy, stats.object_store_bytes_used, stats.spilled_bytes_total, stats.restored_bytes_total
+        )
+
+    def object_store(self) -> ObjectStore:
+        """Return what an actor puts objects with."""
+        return NodeStore()
+
+
+class NodeStore:
+    """`ObjectStore` of the worker process that it is used in."""
+
+    def put(self, data: bytes) -> Any:
+        """Put an object; None when there is no room."""
+        try:
+            return ray.put(data)
+        except (ray_errors.ObjectStoreFullError, ray_errors.OutOfDiskError):
+            return None
+
+    def get(self, held: Any) -> bytes:
+        """Return an object."""
+        data: bytes = ray.get(held)
+        return data
 
 
 class Timed:

@@ -222,6 +222,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "ClusterLock": "ray_loads.cluster_lock",
     "ActorMesh": "ray_loads.actor_mesh",
     "Cascade": "ray_loads.cascade",
+    "ObjectStorePressure": "ray_loads.object_store",
 }
 
 

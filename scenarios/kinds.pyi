@@ -585,3 +585,18 @@ class Cascade(Simulator):
         failures: int = ...,
         reset: float = ...,
     ) -> None: ...
+
+class ObjectStorePressure(Simulator):
+    bytes: Shape | None
+    fraction: Shape | None
+    object_bytes: int
+    reads_per_second: float
+    spill: bool
+    def __init__(
+        self,
+        bytes: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        object_bytes: int = ...,
+        reads_per_second: float = ...,
+        spill: bool = ...,
+    ) -> None: ...

@@ -78,6 +78,10 @@ class Tally:
         """Count one call."""
         self._words[self._index] += 1
 
+    def put(self, value: int) -> None:
+        """Say how much there is now, where that is not counted up."""
+        self._words[self._index] = value
+
 
 @functools.cache
 def claim(path: str) -> Tally:

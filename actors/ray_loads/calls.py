@@ -131,7 +131,7 @@ class Flood(ABC):
             self._await(waiting, deadline_ns)
             if self._stopping:
                 return
-        self._spilled_before = self._work.store_bytes()[1]
+        self._spilled_before = self._work.store_use().spilled_bytes
 
     def _await(self, waiting: list[Any], deadline_ns: int) -> None:
         """Wait until these calls have ended, or a stop."""
@@ -252,7 +252,7 @@ class Flood(ABC):
 
     def _count_spilled(self) -> None:
         if self._payload_bytes > INLINE_BYTES:
-            spilled = self._work.store_bytes()[1]
+            spilled = self._work.store_use().spilled_bytes
             self._figures.spilled(spilled - self._spilled_before)
             self._spilled_before = spilled
 

@@ -16,7 +16,9 @@ from .mesh_account import PATHS, Sums
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
     from .lock_actors import Turn
+    from .ray_work import StoreUse
     from .service_graph import Failure, Spread
+    from .store_holder import StoreTurn
 
 ANSWERS: Final = ("taken", "refused")  # to a client's request
 
@@ -163,3 +165,36 @@ class MeshFigures:
             if now[name] != self._before[name]:
                 record(now[name] - self._before[name])
         self._before = now
+
+
+class StoreFigures:
+    """What pressure on an object store records."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._put = reporter.histogram("store.put").record
+        self._get = reporter.histogram("store.get").record
+        self._operations = reporter.counter("load.operations").record
+        self._held = reporter.gauge("store.held").record
+        self._used = reporter.gauge("store.used").record
+        self._files = reporter.gauge("store.files").record
+        self._spilled = reporter.counter("store.spilled").record
+        self._restored = reporter.counter("store.restored").record
+        self._tick, self.close = reporter.tick, reporter.close
+
+    def turn(self, turn: StoreTurn) -> None:
+        """Record how long each put and get took."""
+        for spent_s in turn.puts_s:
+            self._put(spent_s)
+        for spent_s in turn.gets_s:
+            self._get(spent_s)
+        if done := len(turn.puts_s) + len(turn.gets_s):
+            self._operations(done)
+
+    def store(self, before: StoreUse, now: StoreUse, held_bytes: int, files_bytes: int) -> None:
+        """Record what the raylet counts, what is held, and what lies on disk."""
+        self._held(held_bytes)
+        self._used(now.used_bytes)
+        self._files(files_bytes)
+        self._spilled(now.spilled_bytes - before.spilled_bytes)
+        self._restored(now.restored_bytes - before.restored_bytes)
+        self._tick()

@@ -23,6 +23,28 @@ class Ended:
     at_ns: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StoreUse:
+    """A node's object store as its raylet counts it, in bytes. `primary` may not be evicted; `spilled` and `restored` only grow."""
+
+    primary_bytes: int = 0
+    used_bytes: int = 0
+    spilled_bytes: int = 0
+    restored_bytes: int = 0
+
+
+class ObjectStore(Protocol):
+    """The object store of the process that uses this; what it puts is freed when it lets go of it, or ends. Travels to actors."""
+
+    def put(self, data: bytes) -> Any:
+        """Put an object and return what holds it; None when neither the store nor its disk has room."""
+        ...
+
+    def get(self, held: Any) -> bytes:
+        """Return an object, from disk where it was spilled."""
+        ...
+
+
 def logical_share(cpus: float, at_once: int) -> float:
     """Return how many logical CPUs a task asks for, so that at most `at_once` of a kind run on a node with so many.
 
@@ -81,6 +103,10 @@ class RayWork(Protocol):
         """End an actor at once."""
         ...
 
-    def store_bytes(self) -> tuple[int, int]:
-        """Return the bytes in this node's object store and those spilled from it so far, as its raylet counts them."""
+    def store_use(self) -> StoreUse:
+        """Return what is in this node's object store, as its raylet counts it."""
+        ...
+
+    def object_store(self) -> ObjectStore:
+        """Return what an actor puts objects with."""
         ...

@@ -9,7 +9,7 @@ from typing import Any
 from actors.clock import SECOND_NS, VirtualClock
 from actors.ray_loads.flow import Outcome
 from actors.ray_loads.lock_actors import Turn
-from actors.ray_loads.ray_work import Ended
+from actors.ray_loads.ray_work import Ended, StoreUse
 
 
 @dataclass(eq=False, slots=True)
@@ -91,5 +91,5 @@ class FakeRayWork:
             if self.see(call) is None:
                 call.end = Ended(Outcome.FAILED, reason="killed")
 
-    def store_bytes(self) -> tuple[int, int]:
-        return 0, self.spilled
+    def store_use(self) -> StoreUse:
+        return StoreUse(spilled_bytes=self.spilled)

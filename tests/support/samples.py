@@ -115,6 +115,7 @@ SAMPLES: Final[Mapping[str, Sample]] = {
     "MailboxFlood": Sample({"per_second": 20, "actors": 1}, served, 8, is_rate=True),
     "TaskExplosion": Sample({"per_second": 20, "workers": 1}, served, 8, is_rate=True),
     "ActorMesh": Sample({"per_second": 20, "actors": 1}, served, 8, is_rate=True),
+    "ObjectStorePressure": Sample({"bytes": "16MiB"}, served, 16 * MIB),
     "ClusterLock": Sample({"per_second": 10, "contenders": 2}, served, 4, is_rate=True),
 }
 

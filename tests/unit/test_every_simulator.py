@@ -26,6 +26,7 @@ RAY = Path(__file__).parents[1] / "ray"
 def runs() -> dict[str, tuple[Any, ...]]:
     """Return what each module of tests/ray runs by command on two nodes: its RUNS, one or several."""
     found = {}
+    sys.path.insert(0, str(RAY))  # they import each other
     for path in sorted(RAY.glob("test_*.py")):
         if "\nRUNS = " in path.read_text():
             spec = importlib.util.spec_from_file_location(f"runs_of_{path.stem}", path)
@@ -35,6 +36,7 @@ def runs() -> dict[str, tuple[Any, ...]]:
             sys.modules[spec.name] = module  # its dataclasses look themselves up there
             spec.loader.exec_module(module)
             found[path.name] = module.RUNS if isinstance(module.RUNS, tuple) else (module.RUNS,)
+    sys.path.remove(str(RAY))
     return found
 
 

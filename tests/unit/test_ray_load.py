@@ -41,7 +41,8 @@ from actors.simulator import peak_amounts
 from scenarios import kinds
 from scenarios.combinators import hold, sequence
 from scenarios.model import Scenario
-from scenarios.plan import resolve
+from scenarios.plan import Plan, resolve
+from scenarios.text import dump, load
 
 CAPACITY = Capacity(8.0, 1 << 34, 1 << 34, tasks=10_000)
 CALLS = Operation("m@n1", "MailboxFlood", "n1", 0.0, 4.0, "per_second", {"kind": "constant", "level": 500.0})
@@ -459,6 +460,54 @@ def test_floods_one_after_another_have_exact_times() -> None:
             for kind, start_s, duration_s in (("MailboxFlood", 0.0, 10.0), ("TaskExplosion", 10.0, 5.0), ("ClusterLock", 15.0, 10.0))
             for node in ("n1", "n2")
         ]
+
+
+CHAIN = (("MailboxFlood", 10.0), ("TaskExplosion", 5.0), ("ClusterLock", 10.0))
+
+
+@pytest.mark.parametrize("carry", [False, True], ids=["released", "carried"])
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_chain_runs_at_its_times(carry: bool, on_failure: str) -> None:
+    """Flood 10 s, explode 5 s, lock 10 s on virtual clocks: each begins and ends at its instant, or is carried on to the chain's end."""
+    parts = [hold(getattr(kinds, kind)(per_second=50), for_s=seconds) for kind, seconds in CHAIN]
+    scenario = Scenario("chain", sequence(*parts, carry=carry, on_failure=on_failure))
+    assert load(dump(scenario)) == scenario
+    plan = resolve(scenario, (NodeSpec("n1"),), 1)
+    assert Plan.from_json(plan.to_json()) == plan
+    assert [one.on_failure for one in plan.operations] == [on_failure] * 3
+    events = []
+    for operation in plan.operations:  # each on a clock of its own, all of which begin at the same instant
+        page = Page()
+        begun_ns, work = page.clock.boot_ns(), FakeRayWork(page.clock, 0.001)
+        made = flood(operation, work, page)
+        made.warm_up()
+        page.clock.sleep(operation.start_s)
+        made.run(begun_ns + round(operation.start_s * SECOND_NS))
+        made.close()
+        first_s = (page.stats.read(SLOT).first_slice_ns - begun_ns) / SECOND_NS
+        over_s = (page.clock.boot_ns() - begun_ns) / SECOND_NS
+        events += [(round(first_s, 1), "begins", operation.kind), (round(over_s, 1), "ends", operation.kind)]
+        assert made.flow.counts.offered == pytest.approx(50 * operation.duration_s, abs=3)
+        assert not any(server.alive for server in work.servers)
+    ends = (25.0, 25.0, 25.0) if carry else (10.0, 15.0, 25.0)
+    times = [(begin_s, "begins", kind) for begin_s, (kind, _) in zip((0.0, 10.0, 15.0), CHAIN, strict=True)]
+    times += [(end_s, "ends", kind) for end_s, (kind, _) in zip(ends, CHAIN, strict=True)]
+    assert sorted(events) == sorted(times)
+
+
+def test_what_is_carried_is_reserved_as_a_sum() -> None:
+    """A part that is carried on stands beside the next ones; so do parts of a part, until the outer chain ends."""
+    part = hold(kinds.MemoryPressure(bytes=100), for_s=10)
+    apart, carried = (resolve(Scenario("sum", sequence(part, part, part, carry=carry)), (NodeSpec("n1"),), 1) for carry in (False, True))
+    most = [plan.reservations({"n1": CAPACITY})["n1"].memory_bytes for plan in (apart, carried)]
+    assert most[1] == 3 * most[0]
+    inner = sequence(sequence(part, part, carry=True), part)
+    assert [one.duration_s for one in resolve(Scenario("inner", inner), (NodeSpec("n1"),), 1).operations] == [20.0, 10.0, 10.0]
+    outer = sequence(sequence(part, part), part, carry=True)
+    assert [one.duration_s for one in resolve(Scenario("outer", outer), (NodeSpec("n1"),), 1).operations] == [30.0, 20.0, 10.0]
+    half = hold(kinds.MemoryPressure(fraction=0.6), for_s=10)
+    with pytest.raises(RefusedError, match="ask 120% of memory on n1 at 10 s"):
+        resolve(Scenario("much", sequence(half, half, carry=True)), (NodeSpec("n1"),), 1)
 
 
 @pytest.mark.parametrize("level", [10.0, 1e6])
