@@ -30,8 +30,7 @@ WHERE = $(if $(filter --address --address=% --nodes --nodes=%,$(ARGS)),,--nodes 
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := run
-.PHONY: run test check soak simulate bench coverage mutation constraints clean
-.PHONY: run test check soak simulate bench dashboards constraints clean
+.PHONY: run test check soak simulate bench coverage mutation dashboards constraints clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed

@@ -14,18 +14,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from machine import at_commit, store
+from regions import measured
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build/coverage"
 GOAL = 90.0  # percent, of lines and of branches
 PACKAGES = ("actors/concurrency", "actors/ray_loads", "actors/exhaustion")
 TESTS = (
+    "tests/unit/test_cascade.py",
     "tests/unit/test_contest_parts.py",
     "tests/unit/test_contests.py",
+    "tests/unit/test_disk_fill.py",
     "tests/unit/test_exhaustion_disk_io.py",
     "tests/unit/test_exhaustion_refusals.py",
     "tests/unit/test_flood_parts.py",
@@ -33,12 +37,14 @@ TESTS = (
     "tests/unit/test_holder.py",
     "tests/unit/test_locks.py",
     "tests/unit/test_ray_load.py",
+    "tests/property/test_cascade_properties.py",
     "tests/property/test_holder_properties.py",
     "tests/property/test_wait_graph_properties.py",
     "tests/load/test_contests_here.py",
     "tests/load/test_exhaustion.py::test_it_holds_what_is_asked_until_it_is_stopped",
     "tests/load/test_exhaustion.py::test_a_limit_is_told_as_partial",
     "tests/load/test_exhaustion.py::test_ports_are_used_up_inside_and_free_outside",
+    "tests/load/test_exhaustion.py::test_semaphores_are_used_up_inside_and_free_outside",
     "tests/load/test_disk_io.py::test_the_file_has_no_name_and_ends_with_the_load",
 )
 
@@ -56,14 +62,18 @@ def measure() -> int:
 
 
 def figures_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the percent of lines and branches of each package and file, and which lines were not run."""
+    """Return the percent of lines and branches of each package and file, which lines were not run, and the pieces it was measured on."""
     found: dict[str, dict[str, Any]] = {}
     for package in PACKAGES:
         files = {name: one for name, one in report["files"].items() if name.startswith(f"{package}/")}
         found[package] = {
             **_percent([one["summary"] for one in files.values()]),
             "files": {
-                name: {**_percent([one["summary"]]), "lines_not_run": one["missing_lines"]}
+                name: {
+                    **_percent([one["summary"]]),
+                    "lines_not_run": one["missing_lines"],
+                    "regions": measured((ROOT / name).read_text(), one),
+                }
                 for name, one in sorted(files.items())
                 if one["summary"]["num_statements"]
             },
@@ -81,6 +91,7 @@ def _percent(summaries: list[dict[str, Any]]) -> dict[str, float]:
 
 def main(arguments: list[str]) -> int:
     """Measure and store, or only tell."""
+    begun_s = time.monotonic()
     code = 0 if arguments == ["--told"] else measure()
     figures = figures_of(json.loads((FOLDER / "report.json").read_text()))
     for package, one in figures.items():
@@ -91,7 +102,8 @@ def main(arguments: list[str]) -> int:
         print("tests failed: nothing is stored", file=sys.stderr)
         return code
     goals = {f"{package} {what}": (GOAL, one[what] >= GOAL) for package, one in figures.items() for what in ("lines", "branches")}
-    return store("coverage", {"commit": at_commit(), "as_root": os.geteuid() == 0, "packages": figures}, goals, ("coverage", "pytest"))
+    facts = {"commit": at_commit(), "as_root": os.geteuid() == 0, "seconds": round(time.monotonic() - begun_s), "tests": TESTS}
+    return store("coverage", {**facts, "packages": figures}, goals, ("coverage", "pytest"))
 
 
 if __name__ == "__main__":

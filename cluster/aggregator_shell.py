@@ -142,6 +142,10 @@ class AggregatorShell:
         """Announce a stream."""
         self._core.expect(node, incarnation)
 
+    def started(self, skew_s: float) -> None:
+        """Record how far apart load began on all nodes, so that it is drawn while the run goes on. Raises `HarnessError`."""
+        self._record((), {"start.skew": skew_s})
+
     def conclude(self, ending: Ending) -> dict[str, Any]:
         """Judge the run, write its documents and files, and return the outcome."""
         self._end_anomalies()
@@ -315,20 +319,24 @@ class AggregatorShell:
     # ---- inside
 
     def _add_events(self, ending: Ending) -> None:
-        """Append the control plane's story to the run's events, as a stream of its own that ends here."""
+        """Append the control plane's story and figures to the run."""
+        events = list(ending.events)
+        if self._replaced_ns:
+            words = "the aggregator died and was replaced; what it had acknowledged was on disk, and the rest was sent again"
+            events.append(Event("aggregator_replaced", words, "warning", wall_ns=self._replaced_ns))
+        told_ms = {"start.skew": ending.start_skew_ms, "halt.latency": ending.halt_latency_ms}
+        self._record(events, {name: value / 1e3 for name, value in told_ms.items() if value is not None})
+
+    def _record(self, events: Sequence[Event], gauges: Mapping[str, float]) -> None:
+        """Append what the orchestrator tells to the run, as a stream of its own that ends here."""
         incarnation = f"orchestrator-{self._clock.boot_ns()}"
         path = self.directory.parent.parent / "outbox" / self._run / f"orchestrator-{incarnation}.box"
         box = Outbox(path, node="orchestrator", incarnation=incarnation, run=self._run)
         stream = MetricStream("orchestrator", incarnation, self._run, box, self._clock)
-        for event in ending.events:
+        for event in events:
             stream.event(event)
-        if self._replaced_ns:
-            words = "the aggregator died and was replaced; what it had acknowledged was on disk, and the rest was sent again"
-            stream.event(Event("aggregator_replaced", words, "warning", wall_ns=self._replaced_ns))
-        if ending.start_skew_ms is not None:
-            stream.observe("start.skew", ending.start_skew_ms / 1e3)
-        if ending.halt_latency_ms is not None:
-            stream.observe("halt.latency", ending.halt_latency_ms / 1e3)
+        for name, value in gauges.items():
+            stream.observe(name, value)
         stream.finish()
         while records := stream.unacked():
             stream.ack(self._core.push("orchestrator", incarnation, records))

@@ -224,6 +224,8 @@ class Orchestrator:
         for op in theirs.operations:
             if op.first_slice_ns and not state.first_slices.get(op.id):
                 state.first_slices[op.id] = op.first_slice_ns
+        if run.takes_begin():
+            self.effects.append(Do("started", run.admission.run, (), {"skew_s": (run.skew_ms() or 0.0) / 1e3}))
         if state.lost and not state.returned:
             state.returned = True
             self._tell(run, "node_returned", f"{node} is heard again, {theirs.stage}", node=node)

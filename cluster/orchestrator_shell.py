@@ -32,6 +32,7 @@ from .journal import Journal
 from .modifying import modified, told
 from .orchestrator import Orchestrator
 from .orchestrator_api import OrchestratorConfig, OrchestratorPort, RemoteAggregator, Submission
+from .probing import Probing
 from .records import Admission, Do
 from .run_state import Phase
 from .safety.budget import Budget
@@ -51,7 +52,7 @@ class Extras:
     plan: Plan
     submission: Submission
     aggregator: RemoteAggregator
-    prober: Any = None
+    probing: Probing
     events_sent: int = 0
     outcome: dict[str, Any] | None = None
     drift: tuple[str, ...] = ()
@@ -148,7 +149,7 @@ class OrchestratorShell:
             facts = facts_of(plan, hellos, addresses, shared, drift)
             manifest = {**submission.manifest, **facts, "profile": submission.profile, "cluster": self._cluster, "epoch": self._epoch}
             aggregator.call("begin", manifest, plan.to_json(), *endpoint_of(submission, plan))
-            self._extras[submission.run] = Extras(plan, submission, aggregator, drift=drift, shared=shared)
+            self._extras[submission.run] = Extras(plan, submission, aggregator, Probing(self._port.end_actor), drift=drift, shared=shared)
             self._admit_now(admission, {node: hello for node, hello in {**self._crew.hellos, **hellos}.items() if node in addresses})
         return {"preview": preview_of(plan, admission.amounts, shared), "drift": list(drift)}
 
@@ -433,8 +434,8 @@ class OrchestratorShell:
         self._untold.difference_update(effect.run for effect in effects if effect.what == "start_agents")
         self._crew.poke(node for effect in effects if effect.what == "start_agents" for node in effect.nodes)
         for effect in effects:
-            if effect.what == "expect":
-                self._workers.submit(self._expect, effect.run, effect.nodes[0], effect.data["incarnation"])
+            if effect.what in {"expect", "started"}:
+                self._workers.submit(self._say, effect.run, effect.what, *effect.nodes, *effect.data.values())
             elif effect.what == "start_probes":
                 self._workers.submit(self._start_probes, effect.run, int(effect.data["start_at_ns"]))
             elif effect.what == "stop_probes":
@@ -442,35 +443,32 @@ class OrchestratorShell:
             elif effect.what == "finish":
                 self._workers.submit(self._finish, effect.run)
 
-    def _expect(self, run_id: str, node: str, incarnation: str) -> None:
-        """Have the aggregator miss a node's stream even when nothing of it ever arrives."""
+    def _say(self, run_id: str, method: str, *arguments: Any) -> None:
+        """Have the aggregator miss a node's stream even when nothing of it ever arrives, or record how even the start was."""
         try:
-            self._extras[run_id].aggregator.call("expect", node, incarnation)
+            self._extras[run_id].aggregator.call(method, *arguments)
         except StressError as error:
-            self._note_trouble(f"the stream of {node} was not announced: {error}")
+            self._note_trouble(f"the aggregator was not told {method} {arguments}: {error}")
 
     def _start_probes(self, run_id: str, start_at_ns: int) -> None:
         extras = self._extras[run_id]
         probes = probes_of(extras.plan)
         if not probes:
             return
+
+        def make() -> Any:
+            return self._port.prober(run_id, probes, extras.plan.targets, max(0.0, (start_at_ns - self._clock.boot_ns()) / SECOND_NS))
+
         try:
-            start_in_s = max(0.0, (start_at_ns - self._clock.boot_ns()) / SECOND_NS)
-            extras.prober = self._port.prober(run_id, probes, extras.plan.targets, start_in_s)
+            extras.probing.start(make)
         except StressError as error:
             with self._deciding():
                 self._core.stop(run_id, Cause.ERROR, f"the prober did not start: {error}", self._clock.boot_ns())
 
     def _stop_probes(self, run_id: str) -> None:
-        extras = self._extras[run_id]
-        prober, extras.prober = extras.prober, None
-        if prober is not None:
-            try:
-                prober.call("finish", timeout_s=15.0)
-            except StressError as error:
-                with self._lock:
-                    self._events.setdefault(run_id, []).append(Event("prober_lost", f"the prober died: {error}", severity="error"))
-            self._port.end_actor(prober)
+        if wrong := self._extras[run_id].probing.stop():
+            with self._lock:
+                self._events.setdefault(run_id, []).append(Event("prober_lost", wrong, severity="error"))
 
     def _finish(self, run_id: str) -> None:
         """Have the aggregator judge and write the run; what fails here is an error of ours, told with the outcome."""

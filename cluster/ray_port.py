@@ -584,7 +584,22 @@ def _create_aggregator(run: str) -> Actor:
     return create(_AggregatorActor, AGGREGATOR + run, my_node_id(), (run,), groups={"bulk": 2}, max_restarts=3, get_if_exists=True)
 
 
-@_forwards("hello", "begin", "push", "expect", "conclude", "exporters", "outcome", "settle", "forget", "files", "read", "abandon", "leave")
+@_forwards(
+    "hello",
+    "begin",
+    "push",
+    "expect",
+    "started",
+    "conclude",
+    "exporters",
+    "outcome",
+    "settle",
+    "forget",
+    "files",
+    "read",
+    "abandon",
+    "leave",
+)
 class _AggregatorActor:
     """A run's aggregator as an actor."""
 

@@ -34,7 +34,7 @@ class Admission:
 class Do:
     """An effect for the shell: what, for which run and node, with which data."""
 
-    what: str  # start_agents, poke, expect, start_probes, stop_probes, finish, journal
+    what: str  # start_agents, poke, expect, started, start_probes, stop_probes, finish, journal
     run: str = ""
     nodes: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -74,12 +74,25 @@ class Run:
     kill: bool = False
     events: list[Event] = field(default_factory=list)
     finished: bool = False
+    begun: bool = False
 
     def skew_ms(self) -> float | None:
         """Latest minus earliest first slice of load among operations that start with the barrier, in milliseconds."""
-        at_start = {op.id for ops in self.admission.operations.values() for op in ops if op.start_s == 0}
-        slices = [ns for node in self.nodes.values() for op, ns in node.first_slices.items() if ns and op in at_start]
+        slices = self._slices_at_start()
         return (max(slices) - min(slices)) / 1e6 if len(slices) > 1 else (0.0 if slices else None)
+
+    def takes_begin(self) -> bool:
+        """Tell, once, that load has begun in all operations that start with the barrier."""
+        is_news = not self.begun and 0 < len(self._at_start()) == len(self._slices_at_start())
+        self.begun = self.begun or is_news
+        return is_news
+
+    def _at_start(self) -> set[str]:
+        return {op.id for ops in self.admission.operations.values() for op in ops if op.start_s == 0}
+
+    def _slices_at_start(self) -> list[int]:
+        at_start = self._at_start()
+        return [ns for node in self.nodes.values() for op, ns in node.first_slices.items() if ns and op in at_start]
 
 
 @dataclass(slots=True)

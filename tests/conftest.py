@@ -81,10 +81,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Check after each test of exhaustion that this process is as it was; those of load processes and of Ray keep things of their own."""
-    from support.leftovers import CHECKED, nothing_left
+    """Check after each test of exhaustion that this process is as it was when the fixtures of module and session were set up."""
+    from support.leftovers import is_checked, nothing_left
 
-    if not request.path.name.startswith(CHECKED) or request.path.parent.name in {"load", "ray"}:
+    if not is_checked(request.path):
         yield
         return
     with nothing_left():

@@ -15,14 +15,13 @@ from ..lease import LeaseWatch
 from ..limits import PROC, read_text
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
-from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
-from .sockets import KERNEL_BYTES
+from . import tuning
+from .holder import METRICS, Holding, holding_options
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
 LOOPBACK: Final = "127.0.0.1"
-CONNECT_S: Final = 1.0  # a handshake within one host takes microseconds
 TIME_WAIT: Final = "06"  # state in /proc/net/tcp: include/net/tcp_states.h
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
 
@@ -50,8 +49,8 @@ class Pairs:
 
     def open(self) -> None:
         """Listen on a port that the kernel chooses."""
-        self._listener = socket.create_server((LOOPBACK, 0), backlog=16)
-        self._listener.settimeout(CONNECT_S)
+        self._listener = socket.create_server((LOOPBACK, 0), backlog=tuning.used.accept_backlog)
+        self._listener.settimeout(tuning.used.connect_s)
 
     def take(self, count: int) -> None:
         """Connect so many more; raises `OSError` (EMFILE, ENFILE, EADDRNOTAVAIL)."""
@@ -62,7 +61,7 @@ class Pairs:
         assert self._listener is not None, "open comes before take"
         client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            client.settimeout(CONNECT_S)
+            client.settimeout(tuning.used.connect_s)
             if not self._orderly:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             client.connect(self._listener.getsockname())
@@ -95,7 +94,10 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
-    return Amounts(descriptors=2 * math.ceil(peak) + OWN_DESCRIPTORS, memory_bytes=2 * math.ceil(peak) * KERNEL_BYTES)
+    return Amounts(
+        descriptors=2 * math.ceil(peak) + tuning.used.own_descriptors,
+        memory_bytes=2 * math.ceil(peak) * tuning.used.socket_overhead_bytes,
+    )
 
 
 def _supported(_: NodeFacts) -> Capability:
@@ -114,7 +116,7 @@ RECORD: Final = SimulatorRecord(
     look_ms=50,
     options=(
         Option("close", "choice", "reset", "reset: nothing stays; orderly: one end of each stays in TIME_WAIT", ("reset", "orderly")),
-        *holding_options(batch=100, spare=8),
+        *holding_options("Connections"),
     ),
     supported=_supported,
     metrics=(*METRICS, "load.sockets.waiting"),

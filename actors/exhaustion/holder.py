@@ -19,15 +19,14 @@ from ..lease import NOTE_NO_RECORDING, LeaseWatch
 from ..messages import Capacity, Operation
 from ..meters import open_reporter
 from ..option import Option
-from ..release import LOOK_S, RELEASE_OPTIONS, Release, wait_until
+from ..release import Release, release_options, wait_until
 from ..simulator import absolute, record_of
+from . import tuning
 from .refusal import ERRNOS, errno_word
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Recordable, Reporter
 
-TICK_S: Final = 0.1  # how often what was recorded is moved on
-OWN_DESCRIPTORS: Final = 64  # what the process needs beside what it holds
 METRICS: Final = ("load.operations", "load.refused", "load.slice")  # what every holder records
 
 
@@ -56,14 +55,17 @@ class Stock(Protocol):
         ...
 
 
-def holding_options(batch: int, spare: int) -> tuple[Option, ...]:
-    """Return the options of every holder; `batch` and `spare` are the defaults that suit what it holds."""
+def holding_options(kind: str) -> tuple[Option, ...]:
+    """Return the options of every holder, with the defaults that suit what this one holds."""
+    tuned, pace = tuning.used, tuning.used.paces[kind]
     return (
         Option("allow_partial", "flag", True, "keep what could be taken where the kernel refuses more; false: give all of it back"),
-        Option("batch", "integer", batch, "how many are taken or given back between two looks at the lease", low=1, high=100_000),
-        Option("spare", "integer", spare, "how many are given back when the kernel refuses more, so that the load itself can go on", low=0),
-        Option("retry_s", "duration", 1.0, "seconds until more is asked for again after a refusal", low=0.1),
-        *RELEASE_OPTIONS,
+        Option("batch", "integer", pace.batch, "how many are taken or given back between two looks at the lease", low=1, high=100_000),
+        Option(
+            "spare", "integer", pace.spare, "how many are given back when the kernel refuses more, so that the load itself can go on", low=0
+        ),
+        Option("retry_s", "duration", tuned.retry_s, "seconds until more is asked for again after a refusal", low=0.1),
+        *release_options(tuned.release_steps, tuned.release_interval_s),
     )
 
 
@@ -74,13 +76,13 @@ def next_step(asked: int, held: int, most: int, batch: int) -> int:
 
 def whole(value: float) -> int:
     """Return how many things a strength asks: no part of one, but for what rounding took."""
-    return math.floor(value + 1e-6)
+    return math.floor(value + tuning.used.rounding)
 
 
 def raise_descriptor_limit(count: int) -> None:
     """Raise this process's soft limit so that `count` more descriptors fit, at most to its hard limit; never lowers it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + OWN_DESCRIPTORS
+    wanted = count + tuning.used.own_descriptors
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
@@ -174,7 +176,7 @@ class Holding:
             is_there = self._move(whole(asked), now_ns)
             self._publish(asked)
             if is_there:
-                clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
+                clock.sleep(min(tuning.used.look_s, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
 
     def _move(self, asked: int, now_ns: int) -> bool:
         """Take or give back one batch; return whether there is nothing more to do now."""
@@ -231,7 +233,7 @@ class Holding:
         return True
 
     def _wait_until(self, at_ns: int) -> bool:
-        return wait_until(self._watch, at_ns, lambda: self._publish(float(self._stock.held)))
+        return wait_until(self._watch, at_ns, lambda: self._publish(float(self._stock.held)), tuning.used.look_s)
 
     def _record(self, since_ns: int, moved: int) -> None:
         assert self._figures is not None, "warm_up comes before run"
@@ -240,7 +242,7 @@ class Holding:
 
     def _publish(self, asked: float) -> None:
         now_ns = self._watch.clock.boot_ns()
-        if self._figures is not None and now_ns - self._ticked_ns >= TICK_S * SECOND_NS:
+        if self._figures is not None and now_ns - self._ticked_ns >= tuning.used.tick_s * SECOND_NS:
             self._ticked_ns = now_ns
             self._figures.reporter.tick()
         own = self._stock.held / self._unit

@@ -378,9 +378,8 @@ class TestOnlyOne:
         (site.state / LOCK_NAME).unlink()
         until((site.state / LOCK_NAME).exists, 2, "the lock is taken again")
         spawning.start_guardian(site.state)
-        time.sleep(0.8)
+        never(lambda: client.call("status")["pid"] != client.hello["pid"], 0.8, "another serves")
         until(lambda: len(site.guardians()) == 2, 5, lambda: f"{site.guardians()}")
-        assert client.call("status")["pid"] == client.hello["pid"]
         assert load.poll() is None
         client.call("close_slot", **ticket)
 
@@ -551,7 +550,7 @@ class TestDisk:
         assert site.fill_files() == []
         (site.state / "fill" / "neighbour").write_text("stays")
         assert client.call("undo", record=record)["outcome"] == "undone"
-        time.sleep(1.3)
+        never(lambda: [one.name for one in site.fill_files()] != ["neighbour"], 1.3, "the folder")
         assert client.call("undo", record=record)["outcome"] == "undone"
         assert [one.name for one in site.fill_files()] == ["neighbour"]
 

@@ -109,3 +109,4 @@ class Told:
 
     def close(self) -> None:
         self.segment.close()
+        del self.segment  # its map has a descriptor of its own, and ends with its last view

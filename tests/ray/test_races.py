@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import signal
-import time
 
 from support import documents, waiting
 from support.embedded import temporary_names
-from support.observe import boot_s
 from support.terminal import Command, Ended, Terminal, terminal
 
 LATER = "10m"  # when the large amount would be asked for: it is reserved now, and never taken
@@ -85,9 +83,7 @@ def stranger_halts_and_dies(before: list[int], standing: Terminal) -> None:
         command.await_text("running", 90)
         stranger.await_load(2)
         halting = stranger.start("halt", "--json")
-        seen = boot_s()
-        while stranger.loads() and boot_s() - seen < 20:
-            time.sleep(0.02)
+        waiting.until(lambda: not stranger.loads(), 20, lambda: f"loads {stranger.loads()} of a run that was halted")
         halted = halting.wait(20)
         assert halted.code == 0, str(halted)
         assert not stranger.loads()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -14,6 +13,8 @@ from actors.concurrency.load import Contest, ContestLoad
 from actors.messages import Capacity, Operation
 from actors.metrics.reporter import MemoryReporter
 from actors.simulator import record_of
+
+from .waiting import until
 
 CAPACITY = Capacity(2.0, 1 << 30, 1 << 30)
 
@@ -36,13 +37,16 @@ class Driven:
 
     def until(self, enough: Callable[[], bool], timeout_s: float = 30.0) -> None:
         """Look as a load does until enough was seen; raises what the contest raises."""
-        late_s = time.monotonic() + timeout_s
-        while not enough():
-            assert time.monotonic() < late_s, (self.contest.counts(), self.contest.figures())
+
+        def looked() -> bool:
+            if enough():
+                return True
             self.contest.resize(self.count)
             self.contest.look()
             self.tell()
-            time.sleep(0.01)
+            return False
+
+        until(looked, timeout_s, lambda: str((self.contest.counts(), self.contest.figures())), every_s=0.01)
 
     def tell(self) -> None:
         """Record what was counted."""

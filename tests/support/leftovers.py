@@ -9,6 +9,7 @@ import os
 import resource
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from . import held
 from .waiting import until
@@ -16,6 +17,11 @@ from .waiting import until
 CHECKED = ("test_holder", "test_exhaustion", "test_disk_io")  # how files begin whose tests hold what the kernel counts
 MAPS = 128  # entries by which the map of an interpreter moves by itself: arenas, stacks of ended threads that are kept for the next
 PATIENCE_S = 5.0  # threads and children that were told to end take a moment
+
+
+def is_checked(path: Path) -> bool:
+    """Tell whether the tests of a file are followed by the check, wherever it lies: also those of load processes and of Ray."""
+    return path.name.startswith(CHECKED)
 
 
 def _things() -> dict[str, object]:

@@ -63,6 +63,14 @@ class Site:
         os.kill(client.hello["pid"], signal.SIGKILL)
         until(lambda: not self.guardians(), 5, lambda: f"{self.guardians()} still live")
 
+    def no_guardian_lives(self):
+        """Kill each that does; tell whether there was none any more."""
+        living = self.guardians()
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not living
+
     def fill_files(self):
         folder = self.state / "fill"
         return sorted(folder.iterdir()) if folder.exists() else []
@@ -79,13 +87,8 @@ class Site:
     def close(self):
         for client in self.clients:
             client.close()
-        for _ in range(20):
-            for pid in self.guardians():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
-            if not self.guardians():
-                break
+        with contextlib.suppress(AssertionError):  # the rest is ended all the same
+            until(self.no_guardian_lives, 2)
         for container in self.containers:
             with contextlib.suppress(OSError):  # gone, as it should be
                 proc.kill_cgroup(container)

@@ -55,6 +55,19 @@ def test_late_data_of_an_ended_run_is_in_its_files_at_once(tmp_path, monkeypatch
         shell.leave()
 
 
+def test_how_even_the_start_was_is_served_while_the_run_goes_on(tmp_path, monkeypatch):
+    """It has a stream that is whole at once: neither a run that goes on nor its end waits for it."""
+    monkeypatch.setenv("STRESS_CLUSTER_STATE_DIR", str(tmp_path / "state"))
+    shell = AggregatorShell(RUN, lambda: None)
+    try:
+        shell.started(0.25)
+        assert [one.value for one in shell._core.latest() if one.key.metric == "start.skew"] == [0.25]
+        assert shell.evaluate("start.skew", "max", node="orchestrator") == 0.25
+        assert shell.outstanding() == []
+    finally:
+        shell.leave()
+
+
 @pytest.mark.parametrize("step", ["_beat", "_close"])
 def test_an_aggregator_whose_disk_refuses_ends_all_the_same(tmp_path, monkeypatch, step):
     """Neither a heartbeat that cannot be written nor files that cannot be finished keep its process for ever."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections import defaultdict
 from functools import cache
@@ -60,9 +61,9 @@ def test_each_run_is_asserted() -> None:
     assert [name for name, of in runs().items() if (RAY / name).read_text().count(".assert_recorded(") < len(of)] == []
 
 
-def finished(without: tuple[str, str, str] | None = None, more: tuple[str, str, str] | None = None) -> Any:
-    """Return a run of two simulators on two nodes that recorded what is documented, but for one (kind, node, metric)."""
-    wanted = {(kind, node, metric) for kind in ("CpuLoad", "Threads") for node in NODES for metric in REGISTRY[kind].metrics}
+def finished(kinds: set[str], without: tuple[str, str, str] | None = None, more: tuple[str, str, str] | None = None) -> Any:
+    """Return a run of simulators on two nodes that recorded what is documented, but for one (kind, node, metric)."""
+    wanted = {(kind, node, metric) for kind in kinds for node in NODES for metric in REGISTRY[kind].metrics}
     kept = (wanted - {without}) | ({more} if more else set())
     rows = [{"metric": metric, "node": node, "worker": f"0.1.{kind}@{node}", "count": 1} for kind, node, metric in kept]
     rows += [{"metric": "dose.achieved", "node": "n1", "worker": "0.1.CpuLoad@n1", "count": 1}]
@@ -70,21 +71,23 @@ def finished(without: tuple[str, str, str] | None = None, more: tuple[str, str, 
     return SimpleNamespace(metrics=pa.Table.from_pylist(rows))
 
 
-@pytest.mark.parametrize("kind", ["CpuLoad", "Threads"])
+@pytest.mark.parametrize("kind", sorted(kind for kind, record in REGISTRY.items() if record.metrics))
 def test_a_name_that_is_not_recorded_is_missed(kind: str) -> None:
     """On either node, whichever it is; so is one too many. What a run has no occasion for may lack, what is not certain may be there."""
-    document = {"together": [{"CpuLoad": {}}, {"Threads": {}}]}
-    Runs(document).assert_recorded(finished())
+    kinds = {kind, "CpuLoad"}
+    document = {"together": [{one: {}} for one in kinds]}
+    Runs(document).assert_recorded(finished(kinds))
     for name in REGISTRY[kind].metrics:
         for node in NODES:
-            lacking = finished(without=(kind, node, name))
+            lacking = finished(kinds, without=(kind, node, name))
             with pytest.raises(AssertionError, match=name):
                 Runs(document).assert_recorded(lacking)
             Runs(document, maybe={kind: {name}}).assert_recorded(lacking)
         with pytest.raises(AssertionError, match=name):
-            Runs(document, never={kind: {name}}).assert_recorded(finished())
-    with pytest.raises(AssertionError, match=r"flood\.calls"):
-        Runs(document).assert_recorded(finished(more=(kind, "n1", "flood.calls")))
+            Runs(document, never={kind: {name}}).assert_recorded(finished(kinds))
+    other = next(name for name in ("flood.calls", "memory.live") if name not in REGISTRY[kind].metrics)
+    with pytest.raises(AssertionError, match=re.escape(other)):
+        Runs(document).assert_recorded(finished(kinds, more=(kind, "n1", other)))
 
 
 def test_every_simulator_has_a_sample_for_the_death_matrix() -> None:

@@ -17,12 +17,13 @@ from support import held
 from test_exhaustion_refusals import Log, Refusing, operation
 from test_holder import CAPACITY
 
+from actors.errors import InputError
 from actors.exhaustion import disk_io
 from actors.exhaustion.refusal import errno_word
 from actors.lease import NOTE_NO_DIRECT, NOTE_NO_RECORDING
 from actors.meters import LoadMeters
 from actors.metrics.reporter import MemoryReporter
-from actors.simulator import record_of
+from actors.simulator import check_here, record_of
 
 PAGE = mmap.PAGESIZE
 RATE = 16.0 * (1 << 20)
@@ -167,3 +168,12 @@ def test_blocks_are_whole_pages_and_the_file_whole_blocks(block: int, disk: Any)
     assert one.load._block_bytes == size
     assert one.load._file.blocks == math.floor((8 << 20) / size)
     one.load._file.close()
+
+
+def test_a_rate_at_which_no_block_comes_due_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """`per_second: 16` was meant as 16 MiB: the refusal says that it is bytes; a rate of one block in its time is let through."""
+    one = replace(operation("DiskIO", 16.0, 10.0, block_bytes=1 << 16), unit="per_second")
+    with pytest.raises(InputError, match="16 bytes a second are less than one block of 65536 bytes in 10 s"):
+        check_here(one, tmp_path)
+    check_here(replace(one, shape={"kind": "constant", "level": (1 << 16) / 10.0}), tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ from support.waiting import until
 from test_holder import CAPACITY, TEN, Shelf, Watch
 
 from actors.errors import InputError
-from actors.exhaustion import connections, descriptors, holder, inodes, mappings, ports, processes, shared_memory
+from actors.exhaustion import connections, descriptors, holder, inodes, mappings, ports, processes, shared_memory, tuning
 from actors.exhaustion.refusal import ERRNOS, errno_word
 from actors.lease import NOTE_NO_RECORDING
 from actors.messages import Operation
@@ -358,7 +358,7 @@ def test_a_load_asks_for_the_descriptors_of_its_peak(monkeypatch: pytest.MonkeyP
 
 # ---- what each reserves and needs
 
-OWN = holder.OWN_DESCRIPTORS
+OWN = tuning.used.own_descriptors
 PAGE = mmap.PAGESIZE
 RESERVED = [
     ("Descriptors", {}, {"descriptors": 11 + OWN}),
@@ -540,7 +540,7 @@ def test_connections_are_whole_and_end_as_asked(close_by: str, waiting: int) -> 
     port = stock._listener.getsockname()[1]
     assert stock.figures() == {"load.sockets.waiting": float(waiting)} == {"load.sockets.waiting": float(held.time_wait(os.getpid(), port))}
     assert stock._listener.getsockname()[0] == "127.0.0.1"
-    assert stock._listener.gettimeout() == connections.CONNECT_S
+    assert stock._listener.gettimeout() == tuning.used.connect_s
     stock._listener.close()
 
 

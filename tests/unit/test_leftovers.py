@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import leftovers
-from support.leftovers import CHECKED, nothing_left
+from support.leftovers import CHECKED, is_checked, nothing_left
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,13 +85,16 @@ def test_each_file_of_exhaustion_is_checked() -> None:
     """A file of tests that imports a simulator of exhaustion, or names all of them, has the check by its name."""
     found = {
         path.name
-        for folder in ("unit", "property", "death")
+        for folder in ("unit", "property", "death", "load", "ray")
         for path in (ROOT / "tests" / folder).glob("test_*.py")
         if "actors.exhaustion" in path.read_text() or "held.OBSERVERS" in path.read_text()
     }
     others = {"test_leftovers.py", "test_recorded_set.py", "test_disk_fill.py"}  # which hold nothing themselves
     assert {name for name in found if not name.startswith(CHECKED)} - others == set()
     assert {"test_holder.py", "test_exhaustion_refusals.py", "test_exhaustion_disk_io.py", "test_exhaustion_death.py"} <= found
+    assert {"test_exhaustion.py", "test_disk_io.py"} <= found
+    assert all(is_checked(ROOT / "tests" / name) for name in ("load/test_exhaustion.py", "ray/test_exhaustion_runs.py"))
+    assert not is_checked(ROOT / "tests/ray/test_health.py")
 
 
 def test_a_network_of_its_own_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from actors.clock import SECOND_NS
 from actors.errors import RefusedError
 from actors.messages import Amounts, Halt, Operation
 from cluster.ending import ending_of
-from cluster.exchange import Goal, Report, RunReport, Stage
+from cluster.exchange import Goal, OperationReport, Report, RunReport, Stage
 from cluster.journal import Past
 from cluster.orchestrator import Orchestrator
 from cluster.records import Admission
@@ -37,11 +37,8 @@ def made(past=None, now_s=0):
 
 
 def report(node, stage=None, *, run="r", incarnation=7, machine="", **fields):
-    runs = (
-        ()
-        if stage is None
-        else (RunReport(run, stage, **{key: fields.pop(key) for key in ("failure", "failure_code", "unclean") if key in fields}),)
-    )
+    of_run = {key: fields.pop(key) for key in ("failure", "failure_code", "unclean", "operations") if key in fields}
+    runs = () if stage is None else (RunReport(run, stage, **of_run),)
     return Report(node, machine or f"m-{node}", "c", incarnation, 3, 1, 0, runs, **fields)
 
 
@@ -143,6 +140,21 @@ def test_a_stream_is_expected_from_the_first_word_of_its_node():
         order(core, "n1", Stage.PREPARING, now_s)
     expected = [(effect.nodes, effect.data["incarnation"]) for effect in core.drain() if effect.what == "expect"]
     assert expected == [(("n1",), "7")]
+
+
+def test_how_even_the_start_was_is_told_once_all_have_begun():
+    """By the first slices of what begins with the barrier, on every node; what begins later does not count, and it is told once."""
+    core = made()
+    core.admit(admission("n1", "n2"), 0)
+    begins = lambda node, slice_ns: (OperationReport(operation(node).id, "running", first_slice_ns=slice_ns),)
+    told = lambda: [effect.data["skew_s"] for effect in core.drain() if effect.what == "started"]
+    for now_s, node, slice_ns in ((1, "n1", 0), (1, "n2", 5 * S), (2, "n2", 0)):
+        order(core, node, Stage.RUNNING, now_s, operations=begins(node, slice_ns))
+        assert told() == []
+    order(core, "n1", Stage.RUNNING, 3, operations=begins("n1", 5 * S + S // 4))
+    assert told() == [0.25]
+    order(core, "n1", Stage.RUNNING, 4, operations=begins("n1", 6 * S))
+    assert told() == []
 
 
 @pytest.mark.parametrize("on_node_lost", ["stop", "continue"])

@@ -77,6 +77,9 @@ class Cluster:
         self.journal.append(past)
         self.shell = OrchestratorShell(OrchestratorConfig(lease_s=5.0), self, "c", 1, self.journal)
 
+    def end_actor(self, actor):
+        pass
+
     def nodes(self):
         return [NodeSpec(name) for name in sorted(self.alive)]
 
@@ -309,7 +312,7 @@ def test_modify_answers_once_every_node_has_confirmed(cluster, monkeypatch):
     here.hire("n1", "n2")
     here.admit("r", "n1", "n2")
     plan = plans.resolve(text.load(SCENARIO), here.nodes(), 1)
-    here.shell._extras["r"] = Extras(plan, Submission("r", SCENARIO, 1), aggregator=None)
+    here.shell._extras["r"] = Extras(plan, Submission("r", SCENARIO, 1), aggregator=None, probing=None)
 
     def report(self):
         self.number += 1

@@ -1,4 +1,4 @@
-"""The stored mutation score is there, above its bound and whole; and how faults of code are made is right."""
+"""Stored coverage and mutation score are there, above their bounds, whole and of today's code; what they are made with is right."""
 
 from __future__ import annotations
 
@@ -41,6 +41,96 @@ def test_the_stored_mutation_score_is_above_its_bound() -> None:
     assert figures["controls"]["runs"] >= DRAWN // 15
     assert figures["controls"]["failed"] == []
     assert all(len(reason.split()) >= 5 for reason in figures["equivalent"].values())
+
+
+ROOT = BENCHMARKS.parent
+COVERED = 90.0  # percent
+
+
+def covered_now(package: str) -> tuple[dict[str, float], list[str]]:
+    """Return a package's percent of lines and branches with all that changed since the measurement as not run, and what that is."""
+    from regions import still_measured
+
+    files = stored("coverage")["packages"][package]["files"]
+    found = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / package).rglob("*.py")}
+    total, changed = [0, 0, 0, 0], []
+    for name, text in found.items():
+        counts, others = still_measured(text, files.get(name, {}).get("regions", {}))
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+        changed += [f"{name}: {other}" for other in others]
+    return {"lines": 100 * total[1] / total[0], "branches": 100 * total[3] / total[2]}, changed
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_stored_coverage_is_above_its_goal_and_of_this_code(package: str) -> None:
+    """At least 90 % of lines and branches, also when each function that is another today than when it was measured counts as not run.
+
+    A file that was not there then is not run as a whole. Whoever changes more than that leaves has to measure again.
+    """
+    one = stored("coverage")["packages"][package]
+    assert min(one["lines"], one["branches"]) >= COVERED
+    found, changed = covered_now(package)
+    assert min(found.values()) >= COVERED, f"{found} of what was measured is still so: `make coverage`; changed: {changed}"
+
+
+@pytest.mark.usefixtures("tools")
+def test_the_stored_coverage_is_of_tests_that_are_there() -> None:
+    """The tests it was measured with are those that are named today, and each is there; so is each place of a package."""
+    sys.modules.pop("covered", None)
+    import covered
+
+    assert covered.GOAL == COVERED
+    assert set(covered.PACKAGES) == set(PACKAGES) == set(stored("coverage")["packages"])
+    assert stored("coverage")["tests"] == list(covered.TESTS)
+    for name in covered.TESTS:
+        path, _, function = name.partition("::")
+        assert not function or f"def {function}(" in (ROOT / path).read_text(), name
+
+
+PIECES = '''"""A module."""
+import os
+
+class C:
+    """A class."""
+    limit = 3
+
+    def f(self):
+        """Add."""
+        def inner():
+            return 1
+        if self.limit:  # twice
+            return inner()
+        return 2
+'''
+MEASURED = {  # as coverage tells it: the last line was not run
+    "executed_lines": [2, 4, 6, 8, 10, 11, 12, 13],
+    "missing_lines": [14],
+    "executed_branches": [[12, 13]],
+    "missing_branches": [[12, 14]],
+}
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize(
+    ("was", "now", "want", "changed"),
+    [
+        pytest.param("", "", (9, 8, 2, 1), [], id="the-same"),
+        pytest.param("Add.", "Add two numbers.", (9, 8, 2, 1), [], id="another-docstring"),
+        pytest.param("return 2", "return 3", (9, 5, 2, 0), ["C.f"], id="another-function"),
+        pytest.param("return 1", "return 3", (9, 6, 2, 1), ["C.f.inner"], id="another-inner-function"),
+        pytest.param("limit = 3", "limit = 4", (9, 5, 2, 1), ["outside of functions"], id="another-constant"),
+        pytest.param("return 2\n", "return 2\n\n    def g(self):\n        return 1\n", (11, 8, 2, 1), ["C.g"], id="one-more-function"),
+    ],
+)
+def test_what_changed_since_it_was_measured_counts_as_not_run(
+    was: str, now: str, want: tuple[int, int, int, int], changed: list[str]
+) -> None:
+    """Function by function, with what it was counted by: lines, those that were run, branches, those that were run."""
+    from regions import measured, still_measured
+
+    kept = measured(PIECES, MEASURED)
+    assert still_measured(PIECES.replace(was, now) if was else PIECES, kept) == (want, changed)
 
 
 SAMPLE = '''"""A module."""
