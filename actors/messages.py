@@ -44,6 +44,7 @@ class Operation:
     phase: str = ""
     seed: int = 0
     tolerance: float | None = None  # of the dose, set by the scenario; None: the simulator's own
+    link: Mapping[str, Any] = field(default_factory=dict)  # of a run, where its plan asks for a peer: see `cluster.links`
 
 
 @dataclass(frozen=True, slots=True)

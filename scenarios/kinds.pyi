@@ -208,6 +208,8 @@ class Sockets(Simulator):
 class Connections(Simulator):
     count: Shape
     close: Literal["reset", "orderly"]
+    peer: Literal["self", "next"]
+    port: int
     allow_partial: bool
     batch: int
     spare: int
@@ -218,6 +220,8 @@ class Connections(Simulator):
         self,
         count: Shape | float,
         close: Literal["reset", "orderly"] = ...,
+        peer: Literal["self", "next"] = ...,
+        port: int = ...,
         allow_partial: bool = ...,
         batch: int = ...,
         spare: int = ...,

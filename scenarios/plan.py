@@ -193,7 +193,7 @@ def _operation_data(operation: Operation) -> dict[str, Any]:
     return {name: getattr(operation, name) for name in _OPERATION_FIELDS}
 
 
-_OPERATION_FIELDS: Final = tuple(item.name for item in fields(Operation))
+_OPERATION_FIELDS: Final = tuple(item.name for item in fields(Operation) if item.name != "link")  # a run's own, with its secret
 
 
 # ---- sums at an instant

@@ -43,7 +43,10 @@ class Stock(Protocol):
         ...
 
     def take(self, count: int) -> None:
-        """Take so many more, one by one; raises `OSError` at the first that is refused, and keeps those before it."""
+        """Take so many more, one by one; raises `OSError` at the first that is refused, and keeps those before it.
+
+        One whose things take long may take fewer, and one at least: it is asked for the rest after a look at the lease.
+        """
         ...
 
     def give_back(self, count: int) -> None:
@@ -118,6 +121,7 @@ class Holding:
         segment_path: str = "",
         *,
         descriptors_each: int = 0,
+        tries: bool = True,
     ) -> None:
         record = record_of(operation.kind)
         options = record.resolve_options(operation.options)
@@ -127,6 +131,7 @@ class Holding:
         self._batch, self._spare = int(options["batch"]), int(options["spare"])
         self._allow_partial, self._retry_ns = bool(options["allow_partial"]), round(float(options["retry_s"]) * SECOND_NS)
         self._release = Release.of(options)
+        self._tries = tries
         self._descriptors = descriptors_each * whole(self._shape.peak(operation.duration_s))
         self._segment_path = segment_path
         self._figures: HolderFigures | None = None
@@ -139,15 +144,16 @@ class Holding:
         self._short_of = 0  # the most that was asked for and refused, 0 once it is held
 
     def warm_up(self) -> None:
-        """Open what is needed and take one thing for a moment, so that what cannot work at all is said before the start."""
+        """Open what is needed and, unless not to, take one thing for a moment, so that what cannot work at all is said before the start."""
         reporter, is_kept = open_reporter(self._segment_path, self._operation.seed)
         if self._segment_path and not is_kept:
             self._watch.note(NOTE_NO_RECORDING)
         self._figures = HolderFigures(reporter)
         raise_descriptor_limit(self._descriptors)
         self._stock.open()
-        self._stock.take(1)
-        self._stock.give_back(1)
+        if self._tries:
+            self._stock.take(1)
+            self._stock.give_back(1)
         reporter.tick()  # the first of them is slow
         self._ticked_ns = self._watch.clock.boot_ns()
         self.idle()

@@ -47,14 +47,19 @@ class Tuning:
     microseconds. `accept_backlog`: of a listener that accepts after each connect. `forget_s`: how much a disk load owes at most.
     `rounding`: how much of one thing rounding may have taken of what is asked.
 
+    Of connections with another node: `peer_backlog` of a listener that accepts at each look, `peer_strangers` that may stay who have not
+    said the key, `peer_connect_s` for a handshake, `keepalive_s` of silence until the other end is asked whether it is there, and between
+    two such questions, `keepalive_probes` without an answer until the connection ends (before a lease of the default length does),
+    `settle_s` for the peer to close its ends.
+
     Reserved for each thing beside what is asked: `map_overhead_bytes` (what the kernel and this process keep of one map),
     `socket_overhead_bytes` (about what the kernel keeps of a socket without data), `segment_overhead_bytes` (inode and descriptor),
     `set_overhead_bytes` (a set of one semaphore: measured over 20,000 sets),
     `thread_overhead_bytes` (kernel stack, thread state of the interpreter, page tables), `child_bytes` (page tables, kernel stack and the
     pages that a child copies).
 
-    Defaults of options: `paces` by simulator, `retry_s`, `release_steps`, `release_interval_s`, `device`, `map_bytes`, `segment_bytes`,
-    `stack_bytes`, `block_bytes`, `file_bytes`.
+    Defaults of options: `paces` by simulator, `peer_port`, `retry_s`, `release_steps`, `release_interval_s`, `device`, `map_bytes`,
+    `segment_bytes`, `stack_bytes`, `block_bytes`, `file_bytes`.
     """
 
     look_s: float = 0.05
@@ -62,6 +67,13 @@ class Tuning:
     own_descriptors: int = 64
     connect_s: float = 1.0
     accept_backlog: int = 16
+    peer_backlog: int = 4000
+    peer_strangers: int = 64
+    peer_connect_s: float = 0.25
+    peer_port: int = 17_700
+    keepalive_s: int = 1
+    keepalive_probes: int = 2
+    settle_s: float = 1.0
     forget_s: float = 1.0
     rounding: float = 1e-6
     map_overhead_bytes: int = 512

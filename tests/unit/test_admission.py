@@ -45,6 +45,18 @@ def admitted(submission: Submission) -> Admission:
     return admission_of(submission, plan, {"n1": HELLO}, 1.0)[0]
 
 
+def test_a_load_with_a_peer_is_admitted_with_its_link_or_not_at_all() -> None:
+    """What each node is handed says whom it dials; where there is no second node, nothing is reserved anywhere."""
+    scenario = text.load("version: 1\nname: ring\nplan:\n  Connections: {count: 7, peer: next}\n  for: 5s\n")
+    nodes = (NodeSpec("n1", address="10.0.0.1"), NodeSpec("n2", address="10.0.0.2"))
+    submission = Submission("r", "", 1)
+    hellos = {name: {**HELLO, "machine": name, "capacity": replace(CAPACITY, descriptors=1000)} for name in ("n1", "n2")}
+    made, _ = admission_of(submission, plans.resolve(scenario, nodes, 1, allow_head=True), hellos, 1.0, nodes)
+    assert made.operations["n1"][0].link["dial"] == made.operations["n2"][0].link["listen"] == ["10.0.0.2", 17_700]
+    with pytest.raises(RefusedError, match="no other node holds it"):
+        admission_of(submission, plans.resolve(scenario, nodes[:1], 1, allow_head=True), hellos, 1.0, nodes[:1])
+
+
 class FakeDriver:
     """A driver whose orchestrator only admits: ends as passed, or as the refusal that was raised."""
 

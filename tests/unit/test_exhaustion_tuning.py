@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from actors.clock import SECOND_NS, VirtualClock
-from actors.exhaustion import connections, disk_io, holder, tuning
+from actors.exhaustion import connections, disk_io, holder, links, tuning
 from actors.messages import Capacity, Operation
 from actors.option import Option
 from actors.simulator import REGISTRY
@@ -24,7 +24,7 @@ from actors.simulator import REGISTRY
 FOLDER = Path(inspect.getfile(tuning)).parent
 CAPACITY = Capacity(4.0, 1 << 34, 1 << 40, 1, 1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 16)
 # Numbers of the kernel's interface: who states them.
-OF_THE_KERNEL = {"CLONE_NEWNET", "SIOCSIFFLAGS", "IFF_UP", "TIME_WAIT", "_RESET", "IPC_CREAT"}
+OF_THE_KERNEL = {"CLONE_NEWNET", "SIOCSIFFLAGS", "IFF_UP", "TIME_WAIT", "RESET", "IPC_CREAT"}
 PLAIN = {0, 1, 2, -1}  # to count with, to begin with, and to round up
 
 
@@ -103,6 +103,63 @@ def owed() -> float:
     return pacer.debt_bytes
 
 
+def link() -> links.Links:
+    """Return a load with a peer, on ports of loopback that are free."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    here, there = (list(one.getsockname()) for one in servers)
+    for one in servers:
+        one.close()
+    return links.Links({"listen": here, "dial": there, "key": "00" * 16}, VirtualClock(), orderly=True)
+
+
+def set_on_an_end(*options: int) -> list[int]:
+    with socket.socket() as end:
+        link()._set(end)
+        return [end.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+
+
+def peer_backlog(monkeypatch: pytest.MonkeyPatch) -> int:
+    one, seen = link(), []
+    real = socket.create_server
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "create_server", lambda *of, backlog: seen.append(backlog) or real(*of))
+        one.open()
+    assert one._listener is not None
+    one._listener.close()
+    return seen[0]
+
+
+def dialled_for(monkeypatch: pytest.MonkeyPatch) -> float | None:
+    """Return how long a handshake may take."""
+    seen: list[float | None] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "connect", lambda one, _: seen.append(one.gettimeout()))
+        patch.setattr(socket.socket, "sendall", lambda *_: None)
+        link()._dial().close()
+    return seen[0]
+
+
+def strangers() -> int:
+    """Return how many are kept of a hundred who say nothing."""
+    one = link()
+    one.open()
+    guests = [socket.create_connection(one._here) for _ in range(100)]
+    assert one.held == 0
+    kept = len(one._unknown)
+    for end in (*guests, *one._unknown.values(), one._listener):
+        end.close()  # type: ignore[union-attr]
+    return kept
+
+
+def settled_for() -> float:
+    """Return how often a load looks for a peer that closes nothing."""
+    one, looks = link(), list[float]()
+    one._accepted[-1] = SimpleNamespace(close=lambda: None)  # type: ignore[assignment]
+    one._serve = looks.append  # type: ignore[method-assign]
+    one.figures()
+    return len(looks)
+
+
 # Of each setting another value, and what is seen of it.
 def paced(name: str) -> list[Any]:
     return [option(kind, name).default for kind in tuning.PACES]
@@ -114,6 +171,13 @@ EFFECTS: dict[str, tuple[Any, Callable[[pytest.MonkeyPatch], Any]]] = {
     "own_descriptors": (100, lambda _: reserved("Descriptors", "descriptors")),
     "connect_s": (9.0, lambda patch: listening(patch)["timeout"]),
     "accept_backlog": (9, lambda patch: listening(patch)["backlog"]),
+    "peer_backlog": (9, peer_backlog),
+    "peer_strangers": (9, lambda _: strangers()),
+    "peer_connect_s": (9.0, dialled_for),
+    "peer_port": (20_000, lambda _: option("Connections", "port").default),
+    "keepalive_s": (9, lambda _: set_on_an_end(socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)),
+    "keepalive_probes": (9, lambda _: set_on_an_end(socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)),
+    "settle_s": (2.0, lambda _: settled_for()),
     "forget_s": (9.0, lambda _: owed()),
     "rounding": (0.1, lambda _: holder.whole(9.95)),
     "map_overhead_bytes": (9, lambda _: reserved("Mappings", "memory_bytes")),

@@ -20,7 +20,7 @@ import pytest
 from actors.clock import VirtualClock
 from actors.errors import InputError, RefusedError
 from actors.exhaustion import inodes, mappings, place, ports, shared_memory, tuning
-from actors.exhaustion.connections import Pairs, count_time_wait
+from actors.exhaustion.connections import Pairs
 from actors.exhaustion.descriptors import OpenFiles
 from actors.exhaustion.disk_io import RatePacer
 from actors.exhaustion.holder import Holding, next_step, whole
@@ -31,6 +31,7 @@ from actors.exhaustion.processes import Children
 from actors.exhaustion.refusal import ERRNOS, errno_word
 from actors.exhaustion.shared_memory import Segments
 from actors.exhaustion.sockets import Unconnected
+from actors.exhaustion.tcp import count_time_wait
 from actors.exhaustion.threads import Waiters
 from actors.messages import Capacity, Operation
 from actors.release import release_level
