@@ -72,7 +72,7 @@ class Segment:
             view[self._offset + start : self._offset + start + length : _PAGE_BYTES] = b"\x01" * -(-length // _PAGE_BYTES)
 
     def _give_back(self, start: int, length: int) -> None:
-        """Give back a part. A huge page that is unmapped in part stays taken whole, unseen in RssAnon: MADV_FREE splits it first."""
+        """Give back a part. A huge page that is unmapped in part stays taken whole, unseen in any count: MADV_FREE splits it first."""
         if self._is_huge:
             self._advise("MADV_NOHUGEPAGE")  # khugepaged would fill what is given back
             self._advise("MADV_FREE", start, min(length, HUGE_BYTES))

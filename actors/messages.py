@@ -139,6 +139,7 @@ class SlotTicket:
     slot: int
     generation: int
     segment_path: str = ""  # where the load records metrics: /proc/<agent pid>/fd/<n>
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,7 +407,7 @@ class AgentShell:
         if effect.data["ceiling"] < 1.0:
             self._guardian.call("throttle", ceilings=[[slot, generation, effect.data["ceiling"]]])
         segment = self._metrics.open_segment(effect.run, operation)
-        ticket = SlotTicket(slot, generation, segment)
+        ticket = SlotTicket(slot, generation, segment, effect.run)
         simulator = self._port.simulator(operation, capacity, ticket, str(self.state_dir))
         self._simulators[effect.run, operation.id] = simulator
         pids = simulator.prepare(timeout_s=60.0)

@@ -540,6 +540,23 @@ class ClusterLock(Simulator):
         lease: float = ...,
     ) -> None: ...
 
+class ActorMesh(Simulator):
+    per_second: Shape
+    actors: int
+    outstanding: int
+    work: float
+    payload_bytes: int
+    spare: int
+    def __init__(
+        self,
+        per_second: Shape | float,
+        actors: int = ...,
+        outstanding: int = ...,
+        work: float = ...,
+        payload_bytes: int = ...,
+        spare: int = ...,
+    ) -> None: ...
+
 class Cascade(Simulator):
     per_second: Shape
     services: int

@@ -188,6 +188,24 @@ _TABLE: Final = (
         "cascade.calls", C, "", "Calls between services by what became of them, and requests answered without one (degraded).", ("fate",)
     ),
     Metric("cascade.requests", C, "", "Requests of clients that were answered, by whether the service took them.", ("fate",)),
+    # a mesh of actors over nodes
+    Metric(
+        "mesh.latency",
+        H,
+        "seconds",
+        "Time from when a message was sent to the arrival of its answer, by whether its receiver was on the sender's node.",
+        ("path",),
+    ),
+    Metric(
+        "mesh.messages",
+        C,
+        "",
+        "Messages by fate: acknowledged by their receiver; failed, which it may have got; of the acknowledged those lost with a receiver "
+        "that died, and those unread because nobody could be asked at the end.",
+        ("fate",),
+        vital=True,
+    ),
+    Metric("mesh.restarts", C, "", "Members that were made anew, where they were or in place of a lost node's.", vital=True),
     # what loads that use something up say of it
     Metric(
         "load.refused", C, "", "Times that the kernel refused a load one more of what it holds, by error number.", ("errno",), vital=True

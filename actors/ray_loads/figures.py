@@ -10,6 +10,8 @@ from ..clock import SECOND_NS
 from ..errors import HarnessError
 from . import service_lane
 from .flow import FATES, Flow
+from .mesh_account import FATES as MESSAGE_FATES
+from .mesh_account import PATHS, Sums
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
@@ -137,3 +139,27 @@ class SpreadFigures:
             for name in names:
                 self._reporter.gauge("cascade.round", service=name).record(number)
                 self._reporter.gauge("cascade.after", service=name).record((failures[name].at_ns - first_ns) / 1e9)
+
+
+class MeshFigures:
+    """What the sender of a mesh tells of its messages."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._latency = {path: reporter.histogram("mesh.latency", path=path).record for path in PATHS}
+        self._messages = {fate: reporter.counter("mesh.messages", fate=fate).record for fate in MESSAGE_FATES}
+        self._restarts = reporter.counter("mesh.restarts").record
+        self._before: dict[str, int] = dict.fromkeys((*MESSAGE_FATES, "restarts"), 0)
+        for record in (*self._messages.values(), self._restarts):
+            record(0)  # that none is lost is told, not left out
+
+    def answered(self, latency_s: float, *, same_node: bool) -> None:
+        """Record one answer."""
+        self._latency[PATHS[0] if same_node else PATHS[1]](latency_s)
+
+    def record(self, sums: Sums, restarts: int) -> None:
+        """Record what has changed since the last time."""
+        now = {**asdict(sums), "restarts": restarts}
+        for name, record in (*self._messages.items(), ("restarts", self._restarts)):
+            if now[name] != self._before[name]:
+                record(now[name] - self._before[name])
+        self._before = now

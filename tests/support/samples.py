@@ -122,12 +122,13 @@ SAMPLES: Final[Mapping[str, Sample]] = {
     "LockContention": Sample({"count": 3, "contenders": "processes"}, held.living, 3),
     "LockConvoy": Sample({"count": 5}, held.threads, 5),
     "Deadlock": Sample({"count": 3}, held.threads, 6),
-    "Livelock": Sample({"count": 3, "backoff_s": "10ms"}, held.threads, 6),
-    "PriorityInversion": Sample({"count": 2, "hold_s": "5ms", "burst_s": "20ms"}, held.threads, 6),
+    "Livelock": Sample({"count": 3, "backoff": "10ms"}, held.threads, 6),
+    "PriorityInversion": Sample({"count": 2, "hold": "5ms", "burst": "20ms"}, held.threads, 6),
     "StressNg": Sample({"fraction": "5%", "stressor": "cpu"}, workers_of, 0.04, is_rate=True),
     "MailboxFlood": Sample({"per_second": 20, "actors": 1}, served, 8, is_rate=True),
     "TaskExplosion": Sample({"per_second": 20, "workers": 1}, served, 8, is_rate=True),
     "Cascade": Sample({"per_second": 20, "services": 4, "levels": 2, "fail_after": "1s"}, served, 8, is_rate=True),
+    "ActorMesh": Sample({"per_second": 20, "actors": 1}, served, 8, is_rate=True),
     "ClusterLock": Sample({"per_second": 10, "contenders": 2}, served, 4, is_rate=True),
 }
 

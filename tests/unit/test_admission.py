@@ -26,7 +26,7 @@ from scenarios import text
 
 NAMED = "profile: aggressive\n"
 SCENARIO = "version: 1\nname: heavy\nplan:\n  CpuLoad: {fraction: 80%}\n  for: 5s\n"
-CAPACITY = Capacity(4.0, 8 << 30, 100 << 30)
+CAPACITY = Capacity(4.0, 8 << 30, 100 << 30, tasks=10_000, descriptors=1 << 20)
 CAN = {name: {"verdict": "available", "reason": ""} for name in REGISTRY}
 HELLO = {"machine": "m1", "capacity": CAPACITY, "report": {"simulators": CAN, "shapes": {"theirs": "digest"}}}
 
@@ -126,6 +126,25 @@ def test_memory_over_the_limit_is_refused_in_every_pattern(kind: str, curve: str
     assert "limits.memory_fraction" in caught.value.message
     half = scenario.replace("80%", "40%").replace("16%", "8%")
     assert admitted(Submission("r1", half, 0)).amounts["n1"].memory_bytes == round(0.4 * CAPACITY.memory_bytes)
+
+
+FLOODS = ("{MailboxFlood: {per_second: 200, actors: 4}, for: 5s}", "{TaskExplosion: {per_second: 200, workers: 4}, for: 5s}")
+
+
+def test_of_patterns_at_once_the_sum_is_judged() -> None:
+    """Under a limit that has room for each by itself, and for one after the other, a flood and an explosion at once are refused."""
+
+    def flooded(word: str, *parts: str, limit: float = 0.9) -> Admission:
+        plan = f"limits: {{memory_fraction: {limit:.6f}}}\nplan: {{{word}: [{', '.join(parts)}]}}\n"
+        return admitted(Submission("r1", f"version: 1\nname: floods\n{plan}", 0))
+
+    alone = [flooded("sequence", one).amounts["n1"].memory_bytes for one in FLOODS]
+    assert flooded("together", *FLOODS).amounts["n1"].memory_bytes == sum(alone)
+    tight = (max(alone) + sum(alone)) / 2 / CAPACITY.memory_bytes
+    assert flooded("sequence", *FLOODS, limit=tight).amounts["n1"].memory_bytes == max(alone)
+    with pytest.raises(RefusedError, match="memory_fraction") as caught:
+        flooded("together", *FLOODS, limit=tight)
+    assert caught.value.code == "budget"
 
 
 def test_series_caps_go_to_the_nodes_of_their_run() -> None:

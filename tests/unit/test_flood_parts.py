@@ -107,11 +107,15 @@ def test_a_board_that_is_full_refuses_the_next(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_board_is_a_link_that_the_meter_knows() -> None:
-    """Its descriptor shows by its name, has room for all words, and is not inherited."""
+    """Its descriptor shows by its name, has room for all words and the ceiling, and is not inherited."""
     made = board.Board()
     fd = int(made.path.rpartition("/")[2])
     assert os.readlink(made.path).startswith(board.LINK)  # noqa: PTH115
-    assert (os.fstat(fd).st_size, os.get_inheritable(fd), board.total(fd)) == (board.WORDS * 8, False, 0)
+    assert (os.fstat(fd).st_size, os.get_inheritable(fd), board.total(fd)) == (
+        board.WORDS * 8 + 8,
+        False,
+        0,
+    )
     made.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         made.served()

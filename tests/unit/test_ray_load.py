@@ -25,7 +25,7 @@ from actors.lease import LeaseWatch
 from actors.lifecycle import Event
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.metrics.reporter import MemoryReporter
-from actors.ray_loads.board import Board, claim
+from actors.ray_loads.board import Board, claim, lower
 from actors.ray_loads.calls import READY_S, CallFlood, bounds_of
 from actors.ray_loads.cluster_lock import ClusterLock
 from actors.ray_loads.figures import LockFigures
@@ -178,8 +178,17 @@ def test_what_is_spilled_meanwhile_is_counted() -> None:
     made = flood(replace(CALLS, options={"payload_bytes": 1 << 20}), work, page, reporter)
     made.warm_up()
     work.spilled = 12
-    made.run(page.clock.boot_ns())
-    assert sum(values(reporter, "flood.spilled")) == 5
+    count = work.store_bytes
+
+    def count_after_the_end() -> tuple[int, int]:
+        if made.flow.outstanding == 0 and page.clock.boot_ns() > begun_ns + 4 * SECOND_NS:
+            work.spilled = 20
+        return count()
+
+    work.store_bytes = count_after_the_end
+    begun_ns = page.clock.boot_ns()
+    made.run(begun_ns)
+    assert sum(values(reporter, "flood.spilled")) == 20 - 7
 
 
 @pytest.mark.parametrize(("payload", "fits"), [(0, 200), (100 * 1024, 200), (1 << 20, 28), (30 << 20, 1)])
@@ -394,6 +403,24 @@ def test_a_word_of_a_board_is_taken_while_its_process_lives() -> None:
     words = memoryview(Path(board.path).read_bytes()).cast("Q")
     assert [word for word in words if word] == [1, 2]
     board.close()
+
+
+def test_a_board_tells_the_ceiling_and_counts_it_not() -> None:
+    """Until somebody lowers it, it is whole; what is told is no count, and a board that is gone is an error."""
+    board = fresh_board()
+    tally = claim(board.path)
+    told = [tally.ceiling()]
+    for ceiling in (0.25, 0.0, 1.0):
+        lower(board.path, ceiling)
+        told.append(tally.ceiling())
+    assert (told, board.served()) == ([1.0, 0.25, 0.0, 1.0], 0)
+    lower(board.path, 0.5)
+    tally.add()
+    assert (tally.ceiling(), board.served()) == (0.5, 1)
+    path = board.path
+    board.close()
+    with pytest.raises(OSError, match="No such file"):
+        lower(path, 1.0)
 
 
 def test_words_of_a_board_belong_to_one_process_each() -> None:

@@ -33,9 +33,10 @@ from actors.metrics.registry import CATALOGUE, Verbosity
 from actors.metrics.reporter import MemoryReporter
 from actors.metrics.ring import Consumer, Ring
 from actors.ray_loads.figures import Figures as FloodFigures
-from actors.ray_loads.figures import LockFigures, SpreadFigures
+from actors.ray_loads.figures import LockFigures, MeshFigures, SpreadFigures
 from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.ray_loads.lock_actors import Turn
+from actors.ray_loads.mesh_account import Sums
 from actors.ray_loads.service_graph import Failure
 from actors.ray_loads.service_graph import tell as tell_spread
 from actors.ray_loads.service_lane import Fate
@@ -213,6 +214,10 @@ def of_a_flood(folder: Path) -> Series:
     reporter, _ = open_reporter(str(segment.path), 7)
     figures, flow = FloodFigures(reporter), Flow(Bounds(3, Strategy.REJECT), 1)
     LockFigures(reporter).record(Turn(0.1, 0.2, kept=False, guarded=0))
+    mesh = MeshFigures(reporter)
+    mesh.record(Sums(4, 3, 1, 0, 2, 1), 1)
+    for same_node in (False, True):
+        mesh.answered(0.001, same_node=same_node)
     flow.step(10.0, 100.0, 64)
     flow.counts.dropped += 1
     for outcome in Outcome:
