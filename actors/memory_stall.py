@@ -34,6 +34,8 @@ MIB: Final = 1 << 20
 THREADS: Final = 2
 SLICE_READS: Final = 8  # between two looks at the lease: a read may wait for the disk
 TELL_S: Final = 0.1
+LOOKS_CORES: Final = 0.1  # two hundred looks a second, whatever is asked: about half of it where the machine is idle
+CORES_A_WAIT: Final = 3.0  # 2.2 where the disk's pages are in a host's memory and nobody else is at work; less on a slower disk
 FILL_ROUNDS: Final = 3
 SPARE: Final = 1.3  # the file, of what the limit leaves: reads wait most where little has to be given up for them
 FOLDER: Final = "/var/tmp"  # noqa: S108  # on a disk where /tmp may be in memory (file-hierarchy(7)); what is made there has no name
@@ -199,8 +201,8 @@ class MemoryStall:
 
 
 def _cores(peak: float, capacity: Capacity) -> float:
-    """Return the CPU that the readers may use: two and a half times what somebody is to wait at the peak, for not every read waits."""
-    return min(capacity.cpu_cores, 2.5 * min(peak, THREADS / 2.5))
+    """Return the CPU that the load may use: three times what somebody is to wait at the peak, for not every read waits, and its looks."""
+    return min(capacity.cpu_cores, THREADS, LOOKS_CORES + CORES_A_WAIT * peak)
 
 
 def _memory_limit(operation: Operation) -> int:

@@ -1,4 +1,4 @@
-"""The form of lists of parts and of the words that combine parts further, each one table: reading, writing, schema and reference follow from it."""
+"""Each word that lists or combines parts as one table: reading, writing, schema and reference follow from it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from cluster.metrics.windows import unseal
 from cluster.outbox import Kind, parse
 from tests.simulation.world.agent_host import quiet
 from tests.support.fake_mesh import FakeBoard, FakeMeshWork, World
-from tests.support.fake_ray import FakeRayWork
+from tests.support.fake_ray import FakeRayWork, FakeServices
 from tests.support.site import Site
 from tests.support.waiting import until
 
@@ -75,7 +75,9 @@ class Fleet:
 
     def _work(self, _: str, run: str) -> Any:
         kind, node = self._making.about
-        made = FakeMeshWork(self._world, node) if kind == "ActorMesh" else FakeRayWork(CLOCK, 0.001)  # type: ignore[arg-type]
+        made: Any = FakeServices(CLOCK) if kind == "Cascade" else FakeRayWork(CLOCK, 0.001)  # type: ignore[arg-type]
+        if kind == "ActorMesh":
+            made = FakeMeshWork(self._world, node)
         self.works[run, node] = made
         return made
 

@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 from raylets import Raylets
 from support.contention_model import Simulated
-from support.leasing import Leased, Leasing, Recorded
+from support.leasing import Leased, Leasing, Recorded, marked
 from support.waiting import never, until
 
 from actors.dose import OutsideMeter
 from actors.errors import StressError
 from actors.messages import Operation
 from actors.ray_loads import board
-from actors.ray_loads.ray_work import MARK
 
 CALLS = Operation("m@n1", "MailboxFlood", "n1", 0.0, 60.0, "per_second", {"kind": "constant", "level": 100.0})
 TASKS = replace(CALLS, id="t@n1", kind="TaskExplosion")
@@ -54,18 +53,6 @@ def agent(driver: Raylets, tmp_path: Path) -> Iterator[Leasing]:
     with Leasing(tmp_path, creator(driver)) as made:
         yield made
     until(lambda: not marked(), 10, lambda: f"left behind: {marked()}")
-
-
-def marked() -> list[int]:
-    """Return all processes that Ray started for a flood, whosever they are by now."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if MARK.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue  # it ended meanwhile
-    return found
 
 
 def begin(agent: Leasing, *operations: Operation, segment: str = "") -> list[Leased]:

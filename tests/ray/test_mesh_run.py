@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from raylets import OBJECT_STORE_BYTES, Raylets, private_temp
 from support import documents
+from support.leasing import marked
 from support.terminal import Terminal
 from support.waiting import until
-from test_floods import marked
 
 from actors.shell import NAMESPACE_OF_RUN
 from cluster.analysis import load

@@ -17,10 +17,10 @@ import pytest
 from raylets import OBJECT_STORE_BYTES, Raylets
 from support import documents
 from support.by_command import Runs
-from support.leasing import Leasing
+from support.leasing import Leasing, marked
 from support.terminal import Terminal
 from support.waiting import until
-from test_floods import begin, creator, marked
+from test_floods import begin, creator
 
 from actors.dose import OutsideMeter
 from actors.lease import read_shortfall

@@ -16,7 +16,7 @@ from typing import Any
 from actors.clock import SECOND_NS
 from actors.ray_loads.flow import Outcome
 from actors.ray_loads.mesh_members import Member
-from actors.ray_loads.ray_work import Ended
+from actors.ray_loads.ray_work import Ended, StoreUse
 
 
 class GoneError(Exception):
@@ -235,5 +235,5 @@ class FakeMeshWork:
     def kill(self, victim: Served) -> None:
         self.world.end(victim, killed=False)
 
-    def store_bytes(self) -> tuple[int, int]:
-        return 0, 0
+    def store_use(self) -> StoreUse:
+        return StoreUse()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors import memory_group
 from actors.errors import RefusedError
 from actors.messages import Capacity, NodeSpec
+from actors.reference import ABLE
 from actors.simulator import REGISTRY
 from cluster import cli, start
 from cluster.admission import admission_of
@@ -229,3 +232,19 @@ def test_a_kernel_that_a_node_lacks_is_refused_before_the_run() -> None:
     with pytest.raises(RefusedError, match=r"n1 cannot run 0\.CpuLoad@n1: kernel simd needs avx2 and fma") as caught:
         admit("simd")
     assert caught.value.code == "capability"
+
+
+def test_a_node_without_limited_groups_is_refused_what_needs_them() -> None:
+    """Before any load, with the reason and what would allow it, as the record judges the node; others may run there."""
+    facts = replace(ABLE, memory_group=0)
+    can = {name: asdict(record.supported(facts)) for name, record in REGISTRY.items()}
+    hello = {"n1": {**HELLO, "report": {**HELLO["report"], "simulators": can}}}
+    stall = SCENARIO.replace("CpuLoad: {fraction: 80%}", "MemoryStall: {fraction: 10%}")
+    for document, refused in ((stall, True), (SCENARIO, False)):
+        submission = Submission("r1", document, 0, profile="aggressive")
+        plan = plans.resolve(text.load(document), (NodeSpec("head", is_head=True), NodeSpec("n1")), 0)
+        with pytest.raises(RefusedError) if refused else nullcontext() as caught:
+            admission_of(submission, plan, hello, 1.0)
+        if caught is not None:
+            assert (caught.value.code, caught.value.exit_code, caught.value.hint) == ("capability", 6, memory_group.ALLOW)
+            assert caught.value.message == f"n1 cannot run MemoryStall: {memory_group.NO_GROUP}"

@@ -40,12 +40,9 @@ def runs() -> dict[str, tuple[Any, ...]]:
     return found
 
 
-NOT_HELD = frozenset({"Cascade", "MemoryStall"})  # their own tests run them, not yet in this form
-
-
 def test_every_simulator_runs_by_command_on_two_nodes() -> None:
     """A new one needs a run in tests/ray: have a module there hold it, and name it in the module's RUNS."""
-    assert set[str]().union(*(one.kinds for of in runs().values() for one in of)) == set(REGISTRY) - NOT_HELD
+    assert set[str]().union(*(one.kinds for of in runs().values() for one in of)) == set(REGISTRY)
 
 
 def test_every_documented_name_of_every_simulator_is_recorded_by_such_a_run() -> None:
@@ -57,7 +54,7 @@ def test_every_documented_name_of_every_simulator_is_recorded_by_such_a_run() ->
     for one in (one for of in runs().values() for one in of):
         for kind, names in one.recorded().items():
             shown[kind] |= names
-    lacking = {kind: set(record.metrics) - shown[kind] for kind, record in REGISTRY.items() if kind not in NOT_HELD}
+    lacking = {kind: set(record.metrics) - shown[kind] for kind, record in REGISTRY.items()}
     assert {kind: names - {"load.refused"} for kind, names in lacking.items() if names - {"load.refused"}} == {}
     assert "load.refused" in set[str]().union(*shown.values())
 
@@ -98,7 +95,7 @@ def test_a_name_that_is_not_recorded_is_missed(kind: str) -> None:
 
 def test_every_simulator_has_a_sample_for_the_death_matrix() -> None:
     """A new one needs a line in tests/support/samples.py: a small load, and how an outsider sees it; a scenario may ask for it so."""
-    assert set(SAMPLES) == set(REGISTRY) - NOT_HELD
+    assert set(SAMPLES) == set(REGISTRY)
     units = {"fraction", "bytes", "count", "per_second"}
     for kind, sample in SAMPLES.items():
         assert len(units & set(sample.options)) == 1, kind
