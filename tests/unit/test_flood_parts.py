@@ -33,7 +33,7 @@ from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.ray_loads.lock_actors import Contender, Held, Turn
 from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
 from actors.ray_loads.ray_load import Processes, RayLoad, mark_of
-from actors.ray_loads.ray_work import MARK
+from actors.ray_loads.ray_work import MARK, StoreUse
 from actors.ray_loads.victims import Mailbox, burn, serve
 from actors.simulator import REGISTRY, peak_amounts
 
@@ -421,7 +421,7 @@ def test_what_the_store_spills_is_looked_at_twice_a_second(monkeypatch: pytest.M
         page = Page()
         work = FakeRayWork(page.clock, 0.01)
         looks: list[int] = []
-        work.store_bytes = lambda looks=looks: looks.append(1) or (0, 0)
+        work.store_use = lambda looks=looks: looks.append(1) or StoreUse()
         made = flood(replace(CALLS, options={"payload_bytes": payload}), work, page)
         made.warm_up()
         made.run(page.clock.boot_ns())

@@ -35,7 +35,7 @@ from actors.ray_loads.lock_line import LockLine
 from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
 from actors.ray_loads.mailbox_flood import MailboxFlood
 from actors.ray_loads.ray_load import RayLoad
-from actors.ray_loads.ray_work import logical_share
+from actors.ray_loads.ray_work import StoreUse, logical_share
 from actors.ray_loads.task_explosion import TaskExplosion
 from actors.simulator import peak_amounts
 from scenarios import kinds
@@ -179,14 +179,14 @@ def test_what_is_spilled_meanwhile_is_counted() -> None:
     made = flood(replace(CALLS, options={"payload_bytes": 1 << 20}), work, page, reporter)
     made.warm_up()
     work.spilled = 12
-    count = work.store_bytes
+    count = work.store_use
 
-    def count_after_the_end() -> tuple[int, int]:
+    def count_after_the_end() -> StoreUse:
         if made.flow.outstanding == 0 and page.clock.boot_ns() > begun_ns + 4 * SECOND_NS:
             work.spilled = 20
         return count()
 
-    work.store_bytes = count_after_the_end
+    work.store_use = count_after_the_end
     begun_ns = page.clock.boot_ns()
     made.run(begun_ns)
     assert sum(values(reporter, "flood.spilled")) == 20 - 7
