@@ -361,6 +361,20 @@ def test_a_carrier_ends_when_told(how: str) -> None:
     assert not any(server.alive for server in one.work.servers)
 
 
+def test_what_is_missed_after_a_kill_is_no_failure() -> None:
+    """A look that fails because what it looks at was killed on demand ends the load as told; without a kill it breaks it."""
+    for told in (True, False):
+        one = Carried(replace(CALLS, duration_s=1e9))
+        one.page.control.write(SLOT, control.START, one.page.clock.boot_ns())
+        until(lambda one=one: one.page.stats.read(SLOT).state == control.LOAD_RUNNING, 10)
+        if told:
+            one.load._stopping.set()  # as `kill` does first, before its pattern has heard of it
+        one.work.look = lambda _: (_ for _ in ()).throw(HarnessError("lost", "what was called died"))
+        event, reason = one.end()
+        assert (event, reason) == ((Event.FINISHED, "") if told else (Event.BROKE, "what was called died"))
+        assert one.page.stats.read(SLOT).state == (control.LOAD_DONE if told else control.LOAD_FAILED)
+
+
 def test_a_carrier_ends_with_its_lease() -> None:
     """Its end is that of the lease, also while it waits for its start."""
     one = Carried(lease_s=30.0)
