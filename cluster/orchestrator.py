@@ -61,7 +61,7 @@ class Orchestrator:
         )
         self.ledger = ledgers.confirm(held, admission.run, now_ns)
         run = Run(admission, entered_ns=now_ns, admitted_ns=now_ns, nodes={node: NodeInRun() for node in admission.operations})
-        run.driver_deadline_ns = now_ns + round(times.lease_s * SECOND_NS)
+        run.driver_deadline_ns = now_ns + round(times.driver_s * SECOND_NS)
         self.runs[admission.run] = run
         self._journal("admitted", admission.run, charges={node: astuple(amounts) for node, amounts in admission.amounts.items()})
         self._step(run, run_state.Event.PREPARE)
@@ -70,7 +70,7 @@ class Orchestrator:
         """Note that a run's driver is alive."""
         run = self.runs.get(run_id)
         if run is not None:
-            run.driver_deadline_ns = now_ns + round(self.times.lease_s * SECOND_NS)
+            run.driver_deadline_ns = now_ns + round(self.times.driver_s * SECOND_NS)
 
     def stop(self, run_id: str, cause: Cause, reason: str, now_ns: int, *, kill: bool = False) -> bool:
         """End a run for a cause; returns False when no such run is alive.
@@ -359,7 +359,7 @@ class Orchestrator:
         times, age_s = self.times, (self.now_ns - run.entered_ns) / SECOND_NS
         live = run.phase in {Phase.PREPARING, Phase.STARTING, Phase.RUNNING}
         if live and not run.admission.detached and self.now_ns > run.driver_deadline_ns:
-            self._stop(run, Cause.ERROR, f"the driver was not heard for {times.lease_s:.1f} s")
+            self._stop(run, Cause.ERROR, f"the driver was not heard for {times.driver_s:.1f} s")
         if run.phase is Phase.PREPARING and age_s > times.prepare_s:
             waiting = sorted(node for node, state in run.nodes.items() if state.stage not in {Stage.READY, Stage.RUNNING})
             self._stop(run, Cause.ERROR, f"not ready within {times.prepare_s:.0f} s: {', '.join(waiting)}")

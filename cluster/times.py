@@ -23,6 +23,11 @@ class Times:
     collect_s: float = 15.0
 
     @property
+    def driver_s(self) -> float:
+        """How long a driver may be silent: less than a lease, so that the word of its death has reached all loads within one."""
+        return 0.8 * self.lease_s
+
+    @property
     def charge_ns(self) -> int:
         """How long after a reply a node's load may still exist, in nanoseconds."""
         return round((self.lease_s + self.allowance_s) * (1 + DRIFT) * SECOND_NS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import defaultdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,9 +11,12 @@ from statistics import fmean
 
 from support import documents
 from support.by_command import Runs
+from support.leasing import marked
 from support.terminal import Terminal
+from support.waiting import until
 
 from actors.metrics.registry import CATALOGUE
+from actors.ray_loads.ray_load import mark_of
 from cluster.analysis import load
 
 AT_ONCE = [
@@ -68,3 +73,31 @@ def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
     assert lock_began - max(began[worker] for worker in floods) > timedelta(seconds=3)
     assert max(over[worker] for worker in floods) - lock_began < timedelta(seconds=2)  # one window holds both an end and a beginning
     assert [node["clean"] for node in ended.document["nodes"]] == [True, True]
+
+
+def test_where_a_chain_goes_on_a_part_that_fails_ends_alone(standing: Terminal) -> None:
+    """What a flood calls is killed in mid-chain: that part has failed, the next one begins at its instant, and the run does not pass."""
+    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"
+    flood = {"MailboxFlood": {"per_second": 50, "actors": 1}, "for": "5s", "phase": "flood", "tolerance": "100%"}
+    plan = {"sequence": [flood, {**LOCK, "for": "4s", "phase": "lock"}], "on_failure": "continue"}
+    made = {"version": 1, "limits": {"stale": "20s"}, "name": "chain", "targets": {"names": ["n1"]}, "plan": plan}
+    command = standing.start("run", documents.write(standing.folder, made), "--yes", "--json")
+    command.await_text("run is running", 90)
+    os.kill(until(lambda: called_by("0.0.MailboxFlood@n1"), 5, "the flood's actor")[0], signal.SIGKILL)
+    ended = command.wait(60)
+    assert ended.code == 5, str(ended)
+    assert any("0.0.MailboxFlood@n1 has failed" in one["reason"] for one in ended.document["reasons"]), ended.document["reasons"]
+    run = load(Path(ended.document["run_dir"]))
+    assert [one["severity"] for one in run.events.to_pylist() if one["kind"] == "part_failed"] == ["warning"]
+    rows = [row for row in run.metrics.to_pylist() if row["metric"] == "load.operations" and row["sum"]]
+    begun = {phase: min(row["time"] for row in rows if row["phase"] == phase) for phase in ("flood", "lock")}
+    assert timedelta(seconds=4) <= begun["lock"] - begun["flood"] <= timedelta(seconds=6)
+    assert sum(row["sum"] for row in rows if row["phase"] == "lock") > 40
+    assert [node["clean"] for node in ended.document["nodes"]] == [True]
+    assert marked() == []
+
+
+def called_by(operation: str) -> list[int]:
+    """Return the processes that Ray started for an operation, by the mark in their environment."""
+    mark = mark_of(operation, 0, 0).partition("-")[0].encode()
+    return [pid for pid in marked() if mark in Path(f"/proc/{pid}/environ").read_bytes()]

@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 
 from actors.clock import SECOND_NS
-from actors.messages import Allocation, Amounts, Capacity, Halt, Operation, Shortfall
+from actors.messages import Allocation, Amounts, Capacity, Halt, NodeSpec, Operation, Shortfall
 from cluster.agent import Agent
 from cluster.agent_state import Stage
 from cluster.exchange import Goal, Order, Reply
 from cluster.exchange import Stage as RunStage
 from cluster.load_end import TELL_S, Silence
 from cluster.safety.policies import OK, Level, Verdict
+from scenarios import Scenario, hold, kinds, sequence
+from scenarios.plan import resolve
 from tests.simulation.world.agent_host import quiet
 
 S = SECOND_NS
@@ -272,6 +274,40 @@ def test_a_load_that_fails_ends_the_run_or_its_own_part(on_failure, code, goes_o
     assert closed == ([OPERATION.id] if goes_on else [OPERATION.id, other.id])
     assert [event.kind for event in events] == (["part_failed"] if goes_on else ["node_failed"])
     assert (report.failure == "", report.operations[0].reason) == (goes_on, "it broke")
+
+
+CHAIN = (("MailboxFlood", 0, 10), ("TaskExplosion", 10, 5), ("ClusterLock", 15, 10))
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+@pytest.mark.parametrize("failing", ["", "TaskExplosion"], ids=["none-fails", "one-fails"])
+def test_a_chain_is_begun_and_ended_at_its_instants(failing, on_failure):
+    """Flood 10 s, explode 5 s, lock 10 s on one clock: the instants that loads are given, and what is ended when the second one fails."""
+    parts = [hold(getattr(kinds, kind)(per_second=50), for_s=for_s) for kind, _, for_s in CHAIN]
+    plan = resolve(Scenario("chain", sequence(*parts, on_failure=on_failure)), (NodeSpec("n"),), 1)
+    names, agent, told = {one.kind: one.id for one in plan.operations}, Driven(), []
+    agent.exchange(order(Goal.PREPARE, operations=plan.operations))
+    for slot, name in enumerate(names.values()):
+        agent.core.on_opened("r", name, slot, 9)
+        agent.core.on_prepared("r", name)
+    given = [one for one in agent.exchange(order(Goal.START, start_at_ns=70 * S), later_s=0.0) if one.what == "write_start"]
+    start_ns = agent.core.runs["r"].start_at_ns
+    assert [(one.operation, one.data["start_ns"] - start_ns) for one in given] == [(names[kind], at_s * S) for kind, at_s, _ in CHAIN]
+    for kind, at_s, for_s in CHAIN:
+        if told and told[-1][1] == "node_failed":
+            break
+        agent.core.on_first_slice("r", names[kind], start_ns + at_s * S)
+        agent.now_ns = start_ns + (at_s + (2 if kind == failing else for_s)) * S
+        agent.core.on_load_ended("r", names[kind], planned=kind != failing, reason="" if kind != failing else "it broke")
+        effects, events = agent.core.drain()
+        elapsed_s = (agent.now_ns - start_ns) / S
+        told += [(elapsed_s, "closed", one.operation) for one in effects if one.what == "close_slot"]
+        told += [(elapsed_s, one.kind, failing) for one in events if one.kind in {"part_failed", "node_failed"}]
+    flood, explosion, lock = names.values()
+    as_planned = [(10, "closed", flood), (15, "closed", explosion), (25, "closed", lock)]
+    alone = [(10, "closed", flood), (12, "closed", explosion), (12, "part_failed", failing), (25, "closed", lock)]
+    with_all = [(10, "closed", flood), (12, "closed", explosion), (12, "closed", lock), (12, "node_failed", failing)]
+    assert told == (as_planned if not failing else alone if on_failure == "continue" else with_all)
 
 
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])
