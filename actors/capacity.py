@@ -8,6 +8,7 @@ from pathlib import Path
 from . import counted
 from .limits import Container, find_container
 from .messages import Capacity
+from .raylet import read_store
 
 
 def read_capacity(disk_path: Path, sharers: int = 1, container: Container | None = None) -> Capacity:
@@ -30,5 +31,6 @@ def read_capacity(disk_path: Path, sharers: int = 1, container: Container | None
         mappings=counted.mappings(),
         ports=counted.ports(),
         locks=counted.locks(),
+        object_store_bytes=store.size_bytes if (store := read_store(os.getppid())) is not None else 0,
     )
     return whole.shared(sharers)

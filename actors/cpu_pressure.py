@@ -7,13 +7,11 @@ enough where nobody else makes wait. What others wait for counts, so that beside
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .clock import SECOND_NS, thread_cpu_ns
 from .cpu import HEAT_LIMIT, KERNEL, CpuLoad, Worker
-from .errors import RefusedError
 from .heat import Reading
 from .host import read_heat
 from .lease import LeaseWatch
@@ -21,6 +19,7 @@ from .limits import cpu_stalled_s, find_container
 from .messages import Amounts, Capacity, Operation
 from .pacing import LOOK_S, PressureLoop, next_rounds
 from .simulator import AVAILABLE, NO_KERNELS, Capability, SimulatorRecord
+from .stalls import Stalls
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 WINDOW_S: Final = 0.5
 PERIOD_S: Final = 0.05
 THREADS_A_CORE: Final = 2
+NO_STALL: Final = "the kernel does not tell for how long processes wait (/proc/pressure/cpu)"
+ALLOW_STALL: Final = "a kernel with CONFIG_PSI, started with psi=1 where that is not the default"
 
 
 class CpuPressure(CpuLoad):
@@ -45,10 +46,8 @@ class CpuPressure(CpuLoad):
         super().__init__(operation, capacity, watch, segment_path, sensors)
         self._cpus = sorted(find_container().cpus)[: self._threads]
         self._threads *= THREADS_A_CORE
-        self._stalled_s = stalled_s
         self._loop = PressureLoop(self._shape.peak(operation.duration_s))
-        self._seen: deque[tuple[int, float]] = deque(maxlen=64)
-        self._stalled = 0.0
+        self._stalls = Stalls(stalled_s, WINDOW_S, NO_STALL, ALLOW_STALL)
 
     def _share(self, elapsed_s: float) -> float:
         """Return what one thread owes per second: what the loop has found, nothing while nothing is asked."""
@@ -76,22 +75,13 @@ class CpuPressure(CpuLoad):
 
     def _sample(self, elapsed_s: float) -> None:
         """See for which share of the last half second somebody waited, and follow it once the load has begun."""
-        now_ns, total_s = self._watch.clock.boot_ns(), self._stalled_s()
-        if total_s is None:
-            raise RefusedError("unsupported", "the kernel does not tell for how long processes wait (/proc/pressure/cpu)")
-        self._seen.append((now_ns, total_s))
-        while len(self._seen) > 2 and self._seen[1][0] <= now_ns - WINDOW_S * SECOND_NS:
-            self._seen.popleft()
-        if len(self._seen) < 2:
-            return
-        (then_ns, then_s), (before_ns, _) = self._seen[0], self._seen[-2]
-        self._stalled = (total_s - then_s) * SECOND_NS / max(1, now_ns - then_ns)
+        grown = self._stalls.look(self._watch.clock.boot_ns())
         if elapsed_s > 0.0:
-            self._loop.settle(self.asked_cores(elapsed_s), self._stalled, (now_ns - before_ns) / SECOND_NS)
+            self._loop.settle(self.asked_cores(elapsed_s), self._stalls.share, grown.elapsed_s)
 
     def _publish(self, elapsed_s: float, own_cores: float, cpu_ns: int) -> None:  # noqa: ARG002  # CPU time is not what was asked
         operations = sum(worker.operations for worker in self._workers)
-        self._watch.report(asked=self.asked_cores(elapsed_s), own=self._stalled, cpu_ns=cpu_ns, operations=operations)
+        self._watch.report(asked=self.asked_cores(elapsed_s), own=self._stalls.share, cpu_ns=cpu_ns, operations=operations)
 
 
 def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:  # noqa: ARG001  # the peak says it
@@ -103,11 +93,7 @@ def _supported(facts: NodeFacts) -> Capability:
     if not facts.has_numba:
         return NO_KERNELS
     if not facts.has_cpu_pressure:
-        return Capability(
-            "unavailable",
-            "the kernel does not tell for how long processes wait (/proc/pressure/cpu)",
-            "a kernel with CONFIG_PSI, started with psi=1 where that is not the default",
-        )
+        return Capability("unavailable", NO_STALL, ALLOW_STALL)
     return AVAILABLE
 
 

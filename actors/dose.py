@@ -172,8 +172,8 @@ class ProcessFiles:
         found = self._targets()
         return None if found is None else sum(map(is_counted, found))
 
-    def connections(self) -> int | None:
-        """Return how many established TCP connections have both of their ends in it, or None when the process is gone."""
+    def connections(self) -> float | None:
+        """Return how many established TCP connections it has, as `count_established` counts, or None when the process is gone."""
         found = self._targets()
         if found is None:
             return None
@@ -211,11 +211,14 @@ class ProcessFiles:
             self._fd = None
 
 
-def count_established(table: str, inodes: AbstractSet[str]) -> int:
-    """Return how many connections of /proc/net/tcp are established with both ends among these inodes. Fields: man 5 proc_pid_net."""
+def count_established(table: str, inodes: AbstractSet[str]) -> float:
+    """Return how many established connections of /proc/net/tcp have their ends among these inodes; one end alone counts half.
+
+    Fields: man 5 proc_pid_net.
+    """
     rows = [row for line in table.splitlines() if len(row := line.split()) > 9]
     ends = {(row[1], row[2]) for row in rows if row[3] == ESTABLISHED and row[9] in inodes}
-    return sum((remote, local) in ends for local, remote in ends) // 2
+    return len(ends) / 2
 
 
 class OutsideMeter:
@@ -271,7 +274,7 @@ class Seen:
     paths: tuple[Path, ...] = ()
     were_there: bool = False
 
-    def total(self, read: Callable[[ProcessFiles], int | None]) -> float | None:
+    def total(self, read: Callable[[ProcessFiles], float | None]) -> float | None:
         """Return the sum over its living processes, None when there is none."""
         found = [value for process in self.processes if (value := read(process)) is not None]
         return float(sum(found)) if found else None
@@ -368,6 +371,7 @@ METERS: Final[Mapping[str, Meter]] = {
     "tree_cpu_seconds": Meter(_tree_cpu_seconds, cumulative=True, absolute=True, in_points=True),
     "instances": Meter(_instances, absolute=True),
     "served_calls": Meter(_served_calls, cumulative=True, absolute=True),
+    "store_bytes": Meter(_served_calls, absolute=True),  # the raylet's count and the spill files, which a load's board carries
     "threads": Meter(lambda seen: seen.total(ProcessFiles.threads)),
     # what the simulators of actors/exhaustion take
     "children": Meter(lambda seen: seen.total(ProcessFiles.children)),

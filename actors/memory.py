@@ -1,6 +1,6 @@
 """MemoryPressure: holds touched anonymous memory, up and down with its shape, at almost no CPU.
 
-Whole segments of 16 MiB are mapped, populated and unmapped one at a time, with a look at the lease between; the last one
+Whole segments of 16 MiB are mapped, populated in huge pages and unmapped one at a time, with a look at the lease between; the last one
 is populated only in its first part, in steps of 64 KiB and without huge pages, so that no more is held than asked.
 What is never done: memory shared with other processes, which would outlive a kill or count elsewhere.
 """
@@ -31,50 +31,85 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 SEGMENT_BYTES: Final = 16 * MIB
 GRAIN_BYTES: Final = 64 << 10
+HUGE_BYTES: Final = 2 * MIB  # a huge page of x86-64, and of arm64 with pages of 4 KiB
 MADV_POPULATE_WRITE: Final = 23  # linux/mman.h, since 5.14; not in Python's mmap module
 METRICS: Final = ("memory.populated", "memory.released", "memory.step")
 _PAGE_BYTES: Final = mmap.PAGESIZE
 
 
 class Segment:
-    """One private anonymous mapping, populated from its start up to `used_bytes`."""
+    """One private anonymous mapping, populated from its start up to `used_bytes`; a `whole` one is populated at once, in huge pages."""
 
     def __init__(self, size_bytes: int, *, whole: bool) -> None:
-        self._map = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        """Map it. Raises `OSError` (ENOMEM)."""
+        self._map, self._offset = _map_aligned(size_bytes) if whole else (_map(size_bytes), 0)
+        self._is_huge = whole
         self.used_bytes = 0
         self.populates = True
-        if not whole and hasattr(mmap, "MADV_NOHUGEPAGE"):
-            _advise(self._map, mmap.MADV_NOHUGEPAGE)
+        self._advise("MADV_HUGEPAGE" if whole else "MADV_NOHUGEPAGE")
 
     def resize(self, used_bytes: int) -> None:
         """Populate or give back memory so that the first `used_bytes` are held; raises `OSError` (ENOMEM)."""
         if used_bytes > self.used_bytes:
             self._populate(self.used_bytes, used_bytes - self.used_bytes)
         elif used_bytes < self.used_bytes:
-            self._map.madvise(mmap.MADV_DONTNEED, used_bytes, self.used_bytes - used_bytes)
+            self._give_back(used_bytes, self.used_bytes - used_bytes)
         self.used_bytes = used_bytes
 
     def _populate(self, start: int, length: int) -> None:
         try:
-            self._map.madvise(MADV_POPULATE_WRITE, start, length)
+            self._map.madvise(MADV_POPULATE_WRITE, self._offset + start, length)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self.populates = False  # an older kernel: touch one byte in each page
-            with memoryview(self._map) as view:
-                view[start : start + length : _PAGE_BYTES] = b"\x01" * -(-length // _PAGE_BYTES)
+        if self._is_huge or not self.populates:
+            self._touch(start, length)
+
+    def _touch(self, start: int, length: int) -> None:
+        """Write a byte to each page: of a huge page that it splits, the kernel takes back those that are zero (split_folio, Linux 6.12)."""
+        with memoryview(self._map) as view:
+            view[self._offset + start : self._offset + start + length : _PAGE_BYTES] = b"\x01" * -(-length // _PAGE_BYTES)
+
+    def _give_back(self, start: int, length: int) -> None:
+        """Give back a part. A huge page that is unmapped in part stays taken whole, unseen in any count: MADV_FREE splits it first."""
+        if self._is_huge:
+            self._advise("MADV_NOHUGEPAGE")  # khugepaged would fill what is given back
+            self._advise("MADV_FREE", start, min(length, HUGE_BYTES))
+        self._map.madvise(mmap.MADV_DONTNEED, self._offset + start, length)
+
+    def _advise(self, name: str, start: int = 0, length: int = SEGMENT_BYTES) -> None:
+        advice = getattr(mmap, name, None)
+        try:
+            if advice is not None:
+                self._map.madvise(advice, self._offset + start, length)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: this kernel has no huge pages at all
+                raise
 
     def close(self) -> None:
         """Unmap it."""
         self._map.close()
 
 
-def _advise(mapping: mmap.mmap, advice: int) -> None:
-    try:
-        mapping.madvise(advice)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: this kernel has no huge pages at all
-            raise
+def _map(size_bytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _map_aligned(size_bytes: int) -> tuple[mmap.mmap, int]:
+    """Return a mapping and where in it a multiple of 2 MiB begins; kernels before 6.7 do not place large mappings so by themselves."""
+    made = _map(size_bytes)
+    if _address(made) % HUGE_BYTES == 0:
+        return made, 0
+    made.close()
+    made = _map(size_bytes + HUGE_BYTES)
+    return made, -_address(made) % HUGE_BYTES
+
+
+def _address(mapping: mmap.mmap) -> int:
+    import ctypes  # noqa: PLC0415  # needed in the load process alone
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
 class Reservoir:
@@ -192,6 +227,7 @@ class MemoryHolder(ABC):
         if self._segment_path and not is_kept:
             self._watch.note(NOTE_NO_RECORDING)
         self._steps = StepMeters(reporter)
+        Segment(SEGMENT_BYTES, whole=True).close()
         self._reservoir.step_towards(GRAIN_BYTES)
         self._shape.value(0.0)  # of somebody else's package, it is imported now
         if not self._reservoir.populates:

@@ -25,6 +25,7 @@ from .messages import Amounts, Capacity, Operation
 from .meters import LoadMeters, open_meters
 from .pacing import LOOK_S, Pacer
 from .simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
+from .stalls import Stalls
 
 if TYPE_CHECKING:
     from .capability import NodeFacts
@@ -33,6 +34,8 @@ MIB: Final = 1 << 20
 THREADS: Final = 2
 SLICE_READS: Final = 8  # between two looks at the lease: a read may wait for the disk
 TELL_S: Final = 0.1
+LOOKS_CORES: Final = 0.1  # two hundred looks a second, whatever is asked: about half of it where the machine is idle
+CORES_A_WAIT: Final = 3.0  # 2.2 where the disk's pages are in a host's memory and nobody else is at work; less on a slower disk
 FILL_ROUNDS: Final = 3
 SPARE: Final = 1.3  # the file, of what the limit leaves: reads wait most where little has to be given up for them
 FOLDER: Final = "/var/tmp"  # noqa: S108  # on a disk where /tmp may be in memory (file-hierarchy(7)); what is made there has no name
@@ -133,7 +136,7 @@ class MemoryStall:
         self._meters = open_meters(self._segment_path, self._operation.seed)
         if self._segment_path and not self._meters.is_kept:
             self._watch.note(NOTE_NO_RECORDING)
-        self._waited_s()
+        self._stalls().look(self._watch.clock.boot_ns())
         room = room_bytes(find_container().memory_levels, _memory_limit(self._operation))
         try:
             self._file = StallFile(str(options["dir"]), round(room * SPARE) // _PAGE * _PAGE)
@@ -148,12 +151,8 @@ class MemoryStall:
         """Publish a sign of life."""
         self._watch.report(asked=0.0, own=0.0, cpu_ns=process_cpu_ns(), operations=0)
 
-    def _waited_s(self) -> float:
-        """Return for how long somebody of this group has waited so far. Raises `RefusedError` (`unsupported`)."""
-        waited = self._stalled_s()
-        if waited is None:
-            raise RefusedError("unsupported", NO_STALL, ALLOW_STALL)
-        return waited
+    def _stalls(self) -> Stalls:
+        return Stalls(self._stalled_s, TELL_S, NO_STALL, ALLOW_STALL)
 
     def run(self, start_ns: int) -> None:
         """Read until the operation's end or a stop; leaves the process when the lease ends."""
@@ -174,18 +173,17 @@ class MemoryStall:
 
     def _follow(self, start_ns: int, end_ns: int, meters: LoadMeters) -> None:
         """Look every 5 ms at how long somebody has waited, and let the readers go on or rest."""
-        clock, last_ns, waited_s, cpu_ns = self._watch.clock, start_ns, self._waited_s(), process_cpu_ns()
-        own, told_s, told_ns = 0.0, waited_s, start_ns
+        clock, stalls, cpu_ns, told_ns = self._watch.clock, self._stalls(), process_cpu_ns(), start_ns
+        stalls.look(start_ns)
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on():
             asked = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
-            new_s, new_ns = self._waited_s(), process_cpu_ns()
-            elapsed_s = max(0, now_ns - last_ns) / SECOND_NS
-            (self._is_due.set if self._demand.settle(asked, elapsed_s, new_s - waited_s, (new_ns - cpu_ns) / 1e9) else self._is_due.clear)()
-            last_ns, waited_s, cpu_ns = now_ns, new_s, new_ns
+            grown, before_ns, cpu_ns = stalls.look(now_ns), cpu_ns, process_cpu_ns()
+            is_due = self._demand.settle(asked, *grown, (cpu_ns - before_ns) / SECOND_NS)
+            (self._is_due.set if is_due else self._is_due.clear)()
             if now_ns - told_ns >= TELL_S * SECOND_NS:
-                own, told_s, told_ns = (waited_s - told_s) * SECOND_NS / (now_ns - told_ns), waited_s, now_ns
+                told_ns = now_ns
                 meters.tick()
-            self._watch.report(asked=asked, own=own, cpu_ns=cpu_ns, operations=sum(self._reads))
+            self._watch.report(asked=asked, own=stalls.share, cpu_ns=cpu_ns, operations=sum(self._reads))
             clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
 
     def _read(self, index: int, file: StallFile, end_ns: int) -> None:
@@ -203,8 +201,8 @@ class MemoryStall:
 
 
 def _cores(peak: float, capacity: Capacity) -> float:
-    """Return the CPU that the readers may use: two and a half times what somebody is to wait at the peak, for not every read waits."""
-    return min(capacity.cpu_cores, 2.5 * min(peak, THREADS / 2.5))
+    """Return the CPU that the load may use: three times what somebody is to wait at the peak, for not every read waits, and its looks."""
+    return min(capacity.cpu_cores, THREADS, LOOKS_CORES + CORES_A_WAIT * peak)
 
 
 def _memory_limit(operation: Operation) -> int:

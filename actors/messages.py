@@ -11,7 +11,9 @@ from typing import Any, Final, Literal, get_args
 
 SCHEMA_VERSION: Final = 1
 
-Resource = Literal["cpu_cores", "memory_bytes", "disk_bytes", "descriptors", "tasks", "inodes", "locks", "mappings", "ports"]
+Resource = Literal[
+    "cpu_cores", "memory_bytes", "disk_bytes", "descriptors", "tasks", "inodes", "locks", "mappings", "ports", "object_store_bytes"
+]
 RESOURCES: Final[tuple[str, ...]] = get_args(Resource)  # fields of Capacity
 
 
@@ -44,6 +46,8 @@ class Operation:
     phase: str = ""
     seed: int = 0
     tolerance: float | None = None  # of the dose, set by the scenario; None: the simulator's own
+    on_failure: str = "stop"  # what a failure of its load ends: the run, or with "continue" nothing but itself
+    link: Mapping[str, Any] = field(default_factory=dict)  # of a run, where its plan asks for a peer: see `cluster.links`
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ class Capacity:
     mappings: int = 0
     ports: int = 0
     locks: int = 0
+    object_store_bytes: int = 0  # of the raylet that asks, 0 where there is none
 
     @property
     def amounts(self) -> Amounts:
@@ -138,6 +143,7 @@ class SlotTicket:
     slot: int
     generation: int
     segment_path: str = ""  # where the load records metrics: /proc/<agent pid>/fd/<n>
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)

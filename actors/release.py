@@ -16,10 +16,17 @@ from .lease import LeaseWatch
 from .option import Option, Value
 
 LOOK_S: Final = 0.05
-RELEASE_OPTIONS: Final = (
-    Option("release_steps", "integer", 1, "in how many equal steps it is given back after the planned end", low=1, high=10_000),
-    Option("release_interval_s", "duration", 0.1, "seconds between two such steps", low=0.05, high=60.0),
-)
+
+
+def release_options(steps: int = 1, interval_s: float = 0.1) -> tuple[Option, ...]:
+    """Return the options of all that gives back in steps; `steps` and `interval_s` (seconds) are their defaults."""
+    return (
+        Option("release_steps", "integer", steps, "in how many equal steps it is given back after the planned end", low=1, high=10_000),
+        Option("release_interval_s", "duration", interval_s, "seconds between two such steps", low=0.05, high=60.0),
+    )
+
+
+RELEASE_OPTIONS: Final = release_options()
 
 
 def release_level(held: int, steps: int, done: int) -> int:
@@ -53,12 +60,12 @@ class Release:
                 return
 
 
-def wait_until(watch: LeaseWatch, at_ns: int, tell: Callable[[], object]) -> bool:
-    """Wait with looks at the lease, and a sign of life after each; false when the load is to end now."""
+def wait_until(watch: LeaseWatch, at_ns: int, tell: Callable[[], object], look_s: float = LOOK_S) -> bool:
+    """Wait with a look at the lease each `look_s`, and a sign of life after each; false when the load is to end now."""
     while watch.may_go_on():
         left_s = (at_ns - watch.clock.boot_ns()) / SECOND_NS
         if left_s <= 0.0:
             return True
-        watch.clock.sleep(min(LOOK_S, left_s))
+        watch.clock.sleep(min(look_s, left_s))
         tell()
     return False

@@ -10,8 +10,10 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
@@ -32,7 +34,7 @@ from .messages import Capacity, Operation, SimulatorStatus, SlotTicket
 from .origin import code_id
 from .ray_loads.flow import Outcome
 from .ray_loads.ray_load import RayLoad, mark_of
-from .ray_loads.ray_work import MARK, Ended, logical_share
+from .ray_loads.ray_work import MARK, Ended, ObjectStore, StoreUse, logical_share
 from .simulator import check, record_of
 
 LOOK_S: Final = 0.02
@@ -40,6 +42,7 @@ LINGER_S: Final = 20.0  # how long the reason of an end can be asked for
 UNUSED_S: Final = 60.0  # how long a shell may wait for `prepare`
 EXIT_S: Final = 5.0
 QUEUE_MAX: Final = 16
+NAMESPACE_OF_RUN: Final = "stress-cluster-"  # and the run's id: where its loads find one another's actors
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -256,7 +259,7 @@ class SimulatorShell:
     def _make_carrier(self, guardian: GuardianClient) -> Carrier:
         carrier = record_of(self._operation.kind).carrier
         if carrier == "ray":
-            work = NodeWork(mark_of(self._operation.id, self._ticket.slot, self._ticket.generation))
+            work = NodeWork(mark_of(self._operation.id, self._ticket.slot, self._ticket.generation), self._ticket.run)
             return RayLoad(self._operation, self._capacity, self._watch(guardian), guardian, work, self._ticket.segment_path)
         if carrier == "process":
             return LoadProcess(
@@ -286,19 +289,42 @@ class SimulatorShell:
 
 
 class NodeWork:
-    """`RayWork` on the node of this process: what Ray runs for one operation, in worker processes that carry its mark."""
+    """`RayWork` on the node of this process: what Ray runs for one operation, in worker processes that carry its mark.
 
-    def __init__(self, mark: str) -> None:
-        node_id = ray.get_runtime_context().get_node_id()
-        self._node: dict[str, Any] = next(node for node in ray.nodes() if node["NodeID"] == node_id)
-        affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    Named actors are in a namespace of the run's own; they end with this process as the others do.
+    """
+
+    def __init__(self, mark: str, run: str) -> None:
+        self.place: str = ray.get_runtime_context().get_node_id()
+        self._node: dict[str, Any] = next(node for node in ray.nodes() if node["NodeID"] == self.place)
+        affinity = NodeAffinitySchedulingStrategy(self.place, soft=False)
         self._here = {"scheduling_strategy": affinity, "runtime_env": {"env_vars": {MARK: mark}}}
+        self._namespace = NAMESPACE_OF_RUN + run
         self._remotes: dict[Any, Any] = {}
 
-    def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
-        """Create an actor here that takes no logical CPU and is never restarted."""
-        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_pending_calls": calls_max or -1}
-        return ray.remote(**options, **self._here)(factory).remote(*args)
+    def places(self) -> frozenset[str]:
+        """Return Ray's ids of the living nodes."""
+        return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0, name: str = "") -> Any:
+        """Create an actor here that takes no logical CPU and is never restarted; None when its name is taken."""
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_pending_calls": calls_max or -1}
+        if name:
+            options |= {"name": name, "namespace": self._namespace}
+        try:
+            return ray.remote(**options, **self._here)(factory).remote(*args)
+        except ray_errors.ActorAlreadyExistsError:
+            return None
+
+    def find(self, prefix: str, known: Collection[str] = ()) -> dict[str, Any]:
+        """Return the living actors of this run whose name begins so, less those that are known."""
+        found = {}
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            name = entry["name"]
+            if entry["namespace"] == self._namespace and name.startswith(prefix) and name not in known:
+                with suppress(ValueError):  # it has ended meanwhile
+                    found[name] = ray.get_actor(name, namespace=self._namespace)
+        return found
 
     def call(self, victim: Any, method: str, *args: Any) -> Any:
         """Send a call; None when Ray refused it."""
@@ -306,6 +332,10 @@ class NodeWork:
             return getattr(victim, method).remote(*args)
         except ray_errors.PendingCallsLimitExceeded:
             return None
+
+    def post(self, victim: Any, method: str, *args: Any) -> Any:
+        """Send a call and have the arrival of its end timed."""
+        return Timed(getattr(victim, method).remote(*args))
 
     def submit(self, function: Callable[..., Any], *args: Any, at_once: int) -> Any:
         """Submit a task that asks for its share of the logical CPUs; it is never retried."""
@@ -319,28 +349,70 @@ class NodeWork:
         """Return for each call how it ended, None while it has not."""
         if not calls:
             return []
+        if isinstance(calls[0], Timed):
+            return [call.end() for call in calls]
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        ends = {call: _ended(call) for call in ready}
+        ends = {call: _ended(partial(ray.get, call, timeout=0)) for call in ready}
         return [ends.get(call) for call in calls]
 
     def cancel(self, calls: Sequence[Any]) -> None:
         """Cancel what has not begun."""
         for call in calls:
-            ray.cancel(call, recursive=False)
+            ray.cancel(call.reference if isinstance(call, Timed) else call, recursive=False)
 
     def kill(self, victim: Any) -> None:
         """End an actor at once."""
         ray.kill(victim)
 
-    def store_bytes(self) -> tuple[int, int]:
-        """Return the bytes in the object store and those spilled so far."""
+    def store_use(self) -> StoreUse:
+        """Return what is in the object store."""
         stats = node_stats(self._node["NodeManagerAddress"], self._node["NodeManagerPort"], include_memory_info=False).store_stats
-        return stats.object_store_bytes_used, stats.spilled_bytes_total
+        return StoreUse(
+            stats.object_store_bytes_primary_copy, stats.object_store_bytes_used, stats.spilled_bytes_total, stats.restored_bytes_total
+        )
+
+    def object_store(self) -> ObjectStore:
+        """Return what an actor puts objects with."""
+        return NodeStore()
 
 
-def _ended(call: Any) -> Ended:
+class NodeStore:
+    """`ObjectStore` of the worker process that it is used in."""
+
+    def put(self, data: bytes) -> Any:
+        """Put an object; None when there is no room."""
+        try:
+            return ray.put(data)
+        except (ray_errors.ObjectStoreFullError, ray_errors.OutOfDiskError):
+            return None
+
+    def get(self, held: Any) -> bytes:
+        """Return an object."""
+        data: bytes = ray.get(held)
+        return data
+
+
+class Timed:
+    """A call whose end notes by itself when it arrived: in a thread of Ray's, so that nobody has to look for it."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+        self._clock = SystemClock()
+        self._at_ns = 0
+        self._future: Future[Any] = reference.future()
+        self._future.add_done_callback(self._note)
+
+    def _note(self, _: Future[Any]) -> None:
+        self._at_ns = self._clock.boot_ns()
+
+    def end(self) -> Ended | None:
+        """Return how it ended, None while it has not."""
+        return _ended(self._future.result, self._at_ns) if self._at_ns else None
+
+
+def _ended(result: Callable[[], Any], at_ns: int = 0) -> Ended:
     try:
-        return Ended(Outcome.FINISHED, ray.get(call, timeout=0))
+        return Ended(Outcome.FINISHED, result(), at_ns=at_ns)
     except ray_errors.TaskCancelledError:
         return Ended(Outcome.CANCELLED)
     except ray_errors.RayError as error:

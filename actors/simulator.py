@@ -220,7 +220,9 @@ _MODULES: Final[Mapping[str, str]] = {
     "MailboxFlood": "ray_loads.mailbox_flood",
     "TaskExplosion": "ray_loads.task_explosion",
     "ClusterLock": "ray_loads.cluster_lock",
+    "ActorMesh": "ray_loads.actor_mesh",
     "Cascade": "ray_loads.cascade",
+    "ObjectStorePressure": "ray_loads.object_store",
 }
 
 

@@ -6,7 +6,8 @@ Run: python benchmarks/bench_memory_dose.py on an idle machine. Seen from outsid
   cores used. stress-ng's --vm is read alike with each recipe that its manual has: as it is, with --vm-keep, with --vm-hang 0; the few MiB
   that its processes themselves hold are within its figures;
 - ramp: bytes a second from the start until all is there, over those of `numpy.ndarray.fill` on fresh memory; rounds alternate, the median
-  counts. The same of CPU time is told beside it, which hangs less on who else is at work;
+  counts. The same of CPU time is told beside it, which hangs less on who else is at work. Before each of both the machine has used as much
+  and freed it: a virtual machine that reports free pages to its host waits for the host at the first touch, up to twenty times as long;
 - release: from the instant at which nothing is asked any more, and from a drain, until the kernel counts it as gone.
 
 `--mib` is the target, `--seconds` how long it is held; `--dry` prints and stores nothing.
@@ -56,14 +57,16 @@ def resident(pid: int) -> int:
 
 
 @contextmanager
-def ours(shape: dict[str, Any], size: int) -> Iterator[tuple[Bench, Read, int, Read]]:
-    """Run MemoryPressure in its load process; give it, what it holds above its baseline, when it began, and its CPU seconds since."""
+def ours(shape: dict[str, Any], size: int, first: Callable[[], object] = bool) -> Iterator[tuple[Bench, Read, int, Read]]:
+    """Run MemoryPressure in its load process, ready before `first` is done; give it, what it holds above its baseline, when it began, and
+    its CPU seconds since."""
     operation = Operation("memory", "MemoryPressure", "n1", 0.0, 3600.0, "bytes", shape)
     with tempfile.TemporaryDirectory() as folder:
         one = Bench(Path(folder), operation, Capacity(1.0, 2 * size, 1 << 30))
         try:
             one.ready()
             (pid,) = one.load.pids
+            first()
             before, before_s = resident(pid), cpu_fine_s(pid)
             start_ns = one.go(lease_s=3600.0)
             yield one, lambda: max(0, resident(pid) - before), start_ns, lambda: cpu_fine_s(pid) - before_s
@@ -116,7 +119,7 @@ def until(read: Read, is_there: Callable[[float], bool], from_s: float, within_s
 
 def ramp_s(size: int) -> tuple[float, float, float]:
     """Return how long our load takes for the target, the CPU seconds of that, and how long it takes after a drain until all is gone."""
-    with ours({"kind": "constant", "level": size}, size) as (one, read, start_ns, cpu):
+    with ours({"kind": "constant", "level": size}, size, lambda: numpy_s(2 * size)) as (one, read, start_ns, cpu):
         took_s = until(read, lambda now: now >= size, start_ns / SECOND_NS)
         cpu_s = cpu()
         drained_s = SystemClock().boot_ns() / SECOND_NS
@@ -132,6 +135,12 @@ def numpy_s(size: int) -> tuple[float, float]:
     took_s, cpu_s = time.monotonic() - begun_s, time.thread_time() - before_s
     del made
     return took_s, cpu_s
+
+
+def fill_s(size: int) -> tuple[float, float]:
+    """Return the same once the machine has used as much and freed it."""
+    numpy_s(2 * size)
+    return numpy_s(size)
 
 
 def own_holding(size: int, seconds: int) -> tuple[dict[str, float], float]:
@@ -165,8 +174,7 @@ def main() -> int:
     for name, recipe in RECIPES.items() if shutil.which("stress-ng") else ():
         figures["stress_ng"][name] = peer_holding(size, recipe, told.seconds)
         print("stress_ng", name, json.dumps(figures["stress_ng"][name]), flush=True)
-    numpy_s(size)  # the first one pays for what the process itself lacks
-    rounds = [(*ramp_s(size), *numpy_s(size)) for _ in range(ROUNDS)]
+    rounds = [(*ramp_s(size), *fill_s(size)) for _ in range(ROUNDS)]
     ramps, ramps_cpu, drains, fills, fills_cpu = zip(*rounds, strict=True)
     figures["ramp_bytes_per_s"] = [round(size / one) for one in ramps]
     figures["numpy_fill_bytes_per_s"] = [round(size / one) for one in fills]

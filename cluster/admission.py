@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from actors.errors import RefusedError
-from actors.messages import Amounts, Capacity, Operation
+from actors.messages import Amounts, Capacity, NodeSpec, Operation
 from scenarios import plan as plans
 from scenarios.hypotheses import ActorProbe, Threshold, title
 from scenarios.plan import Plan
 
+from .links import linked
 from .orchestrator_api import OrchestratorConfig, Submission
 from .records import Admission
 from .safety.budget import Budget
@@ -22,18 +23,20 @@ OBSERVE_S = 5.0  # what a hypothesis about the time after the load is judged by
 Hellos = Mapping[str, Mapping[str, Any]]
 
 
-def admission_of(submission: Submission, plan: Plan, hellos: Hellos, memory_fraction: float) -> tuple[Admission, dict[str, list[str]]]:
-    """Return what a run asks for, and by machine the targets that share it.
+def admission_of(
+    submission: Submission, plan: Plan, hellos: Hellos, memory_fraction: float, nodes: Iterable[NodeSpec] = ()
+) -> tuple[Admission, dict[str, list[str]]]:
+    """Return what a run asks for, and by machine the targets that share it. `nodes` have the addresses of loads with a peer.
 
     Raises `RefusedError`: `capability` for a simulator that a node cannot run, `budget` where a node, a machine or the scenario's own
-    budget would be passed.
+    budget would be passed; and as `links.linked` does.
     """
     machines: dict[str, list[str]] = {}
     for name in plan.targets:
         machines.setdefault(hellos[name]["machine"], []).append(name)
     capacities = {name: hellos[name]["capacity"].shared(len(names)) for names in machines.values() for name in names}
     limits = {name: machine_limits(hellos[name]["capacity"], memory_fraction) for name in plan.targets}
-    by_node = plan.by_node
+    by_node = linked(plan.by_node, nodes)
     amounts = plan.reservations(capacities)
     _check_capability(by_node, hellos)
     _check_shapes(by_node, hellos)

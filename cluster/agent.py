@@ -271,7 +271,9 @@ class Agent:
             return
         op.finished, op.reason = planned, reason
         self._close(run, op, 0.0)
-        if not planned and run.goal in {Goal.PREPARE, Goal.START}:
+        if not planned and code != "expired" and run.goal is Goal.START and op.operation.on_failure == "continue":
+            self._event("part_failed", f"{op_id} has failed, the rest goes on: {reason}", "warning", {"run": run_id, "operation": op_id})
+        elif not planned and run.goal in {Goal.PREPARE, Goal.START}:
             self._fail(run, code, f"{op_id}: {reason}")
 
     def on_stuck(self, run_id: str, op_id: str, outcomes: Iterable[Mapping[str, Any]], now_ns: int) -> None:

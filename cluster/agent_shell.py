@@ -284,7 +284,7 @@ class AgentShell:
                 is_leased = self._guardian.control.live(op.slot, op.generation, now_ns)
                 silence = load_end.silence(op.stage, beats, simulator.silent_s(), now_ns)
                 self._agent.on_silence(run.run, name, silence)
-                ended = load_end.ended(op.stage, beats.state, status, is_leased=is_leased)
+                ended = load_end.ended(op.stage, beats, status, now_ns, is_leased=is_leased)
                 ended = ended or load_end.hung(silence, self._config.lease_s)
                 if ended is not None:
                     self._look_at_halt()  # shown before any lease ends by it: what ended so is halted, not lost
@@ -407,7 +407,7 @@ class AgentShell:
         if effect.data["ceiling"] < 1.0:
             self._guardian.call("throttle", ceilings=[[slot, generation, effect.data["ceiling"]]])
         segment = self._metrics.open_segment(effect.run, operation)
-        ticket = SlotTicket(slot, generation, segment)
+        ticket = SlotTicket(slot, generation, segment, effect.run)
         simulator = self._port.simulator(operation, capacity, ticket, str(self.state_dir))
         self._simulators[effect.run, operation.id] = simulator
         pids = simulator.prepare(timeout_s=60.0)

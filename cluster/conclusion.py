@@ -39,6 +39,7 @@ class NodeEnding:
     failure: str = ""
     stopped_ms: float | None = None  # from the decision to stop until its last load had ended
     released_ms: float | None = None  # and until the last of it was given back
+    failed: Mapping[str, str] = field(default_factory=dict)  # by operation: why its load ended before its time, while the rest went on
     partial: Mapping[str, Shortfall] = field(default_factory=dict)  # by operation: what its load could not get
     allocations: Mapping[str, Allocation] = field(default_factory=dict)  # by operation: what its load held, counted from outside
 
@@ -106,7 +107,11 @@ def conclude(ending: Ending, plan: Plan, figures: Figures) -> Concluded:
         unknown=_unknown(ending),
         outstanding=_outstanding(ending, figures),
         unclean=tuple(f"{node.name}: {words}" for node in ending.nodes for words in node.unclean),
-        partial=(*(f"{node.name} took no part to the end: {node.lost_reason}" for node in ending.nodes if node.lost), *_told(partial)),
+        partial=(
+            *(f"{node.name} took no part to the end: {node.lost_reason}" for node in ending.nodes if node.lost),
+            *_told(partial),
+            *_failed(ending),
+        ),
         causes=tuple((Cause(cause), reason) for cause, reason in ending.causes),
     )
     conclusion, findings = judge(evidence)
@@ -153,6 +158,10 @@ def _told(partial: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(
         f"{one['operation']} got {one['allocated']:,} of the {one['requested']:,} that it asked for: {one['errno']}" for one in partial
     )
+
+
+def _failed(ending: Ending) -> tuple[str, ...]:
+    return tuple(f"{operation} has failed: {reason}" for node in ending.nodes for operation, reason in node.failed.items())
 
 
 def _node(node: NodeEnding) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def node_ending(name: str, state: NodeInRun, decided_ns: int = 0) -> NodeEnding:
         failure=report.failure if report else "",
         stopped_ms=_after_ms(decided_ns, stopped_ns),
         released_ms=_after_ms(decided_ns, released_ns),
+        failed={op.id: op.reason for op in report.operations if op.reason} if report and not report.failure else {},
         partial={op.id: op.shortfall for op in report.operations if op.shortfall} if report else {},
         allocations={op.id: op.allocation for op in report.operations if op.allocation} if report else {},
     )

@@ -28,14 +28,18 @@ class Silence(NamedTuple):
     seconds: float = 0.0
 
 
-def ended(stage: str, state: int, status: Mapping[str, Any], *, is_leased: bool) -> Ended | None:
-    """Return how a load has ended, nothing while it lives. `state` is the stats page's, `status` the simulator's last answer."""
+def ended(stage: str, load: LoadStats, status: Mapping[str, Any], now_ns: int, *, is_leased: bool) -> Ended | None:
+    """Return how a load has ended, nothing while it lives. `load` is the stats page's, `status` the simulator's last answer.
+
+    A load that says that it has failed leaves its reason with its simulator, which may need a moment to end what it had started.
+    """
     phase = status.get("phase", "")
     if phase == "done":
         return Ended("")
     if phase == "expired":
         return Ended("expired", str(status.get("reason") or LEASE_ENDED))
-    if state == LOAD_FAILED or phase in {"failed", "dead"}:
+    failed = load.state == LOAD_FAILED and now_ns - load.heartbeat_ns > TELL_S * SECOND_NS
+    if failed or phase in {"failed", "dead"}:
         reason = str(status.get("reason") or "its load process failed")
         return Ended("oom", reason) if is_told(reason) else Ended("internal", reason)
     if stage in {"armed", "running"} and not is_leased:

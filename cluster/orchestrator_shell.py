@@ -142,7 +142,7 @@ class OrchestratorShell:
         hellos = self._crew.hello_all(plan.targets)
         self._clock.sleep(max(0.0, (self._core.quiet_until_ns - self._clock.boot_ns()) / SECOND_NS))
         with self._submitting:
-            admission, shared = admission_of(submission, plan, hellos, self._config.memory_fraction)
+            admission, shared = admission_of(submission, plan, hellos, self._config.memory_fraction, self._port.nodes())
             aggregator = made.result(HELLO_S)
             assert aggregator is not None
             addresses = {node.name: node.address for node in self._port.nodes()}
@@ -175,7 +175,8 @@ class OrchestratorShell:
         self._check(submission)
         with self._at_work():
             plan, _ = self._plan(submission)
-            admission, shared = admission_of(submission, plan, self._crew.hello_all(plan.targets), self._config.memory_fraction)
+            hellos = self._crew.hello_all(plan.targets)
+            admission, shared = admission_of(submission, plan, hellos, self._config.memory_fraction, self._port.nodes())
             return preview_of(plan, admission.amounts, shared)
 
     def beat(self, run_id: str) -> None:

@@ -24,12 +24,13 @@ from actors.messages import NodeSpec
 from .kinds import KINDS
 from .simulators import Simulator, reshaped
 from .targets import Targets
-from .units import DURATION_MAX_S, check_number, check_text
+from .units import DURATION_MAX_S, check_choice, check_number, check_text
 
 ROOT: Final = "0"
 DEPTH_MAX: Final = 16
 PARTS_MAX: Final = 1_000
 SPAN_MIN_S: Final = 0.1
+ON_FAILURE: Final = ("stop", "continue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +80,36 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Parts one after the other. `phase` names the parts that have no name of their own."""
+    """Parts one after the other. `phase` names the parts that have no name of their own.
+
+    `on_failure`: a load that fails in a part ends the run ("stop"), or its own part only ("continue"), also within parts of parts.
+    `carry`: what a part loads is kept up until the sequence ends, by its shape, rather than given back when the part is over.
+    """
 
     parts: tuple[Tree, ...]
     phase: str = ""
+    on_failure: str = "stop"
+    carry: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", _check_parts("Sequence.parts", self.parts))
         check_phase("Sequence.phase", self.phase)
+        check_choice("Sequence.on_failure", self.on_failure, ON_FAILURE)
+        if not isinstance(self.carry, bool):
+            raise InputError("invalid_value", f"Sequence.carry must be true or false, got {self.carry!r}")
 
     @property
     def duration_s(self) -> float:
         """Return the sum of the parts' durations in seconds."""
         return sum(part.duration_s for part in self.parts)
+
+    def changed(self, part: Placed, end_s: float) -> Placed:
+        """Return one of its placed holds as `on_failure` and `carry` have it, where the sequence ends then."""
+        if self.on_failure == "continue":
+            part = replace(part, on_failure="continue")
+        if self.carry:
+            part = replace(part, hold=replace(part.hold, for_s=round(end_s - round(part.start_s, 6), 6)))
+        return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +180,7 @@ class Placed:
     sieves: tuple[Sieve, ...] = ()
     strength: float = 1.0
     pace: float = 1.0
+    on_failure: str = "stop"
 
 
 Spread = Callable[[Tree, str, float, str], Iterator[Placed]]
@@ -189,9 +208,9 @@ def pause(for_s: float) -> Pause:
     return Pause(for_s)
 
 
-def sequence(*parts: Tree, phase: str = "") -> Sequence:
+def sequence(*parts: Tree, phase: str = "", on_failure: str = "stop", carry: bool = False) -> Sequence:
     """Return parts that follow each other."""
-    return Sequence(parts, phase)
+    return Sequence(parts, phase, on_failure, carry)
 
 
 def together(*parts: Tree, phase: str = "") -> Together:
@@ -245,10 +264,15 @@ def _placed(tree: Tree, path: str, start_s: float, phase: str) -> Iterator[Place
         yield Placed(path, start_s, tree.phase or phase, tree)
     elif isinstance(tree, Operator):
         yield from tree.place(_placed, path, start_s, phase)
-    elif isinstance(tree, (Sequence, Together)):
+    elif isinstance(tree, Sequence):
+        end_s = start_s + tree.duration_s
+        for at, part in enumerate(tree.parts):
+            for one in _placed(part, f"{path}.{at}", start_s, tree.phase or phase):
+                yield tree.changed(one, end_s)
+            start_s += part.duration_s
+    elif isinstance(tree, Together):
         for at, part in enumerate(tree.parts):
             yield from _placed(part, f"{path}.{at}", start_s, tree.phase or phase)
-            start_s += part.duration_s if isinstance(tree, Sequence) else 0.0
 
 
 def _size(tree: Tree) -> tuple[int, int, int]:

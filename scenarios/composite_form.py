@@ -1,14 +1,28 @@
-"""The form of the words that combine parts further, each one table: reading, writing, schema and reference follow from it."""
+"""Each word that lists or combines parts as one table: reading, writing, schema and reference follow from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
+from .combinators import ON_FAILURE, Sequence, Together
 from .composites import Choose, Held, Limited, Repeat, Scaled, Share, Stretched, Weighted, Where
-from .schema import Field, Kind, Listed, Number, Quantity, Record, Schema, Text, Whole
+from .exporter_form import Truth
+from .schema import Field, Kind, Listed, Number, Quantity, Record, Schema, Text, Whole, Word
 
 OF: Final = "of"
+_PHASE: Final = Field("phase", "phase", Text(), "name of the parts that have none")
+LISTS: Final = {
+    "sequence": Record(
+        Sequence,
+        (
+            _PHASE,
+            Field("on_failure", "on_failure", Word(ON_FAILURE), "what a load that fails ends: the run, or its own part only"),
+            Field("carry", "carry", Truth(), "what a part loads is kept up until the sequence ends"),
+        ),
+    ),
+    "together": Record(Together, (_PHASE,)),
+}
 
 
 def operators(plan: Kind, targets: Record) -> Mapping[str, Record]:
@@ -16,7 +30,7 @@ def operators(plan: Kind, targets: Record) -> Mapping[str, Record]:
     share = Record(
         Share, (Field("weight", "weight", Number(), "in any unit; its share of the sum counts"), Field(OF, "part", plan, "the part"))
     )
-    part, phase = Field(OF, "part", plan, "the part"), Field("phase", "phase", Text(), "name of the parts that have none")
+    part, phase = Field(OF, "part", plan, "the part"), _PHASE
     duration, fraction = Quantity("duration"), Quantity("fraction")
     tables = (
         (Weighted, (Field("weighted", "shares", Listed(share, least=1), "the parts, each with its weight"), phase)),

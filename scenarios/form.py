@@ -14,8 +14,8 @@ from actors.on_demand import OnDemand
 from actors.option import Option
 from actors.simulator import REGISTRY, UNITS
 
-from .combinators import DEPTH_MAX, Hold, Operator, Pause, Sequence, Together, Tree
-from .composite_form import combined_schema, operators
+from .combinators import DEPTH_MAX, Hold, Operator, Pause, Tree
+from .composite_form import LISTS, combined_schema, operators
 from .document import Entries, Node, wrong
 from .exporter_form import BREAKER, DESTINATION, EXPORTERS, FORMAT, PROMETHEUS, ROUTE, RULE, Truth, TruthOrPath
 from .exporter_form import WHEN as EXPORT_WHEN
@@ -221,7 +221,6 @@ _HOLD_KEYS: Final = (
     Field("tolerance", "tolerance", FRACTION, "how far achieved may differ from asked"),
 )
 _HOLD: Final = Record(Hold, _HOLD_KEYS)
-_LISTS: Final[Mapping[str, Any]] = {"sequence": Sequence, "together": Together}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +242,7 @@ class PlanKind:
         if word in COMBINED:
             operator: Operator = COMBINED[word].read(node, label)
             return operator
-        return self._parts(node, label, word) if word in _LISTS else self._hold(node, label, word)
+        return self._parts(node, label, word) if word in LISTS else self._hold(node, label, word)
 
     def _refuse(self, node: Entries, label: str, words: list[str]) -> None:
         for key in node.nodes:
@@ -276,16 +275,13 @@ class PlanKind:
         raise wrong(node.place, "invalid_document", f"{label}: {word} needs the key 'for', such as for: 30s")
 
     def _parts(self, node: Entries, label: str, word: str) -> Tree:
-        for key in node.nodes:
-            if key not in (word, "phase"):
-                raise unknown_key(node, key, label, (word, "phase"))
+        beside = LISTS[word].values(node, label, (word,))
         if self.depth > DEPTH_MAX:
             raise wrong(node.place, "invalid_document", f"{label}: the plan is nested deeper than {DEPTH_MAX} levels")
         inner = node.nodes[word]
         parts = Listed(PlanKind(self.depth + 1)).read(inner, f"{label}.{word}")
-        phase = Text().read(node.nodes["phase"], f"{label}.phase") if "phase" in node.nodes else ""
         try:
-            tree: Tree = _LISTS[word](parts, phase)
+            tree: Tree = LISTS[word].cls(parts, **beside)
         except InputError as error:
             raise placed(inner, label, error) from error
         return tree
@@ -300,9 +296,8 @@ class PlanKind:
             word = value.simulator.record.name
             beside = Record(Hold, _HOLD_KEYS).write(value)
             return {word: SIMULATORS[word].write(value.simulator), **beside}
-        word = next(name for name, cls in _LISTS.items() if type(value) is cls)
-        phase = {"phase": value.phase} if value.phase else {}
-        return {**phase, word: [self.write(part) for part in value.parts]}
+        word = next(name for name, lists in LISTS.items() if type(value) is lists.cls)
+        return {**LISTS[word].write(value), word: [self.write(part) for part in value.parts]}
 
     def schema(self) -> Schema:
         """Return the schema, by reference: it contains itself."""
@@ -313,12 +308,12 @@ class PlanKind:
         beside = {item.key: {**item.kind.schema(), "description": item.help} for item in _HOLD_KEYS}
         holds = [_object({word: record.schema(), **beside}, (word, "for")) for word, record in SIMULATORS.items()]
         parts = {"type": "array", "items": self.schema(), "minItems": 1}
-        lists = [_object({word: parts, "phase": {"type": "string"}}, (word,)) for word in _LISTS]
+        lists = [_object({word: parts, **{item.key: item.kind.schema() for item in made.table}}, (word,)) for word, made in LISTS.items()]
         return {"oneOf": [*holds, *lists, _object({"pause": DURATION.schema()}, ("pause",)), combined_schema(COMBINED)]}
 
 
 COMBINED: Final = operators(PlanKind(), TARGETS)
-_WORDS: Final = (*_LISTS, "pause", *COMBINED, *SIMULATORS)
+_WORDS: Final = (*LISTS, "pause", *COMBINED, *SIMULATORS)
 _BESIDE: Final = ("for", "phase", "targets", "tolerance", "of", "otherwise", "strength")
 
 
@@ -470,6 +465,10 @@ _PLAN: Final = """### `plan`
 One of: a simulator with `for`; `pause: 5s`; a list of parts under `sequence` (one after the other) or `together` (from the same
 instant), with a `phase` which names the parts that have no name of their own; or one of the words below, most of which stand around one
 part under `of`. [Combine loads](../how-to/combine-loads.md) has examples.
+
+A `sequence` takes `on_failure`: a load that fails while the run goes on ends the run (`stop`, the default), or only itself (`continue`),
+which is told and keeps the run from passing; and `carry: true`: what each part loads is kept up until the sequence ends, by its shape
+(a ramp at its end), and the sum is reserved. Without it a part gives back what it has when it is over.
 """
 _RULES: Final = """Doses, probes, failures, safety and losses are always recorded, and whole. What is left out is counted in
 `metrics.filtered`. Sampling needs `mode: detailed`; each sample says by its `weight` how many it stands for, and

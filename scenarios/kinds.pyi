@@ -208,6 +208,8 @@ class Sockets(Simulator):
 class Connections(Simulator):
     count: Shape
     close: Literal["reset", "orderly"]
+    peer: Literal["self", "next"]
+    port: int
     allow_partial: bool
     batch: int
     spare: int
@@ -218,6 +220,8 @@ class Connections(Simulator):
         self,
         count: Shape | float,
         close: Literal["reset", "orderly"] = ...,
+        peer: Literal["self", "next"] = ...,
+        port: int = ...,
         allow_partial: bool = ...,
         batch: int = ...,
         spare: int = ...,
@@ -536,6 +540,23 @@ class ClusterLock(Simulator):
         lease: float = ...,
     ) -> None: ...
 
+class ActorMesh(Simulator):
+    per_second: Shape
+    actors: int
+    outstanding: int
+    work: float
+    payload_bytes: int
+    spare: int
+    def __init__(
+        self,
+        per_second: Shape | float,
+        actors: int = ...,
+        outstanding: int = ...,
+        work: float = ...,
+        payload_bytes: int = ...,
+        spare: int = ...,
+    ) -> None: ...
+
 class Cascade(Simulator):
     per_second: Shape
     services: int
@@ -563,4 +584,19 @@ class Cascade(Simulator):
         breaker: bool = ...,
         failures: int = ...,
         reset: float = ...,
+    ) -> None: ...
+
+class ObjectStorePressure(Simulator):
+    bytes: Shape | None
+    fraction: Shape | None
+    object_bytes: int
+    reads_per_second: float
+    spill: bool
+    def __init__(
+        self,
+        bytes: Shape | float | None = None,
+        fraction: Shape | float | None = None,
+        object_bytes: int = ...,
+        reads_per_second: float = ...,
+        spill: bool = ...,
     ) -> None: ...

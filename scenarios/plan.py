@@ -184,16 +184,20 @@ def _operations(step: Step, run_seed: int) -> list[Operation]:
             phase,
             derive_seed(run_seed, path, node.name),
             tolerance,
+            part.on_failure,
         )
         for node in step.nodes
     ]
 
 
 def _operation_data(operation: Operation) -> dict[str, Any]:
-    return {name: getattr(operation, name) for name in _OPERATION_FIELDS}
+    data = {name: getattr(operation, name) for name in _OPERATION_FIELDS}
+    if operation.on_failure == "stop":  # plans of runs before there was a choice keep their bytes
+        del data["on_failure"]
+    return data
 
 
-_OPERATION_FIELDS: Final = tuple(item.name for item in fields(Operation))
+_OPERATION_FIELDS: Final = tuple(item.name for item in fields(Operation) if item.name != "link")  # a run's own, with its secret
 
 
 # ---- sums at an instant

@@ -1,4 +1,4 @@
-"""Connections: holds established TCP connections over loopback; the load process has both ends of each.
+"""Connections: holds established TCP connections, over loopback with both ends in the load process, or with the next node (`links.py`).
 
 They are closed by a reset, also when the process is killed, so that nothing is left in TIME_WAIT, unless `close` asks for an orderly end:
 then the kernel keeps one end of each for a minute, and how many is recorded.
@@ -8,31 +8,23 @@ from __future__ import annotations
 
 import math
 import socket
-import struct
 from typing import TYPE_CHECKING, Final
 
+from ..errors import InputError
 from ..lease import LeaseWatch
 from ..limits import PROC, read_text
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
-from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
-from .sockets import KERNEL_BYTES
+from . import tuning
+from .holder import METRICS, Holding, holding_options
+from .links import Links
+from .tcp import RESET, count_time_wait
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
 LOOPBACK: Final = "127.0.0.1"
-CONNECT_S: Final = 1.0  # a handshake within one host takes microseconds
-TIME_WAIT: Final = "06"  # state in /proc/net/tcp: include/net/tcp_states.h
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
-
 Pair = tuple[socket.socket, socket.socket]
-
-
-def count_time_wait(table: str, port: int) -> int:
-    """Return how many rows of /proc/net/tcp are in TIME_WAIT with this local or remote port. Fields: man 5 proc_pid_net."""
-    rows = (line.split() for line in table.splitlines()[1:])
-    return sum(row[3] == TIME_WAIT and port in (int(row[1][-4:], 16), int(row[2][-4:], 16)) for row in rows if len(row) > 3)
 
 
 class Pairs:
@@ -50,8 +42,8 @@ class Pairs:
 
     def open(self) -> None:
         """Listen on a port that the kernel chooses."""
-        self._listener = socket.create_server((LOOPBACK, 0), backlog=16)
-        self._listener.settimeout(CONNECT_S)
+        self._listener = socket.create_server((LOOPBACK, 0), backlog=tuning.used.accept_backlog)
+        self._listener.settimeout(tuning.used.connect_s)
 
     def take(self, count: int) -> None:
         """Connect so many more; raises `OSError` (EMFILE, ENFILE, EADDRNOTAVAIL)."""
@@ -62,9 +54,9 @@ class Pairs:
         assert self._listener is not None, "open comes before take"
         client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            client.settimeout(CONNECT_S)
+            client.settimeout(tuning.used.connect_s)
             if not self._orderly:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             client.connect(self._listener.getsockname())
             return client, self._listener.accept()[0]
         except OSError:
@@ -91,11 +83,22 @@ class Pairs:
 def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_path: str = "") -> Holding:
     """Return the simulator of an operation."""
     options = RECORD.resolve_options(operation.options)
-    return Holding(Pairs(orderly=options["close"] == "orderly"), operation, capacity, watch, segment_path, descriptors_each=2)
+    orderly = options["close"] == "orderly"
+    if options["peer"] == "self":
+        return Holding(Pairs(orderly=orderly), operation, capacity, watch, segment_path, descriptors_each=2)
+    if not operation.link:
+        raise InputError(
+            "invalid_value", f"{operation.id} has peer: next, and nobody has told it which one", "run it by a plan of two nodes"
+        )
+    links = Links(operation.link, watch.clock, orderly=orderly)
+    return Holding(links, operation, capacity, watch, segment_path, descriptors_each=2, tries=False)  # no peer is there before the start
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
-    return Amounts(descriptors=2 * math.ceil(peak) + OWN_DESCRIPTORS, memory_bytes=2 * math.ceil(peak) * KERNEL_BYTES)
+    return Amounts(
+        descriptors=2 * math.ceil(peak) + tuning.used.own_descriptors,
+        memory_bytes=2 * math.ceil(peak) * tuning.used.socket_overhead_bytes,
+    )
 
 
 def _supported(_: NodeFacts) -> Capability:
@@ -105,16 +108,31 @@ def _supported(_: NodeFacts) -> Capability:
 RECORD: Final = SimulatorRecord(
     name="Connections",
     family="exhaustion",
-    summary="Holds established TCP connections over loopback, both ends of each.",
+    summary="Holds established TCP connections over loopback, both ends of each, or with the next node.",
     units=("count",),
     resource="descriptors",
     meter="connections",
-    measure="established connections of which the load process has both ends, less those before the start",
+    measure="established connections of the load process less those before the start; one of which it has one end counts half",
     tolerance=0.02,
     look_ms=50,
     options=(
         Option("close", "choice", "reset", "reset: nothing stays; orderly: one end of each stays in TIME_WAIT", ("reset", "orderly")),
-        *holding_options(batch=100, spare=8),
+        Option(
+            "peer",
+            "choice",
+            "self",
+            "self: both ends are here; next: each node opens what is asked to the next one of its targets, and accepts as many",
+            ("self", "next"),
+        ),
+        Option(
+            "port",
+            "integer",
+            tuning.used.peer_port,
+            "where a node with a peer listens, on its own address; one more for each further load on that address",
+            low=1024,
+            high=65_000,
+        ),
+        *holding_options("Connections"),
     ),
     supported=_supported,
     metrics=(*METRICS, "load.sockets.waiting"),

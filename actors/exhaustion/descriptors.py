@@ -11,7 +11,8 @@ from ..errors import InputError
 from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
-from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
+from . import tuning
+from .holder import METRICS, Holding, holding_options
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
@@ -67,7 +68,7 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
-    return Amounts(descriptors=math.ceil(peak) + OWN_DESCRIPTORS)
+    return Amounts(descriptors=math.ceil(peak) + tuning.used.own_descriptors)
 
 
 def _supported(_: NodeFacts) -> Capability:
@@ -86,8 +87,8 @@ RECORD: Final = SimulatorRecord(
     look_ms=50,
     options=(
         Option("source", "choice", "open", "open: each counts for the machine too; copy: for this process only", ("open", "copy")),
-        Option("device", "path", os.devnull, "the character device that is opened"),
-        *holding_options(batch=2000, spare=16),
+        Option("device", "path", tuning.used.device, "the character device that is opened"),
+        *holding_options("Descriptors"),
     ),
     supported=_supported,
     metrics=METRICS,

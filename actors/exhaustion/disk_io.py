@@ -1,8 +1,8 @@
 """DiskIO: reads or writes a file without a name at a held rate, past the page cache where the file system allows that.
 
-    owed(t + dt) = min(owed(t) + rate * dt, what FORGET_S seconds ask) - what was moved
+    owed(t + dt) = min(owed(t) + rate * dt, what `forget_s` seconds ask) - what was moved
 
-What disk or processor had no time for is owed for `FORGET_S` and then dropped, so that a slow disk is not followed by a long burst.
+What disk or processor had no time for is owed for `forget_s` and then dropped, so that a slow disk is not followed by a long burst.
 Without direct access each write waits until its data is on the disk (O_DSYNC), and what was read is dropped from the cache, so that the
 next read is one.
 """
@@ -26,16 +26,14 @@ from ..meters import LoadMeters, open_meters
 from ..proc import allocate
 from ..shape import from_spec
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord, absolute
+from . import tuning
 from .mappings import map_bytes
 from .place import DIR, check_folder, folder_of, open_nameless
+from .tuning import MIB
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
-FORGET_S: Final = 1.0
-LOOK_S: Final = 0.05
-TICK_S: Final = 0.1
-MIB: Final = 1 << 20
 _NO_STORAGE: Final = frozenset({"tmpfs", "ramfs"})
 
 
@@ -47,19 +45,20 @@ class RatePacer:
     debt_bytes: float = 0.0
 
     def grow(self, rate: float, elapsed_s: float) -> None:
-        """Account for an interval; at most what `FORGET_S` asks stays owed, and always room for a block."""
-        self.debt_bytes = min(max(FORGET_S * rate, float(self.block_bytes)), self.debt_bytes + rate * elapsed_s)
+        """Account for an interval; at most what `forget_s` asks stays owed, and always room for a block."""
+        self.debt_bytes = min(max(tuning.used.forget_s * rate, float(self.block_bytes)), self.debt_bytes + rate * elapsed_s)
 
     def pay(self, moved_bytes: int) -> None:
         """Account for what was moved."""
         self.debt_bytes -= moved_bytes
 
     def pause_s(self, rate: float) -> float:
-        """Return how long to rest, 0 while a block is due; never more than `LOOK_S`."""
+        """Return how long to rest, 0 while a block is due; never more than `look_s`."""
         missing = self.block_bytes - self.debt_bytes
         if missing <= 0.0:
             return 0.0
-        return LOOK_S if rate * LOOK_S < missing else missing / rate
+        look_s = tuning.used.look_s
+        return look_s if rate * look_s < missing else missing / rate
 
 
 class _File:
@@ -159,7 +158,7 @@ class DiskIO:
             rate = self._shape.value((now_ns - start_ns) / SECOND_NS) * self._watch.ceiling()
             pacer.grow(rate, (now_ns - last_ns) / SECOND_NS)
             last_ns = now_ns
-            if now_ns - ticked_ns >= TICK_S * SECOND_NS:
+            if now_ns - ticked_ns >= tuning.used.tick_s * SECOND_NS:
                 own = (self._moved_bytes - before) * SECOND_NS / (now_ns - ticked_ns)
                 before, ticked_ns = self._moved_bytes, now_ns
                 meters.tick()
@@ -234,8 +233,22 @@ RECORD: Final = SimulatorRecord(
         Option("order", "choice", "sequential", "which block comes next", ("sequential", "random")),
         Option("direct", "flag", True, "go past the page cache (O_DIRECT) where the file system allows it"),
         Option("sync", "flag", False, "each write waits until its data is on the disk (O_DSYNC)"),
-        Option("block_bytes", "bytes", 64 << 10, "bytes of each read or write, rounded up to whole pages", low=512, high=8 * MIB),
-        Option("file_bytes", "bytes", 32 * MIB, "size of the file, which is written once before the start", low=8 * MIB, high=1 << 40),
+        Option(
+            "block_bytes",
+            "bytes",
+            tuning.used.block_bytes,
+            "bytes of each read or write, rounded up to whole pages",
+            low=512,
+            high=8 * MIB,
+        ),
+        Option(
+            "file_bytes",
+            "bytes",
+            tuning.used.file_bytes,
+            "size of the file, which is written once before the start",
+            low=8 * MIB,
+            high=1 << 40,
+        ),
         DIR,
     ),
     supported=_supported,

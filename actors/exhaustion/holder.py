@@ -19,15 +19,14 @@ from ..lease import NOTE_NO_RECORDING, LeaseWatch
 from ..messages import Capacity, Operation
 from ..meters import open_reporter
 from ..option import Option
-from ..release import LOOK_S, RELEASE_OPTIONS, Release, wait_until
+from ..release import Release, release_options, wait_until
 from ..simulator import absolute, record_of
+from . import tuning
 from .refusal import ERRNOS, errno_word
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Recordable, Reporter
 
-TICK_S: Final = 0.1  # how often what was recorded is moved on
-OWN_DESCRIPTORS: Final = 64  # what the process needs beside what it holds
 METRICS: Final = ("load.operations", "load.refused", "load.slice")  # what every holder records
 
 
@@ -44,7 +43,10 @@ class Stock(Protocol):
         ...
 
     def take(self, count: int) -> None:
-        """Take so many more, one by one; raises `OSError` at the first that is refused, and keeps those before it."""
+        """Take so many more, one by one; raises `OSError` at the first that is refused, and keeps those before it.
+
+        One whose things take long may take fewer, and one at least: it is asked for the rest after a look at the lease.
+        """
         ...
 
     def give_back(self, count: int) -> None:
@@ -56,14 +58,17 @@ class Stock(Protocol):
         ...
 
 
-def holding_options(batch: int, spare: int) -> tuple[Option, ...]:
-    """Return the options of every holder; `batch` and `spare` are the defaults that suit what it holds."""
+def holding_options(kind: str) -> tuple[Option, ...]:
+    """Return the options of every holder, with the defaults that suit what this one holds."""
+    tuned, pace = tuning.used, tuning.used.paces[kind]
     return (
         Option("allow_partial", "flag", True, "keep what could be taken where the kernel refuses more; false: give all of it back"),
-        Option("batch", "integer", batch, "how many are taken or given back between two looks at the lease", low=1, high=100_000),
-        Option("spare", "integer", spare, "how many are given back when the kernel refuses more, so that the load itself can go on", low=0),
-        Option("retry_s", "duration", 1.0, "seconds until more is asked for again after a refusal", low=0.1),
-        *RELEASE_OPTIONS,
+        Option("batch", "integer", pace.batch, "how many are taken or given back between two looks at the lease", low=1, high=100_000),
+        Option(
+            "spare", "integer", pace.spare, "how many are given back when the kernel refuses more, so that the load itself can go on", low=0
+        ),
+        Option("retry_s", "duration", tuned.retry_s, "seconds until more is asked for again after a refusal", low=0.1),
+        *release_options(tuned.release_steps, tuned.release_interval_s),
     )
 
 
@@ -74,13 +79,13 @@ def next_step(asked: int, held: int, most: int, batch: int) -> int:
 
 def whole(value: float) -> int:
     """Return how many things a strength asks: no part of one, but for what rounding took."""
-    return math.floor(value + 1e-6)
+    return math.floor(value + tuning.used.rounding)
 
 
 def raise_descriptor_limit(count: int) -> None:
     """Raise this process's soft limit so that `count` more descriptors fit, at most to its hard limit; never lowers it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + OWN_DESCRIPTORS
+    wanted = count + tuning.used.own_descriptors
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
@@ -116,6 +121,7 @@ class Holding:
         segment_path: str = "",
         *,
         descriptors_each: int = 0,
+        tries: bool = True,
     ) -> None:
         record = record_of(operation.kind)
         options = record.resolve_options(operation.options)
@@ -125,6 +131,7 @@ class Holding:
         self._batch, self._spare = int(options["batch"]), int(options["spare"])
         self._allow_partial, self._retry_ns = bool(options["allow_partial"]), round(float(options["retry_s"]) * SECOND_NS)
         self._release = Release.of(options)
+        self._tries = tries
         self._descriptors = descriptors_each * whole(self._shape.peak(operation.duration_s))
         self._segment_path = segment_path
         self._figures: HolderFigures | None = None
@@ -137,15 +144,16 @@ class Holding:
         self._short_of = 0  # the most that was asked for and refused, 0 once it is held
 
     def warm_up(self) -> None:
-        """Open what is needed and take one thing for a moment, so that what cannot work at all is said before the start."""
+        """Open what is needed and, unless not to, take one thing for a moment, so that what cannot work at all is said before the start."""
         reporter, is_kept = open_reporter(self._segment_path, self._operation.seed)
         if self._segment_path and not is_kept:
             self._watch.note(NOTE_NO_RECORDING)
         self._figures = HolderFigures(reporter)
         raise_descriptor_limit(self._descriptors)
         self._stock.open()
-        self._stock.take(1)
-        self._stock.give_back(1)
+        if self._tries:
+            self._stock.take(1)
+            self._stock.give_back(1)
         reporter.tick()  # the first of them is slow
         self._ticked_ns = self._watch.clock.boot_ns()
         self.idle()
@@ -174,7 +182,7 @@ class Holding:
             is_there = self._move(whole(asked), now_ns)
             self._publish(asked)
             if is_there:
-                clock.sleep(min(LOOK_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
+                clock.sleep(min(tuning.used.look_s, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
 
     def _move(self, asked: int, now_ns: int) -> bool:
         """Take or give back one batch; return whether there is nothing more to do now."""
@@ -231,7 +239,7 @@ class Holding:
         return True
 
     def _wait_until(self, at_ns: int) -> bool:
-        return wait_until(self._watch, at_ns, lambda: self._publish(float(self._stock.held)))
+        return wait_until(self._watch, at_ns, lambda: self._publish(float(self._stock.held)), tuning.used.look_s)
 
     def _record(self, since_ns: int, moved: int) -> None:
         assert self._figures is not None, "warm_up comes before run"
@@ -240,7 +248,7 @@ class Holding:
 
     def _publish(self, asked: float) -> None:
         now_ns = self._watch.clock.boot_ns()
-        if self._figures is not None and now_ns - self._ticked_ns >= TICK_S * SECOND_NS:
+        if self._figures is not None and now_ns - self._ticked_ns >= tuning.used.tick_s * SECOND_NS:
             self._ticked_ns = now_ns
             self._figures.reporter.tick()
         own = self._stock.held / self._unit

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, SimulatorRecord
-from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
+from . import tuning
+from .holder import METRICS, Holding, holding_options
 from .place import DIR, check_folder, folder_of, open_nameless
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
-    return Amounts(inodes=math.ceil(peak), descriptors=math.ceil(peak) + OWN_DESCRIPTORS)
+    return Amounts(inodes=math.ceil(peak), descriptors=math.ceil(peak) + tuning.used.own_descriptors)
 
 
 def _supported(facts: NodeFacts) -> Capability:
@@ -79,7 +80,7 @@ RECORD: Final = SimulatorRecord(
     measure="files without a name that the load process has open, less those before the start; a fraction is of the file system's inodes",
     tolerance=0.02,
     look_ms=50,
-    options=(DIR, *holding_options(batch=200, spare=16)),
+    options=(DIR, *holding_options("Inodes")),
     supported=_supported,
     metrics=METRICS,
     needs="a file system with O_TMPFILE, and one descriptor for each inode",

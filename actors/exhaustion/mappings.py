@@ -14,12 +14,12 @@ from ..lease import LeaseWatch
 from ..memory import MADV_POPULATE_WRITE
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
+from . import tuning
 from .holder import METRICS, Holding, holding_options
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
-KERNEL_BYTES: Final = 512  # what the kernel and this process keep of one map beside its pages
 _FLAGS: Final = {"private": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, "shared": mmap.MAP_SHARED | mmap.MAP_ANONYMOUS}
 
 
@@ -90,7 +90,7 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:
     options = RECORD.resolve_options(operation.options)
     resident = map_bytes(int(options["size_bytes"])) if options["touch"] else 0
-    return Amounts(memory_bytes=math.ceil(peak) * (resident + KERNEL_BYTES))
+    return Amounts(memory_bytes=math.ceil(peak) * (resident + tuning.used.map_overhead_bytes))
 
 
 def _supported(facts: NodeFacts) -> Capability:
@@ -111,9 +111,9 @@ RECORD: Final = SimulatorRecord(
     look_ms=50,
     options=(
         Option("form", "choice", "private", "private: every second one carries another flag; shared: each a file", ("private", "shared")),
-        Option("size_bytes", "bytes", mmap.PAGESIZE, "size of each map, rounded up to whole pages", low=1, high=1 << 30),
+        Option("size_bytes", "bytes", tuning.used.map_bytes, "size of each map, rounded up to whole pages", low=1, high=1 << 30),
         Option("touch", "flag", False, "make all its pages resident, so that it takes memory too"),
-        *holding_options(batch=1000, spare=128),
+        *holding_options("Mappings"),
     ),
     supported=_supported,
     metrics=METRICS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from ..errors import InputError, RefusedError
@@ -36,4 +37,4 @@ def check_folder(operation: Operation, state_dir: Path) -> None:
 
 def open_nameless(folder: Path, flags: int = 0) -> int:
     """Return a descriptor of a new file without a name, readable and writable; it ends with its last descriptor. Raises `OSError`."""
-    return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | flags, stat.S_IRUSR | stat.S_IWUSR)

@@ -21,8 +21,8 @@ from ..limits import PROC
 from ..messages import Amounts, Capacity, Operation
 from ..procfs import port_range
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
-from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
-from .sockets import KERNEL_BYTES
+from . import tuning
+from .holder import METRICS, Holding, holding_options
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
@@ -97,7 +97,9 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
-    return Amounts(descriptors=math.ceil(peak) + OWN_DESCRIPTORS, memory_bytes=math.ceil(peak) * KERNEL_BYTES)
+    return Amounts(
+        descriptors=math.ceil(peak) + tuning.used.own_descriptors, memory_bytes=math.ceil(peak) * tuning.used.socket_overhead_bytes
+    )
 
 
 def _supported(facts: NodeFacts) -> Capability:
@@ -120,7 +122,7 @@ RECORD: Final = SimulatorRecord(
     look_ms=50,
     options=(
         Option("ports", "integer", 0, "how many local ports the namespace has; 0 for as many as the host", low=0, high=60_000),
-        *holding_options(batch=200, spare=0),
+        *holding_options("Ports"),
     ),
     supported=_supported,
     metrics=METRICS,

@@ -11,12 +11,11 @@ from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..proc import die_with_parent
 from ..simulator import AVAILABLE, Capability, SimulatorRecord
+from . import tuning
 from .holder import METRICS, Holding, holding_options
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
-
-CHILD_BYTES: Final = 1 << 20  # page tables, kernel stack and the pages that a child copies
 
 
 def _wait_for_the_end(parent_pid: int) -> NoReturn:
@@ -76,7 +75,7 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
-    return Amounts(tasks=math.ceil(peak), memory_bytes=math.ceil(peak) * CHILD_BYTES)
+    return Amounts(tasks=math.ceil(peak), memory_bytes=math.ceil(peak) * tuning.used.child_bytes)
 
 
 def _supported(facts: NodeFacts) -> Capability:
@@ -99,7 +98,7 @@ RECORD: Final = SimulatorRecord(
     measure="children of the load process less those before the start; a fraction is of the tasks that there may be",
     tolerance=0.02,
     look_ms=50,
-    options=holding_options(batch=8, spare=2),
+    options=holding_options("Processes"),
     supported=_supported,
     metrics=METRICS,
     undo="the kernel kills each child with the load (PDEATHSIG), and the guardian ends its session and control group",

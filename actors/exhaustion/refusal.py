@@ -16,6 +16,10 @@ _CODES: Final = (
     errno.EDQUOT,
     errno.EADDRNOTAVAIL,  # no port left
     errno.EADDRINUSE,
+    errno.ECONNREFUSED,  # these four of a peer: nobody listens there,
+    errno.ECONNRESET,  # it closed,
+    errno.ETIMEDOUT,  # it is silent,
+    errno.EHOSTUNREACH,  # or gone
     errno.ENOBUFS,
     errno.EACCES,
     errno.EPERM,

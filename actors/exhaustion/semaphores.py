@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,12 +18,12 @@ from ..lease import LeaseWatch
 from ..limits import PROC
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
+from . import tuning
 from .holder import METRICS, Holding, holding_options
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
-KERNEL_BYTES: Final = 512  # of a set of one semaphore: measured over 20,000 sets
 IPC_PRIVATE: Final = 0  # these three: linux/ipc.h
 IPC_CREAT: Final = 0o1000
 IPC_RMID: Final = 0
@@ -57,7 +58,7 @@ class SemaphoreSets:
     def take(self, count: int) -> None:
         """Make so many more; raises `OSError` (ENOSPC when the namespace has no more, ENOMEM)."""
         for _ in range(count):
-            made = self._libc.semget(IPC_PRIVATE, 1, IPC_CREAT | 0o600)
+            made = self._libc.semget(IPC_PRIVATE, 1, IPC_CREAT | stat.S_IRUSR | stat.S_IWUSR)
             if made < 0:
                 code = ctypes.get_errno()
                 raise OSError(code, f"cannot make a semaphore set: {os.strerror(code)}")
@@ -80,7 +81,7 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
-    return Amounts(locks=math.ceil(peak), memory_bytes=math.ceil(peak) * KERNEL_BYTES)
+    return Amounts(locks=math.ceil(peak), memory_bytes=math.ceil(peak) * tuning.used.set_overhead_bytes)
 
 
 def _supported(facts: NodeFacts) -> Capability:
@@ -103,7 +104,7 @@ RECORD: Final = SimulatorRecord(
     look_ms=50,
     options=(
         Option("sets", "integer", 0, "how many sets the namespace may have; 0 for the kernel's default", low=0, high=32_000),
-        *holding_options(batch=200, spare=0),
+        *holding_options("Semaphores"),
     ),
     supported=_supported,
     metrics=METRICS,

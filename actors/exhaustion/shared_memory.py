@@ -6,7 +6,6 @@ Those of System V and the named ones of POSIX outlive a process that is killed, 
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -14,13 +13,12 @@ from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..proc import allocate
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
-from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
+from . import tuning
+from .holder import METRICS, Holding, holding_options
 from .mappings import map_bytes
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
-
-KERNEL_BYTES: Final = 2 << 10  # its inode and its descriptor
 
 
 class Segments:
@@ -67,7 +65,7 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 
 def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:
     count, size = math.ceil(peak), map_bytes(int(RECORD.resolve_options(operation.options)["size_bytes"]))
-    return Amounts(descriptors=count + OWN_DESCRIPTORS, memory_bytes=count * (size + KERNEL_BYTES))
+    return Amounts(descriptors=count + tuning.used.own_descriptors, memory_bytes=count * (size + tuning.used.segment_overhead_bytes))
 
 
 def _supported(_: NodeFacts) -> Capability:
@@ -88,12 +86,12 @@ RECORD: Final = SimulatorRecord(
         Option(
             "size_bytes",
             "bytes",
-            mmap.PAGESIZE,
+            tuning.used.segment_bytes,
             "size of each segment, rounded up to whole pages; all of it is resident",
             low=1,
             high=1 << 30,
         ),
-        *holding_options(batch=100, spare=16),
+        *holding_options("SharedMemory"),
     ),
     supported=_supported,
     metrics=METRICS,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
-from .holder import METRICS, OWN_DESCRIPTORS, Holding, holding_options
+from . import tuning
+from .holder import METRICS, Holding, holding_options
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
 
-KERNEL_BYTES: Final = 4 << 10  # about what the kernel keeps of a socket without data
 _TYPES: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -56,7 +56,9 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 
 
 def _reserves(peak: float, _: Operation, __: Capacity) -> Amounts:
-    return Amounts(descriptors=math.ceil(peak) + OWN_DESCRIPTORS, memory_bytes=math.ceil(peak) * KERNEL_BYTES)
+    return Amounts(
+        descriptors=math.ceil(peak) + tuning.used.own_descriptors, memory_bytes=math.ceil(peak) * tuning.used.socket_overhead_bytes
+    )
 
 
 def _supported(_: NodeFacts) -> Capability:
@@ -75,7 +77,7 @@ RECORD: Final = SimulatorRecord(
     look_ms=50,
     options=(
         Option("protocol", "choice", "tcp", "which kind of socket", tuple(_TYPES)),
-        *holding_options(batch=500, spare=16),
+        *holding_options("Sockets"),
     ),
     supported=_supported,
     metrics=METRICS,

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Final
 from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..simulator import AVAILABLE, Capability, Option, SimulatorRecord
+from . import tuning
 from .holder import METRICS, Holding, holding_options
 
 if TYPE_CHECKING:
     from ..capability import NodeFacts
-
-STACK_BYTES: Final = 64 << 10
-KERNEL_BYTES: Final = 48 << 10  # kernel stack, thread state of the interpreter, page tables
 
 
 class Waiters:
@@ -67,7 +65,7 @@ def make(operation: Operation, capacity: Capacity, watch: LeaseWatch, segment_pa
 def _reserves(peak: float, operation: Operation, _: Capacity) -> Amounts:
     stack = int(RECORD.resolve_options(operation.options)["stack_bytes"])
     count = math.ceil(peak)
-    return Amounts(tasks=count, memory_bytes=count * (stack + KERNEL_BYTES))
+    return Amounts(tasks=count, memory_bytes=count * (stack + tuning.used.thread_overhead_bytes))
 
 
 def _supported(_: NodeFacts) -> Capability:
@@ -85,8 +83,15 @@ RECORD: Final = SimulatorRecord(
     tolerance=0.02,
     look_ms=50,
     options=(
-        Option("stack_bytes", "bytes", STACK_BYTES, "stack of each thread, rounded up to whole pages", low=32 << 10, high=64 << 20),
-        *holding_options(batch=100, spare=16),
+        Option(
+            "stack_bytes",
+            "bytes",
+            tuning.used.stack_bytes,
+            "stack of each thread, rounded up to whole pages",
+            low=32 << 10,
+            high=64 << 20,
+        ),
+        *holding_options("Threads"),
     ),
     supported=_supported,
     metrics=METRICS,

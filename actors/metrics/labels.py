@@ -13,7 +13,7 @@ from ..exhaustion.refusal import ERRNOS
 from ..heap import SOURCES
 from ..kernels.orders import PATTERNS
 from ..messages import RESOURCES
-from ..ray_loads import service_lane
+from ..ray_loads import mesh_account, service_lane
 from ..ray_loads.figures import ANSWERS
 from ..ray_loads.flow import FATES
 from .registry import CATALOGUE
@@ -34,6 +34,8 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
     "flood.calls": {"fate": FATES},
     "cascade.calls": {"fate": service_lane.FATES},
     "cascade.requests": {"fate": ANSWERS},
+    "mesh.latency": {"path": mesh_account.PATHS},
+    "mesh.messages": {"fate": mesh_account.FATES},
     "errors.seen": _CODES,
     "errors.rate": _CODES,
     "export.dropped": {

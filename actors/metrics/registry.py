@@ -171,6 +171,14 @@ _TABLE: Final = (
     Metric("flood.lock.hold", H, "seconds", "Time that a contender held the shared lock, as its keeper saw it."),
     Metric("flood.lock.guarded", G, "", "The number that the shared lock guards: raised by one in every turn that was not lost."),
     Metric("flood.lock.lost", C, "", "Times that a holder lost the lock, because it did not give it back within its lease."),
+    # what pressure on an object store says
+    Metric("store.put", H, "seconds", "Time to put an object into the object store, with the wait for others to be spilled."),
+    Metric("store.get", H, "seconds", "Time to read an object back, from disk where it was spilled."),
+    Metric("store.held", G, "bytes", "Objects that a load holds, in memory or spilled."),
+    Metric("store.used", G, "bytes", "Bytes in use in the node's object store, everybody's, as its raylet counts them."),
+    Metric("store.files", G, "bytes", "Files in the node's spill folder, less what was there before the load."),
+    Metric("store.spilled", C, "bytes", "Bytes that the node's object store wrote to disk meanwhile, as its raylet counts them."),
+    Metric("store.restored", C, "bytes", "Bytes that the node's object store read back from disk meanwhile, as its raylet counts them."),
     # what a cascade of failures says of the services that it failed
     Metric("cascade.depth", G, "", "Longest chain of services that failed because of one another; 0 for the first one alone."),
     Metric("cascade.time", G, "seconds", "Time from the first failure to the last one."),
@@ -188,6 +196,24 @@ _TABLE: Final = (
         "cascade.calls", C, "", "Calls between services by what became of them, and requests answered without one (degraded).", ("fate",)
     ),
     Metric("cascade.requests", C, "", "Requests of clients that were answered, by whether the service took them.", ("fate",)),
+    # a mesh of actors over nodes
+    Metric(
+        "mesh.latency",
+        H,
+        "seconds",
+        "Time from when a message was sent to the arrival of its answer, by whether its receiver was on the sender's node.",
+        ("path",),
+    ),
+    Metric(
+        "mesh.messages",
+        C,
+        "",
+        "Messages by fate: acknowledged by their receiver; failed, which it may have got; of the acknowledged those lost with a receiver "
+        "that died, and those unread because nobody could be asked at the end.",
+        ("fate",),
+        vital=True,
+    ),
+    Metric("mesh.restarts", C, "", "Members that were made anew, where they were or in place of a lost node's.", vital=True),
     # what loads that use something up say of it
     Metric(
         "load.refused", C, "", "Times that the kernel refused a load one more of what it holds, by error number.", ("errno",), vital=True

@@ -2,6 +2,8 @@
 
 The simulator's process makes the board, a memfd that ends with the last process that holds it. Each process that serves claims
 one of its words by a lock that the kernel drops when the process dies; the next one to claim the word counts on from there.
+
+Behind the counts is one word in the other direction: how far the node's ceiling is lowered, for those whom other nodes call.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import fcntl
 import functools
 import mmap
 import os
+import struct
 from array import array
 from typing import Final
 
@@ -18,6 +21,7 @@ LINK: Final = f"/memfd:{NAME}"  # how its descriptors show in /proc/PID/fd
 WORDS: Final = 512
 _WORD_BYTES: Final = 8
 _BYTES: Final = WORDS * _WORD_BYTES
+_LOWERED: Final = struct.Struct("=d")  # 1 - ceiling, so that a new board says that nothing is lowered
 
 
 class Board:
@@ -25,7 +29,7 @@ class Board:
 
     def __init__(self) -> None:
         self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
-        os.ftruncate(self._fd, _BYTES)
+        os.ftruncate(self._fd, _BYTES + _LOWERED.size)
 
     @property
     def path(self) -> str:
@@ -48,16 +52,35 @@ def total(fd: int) -> int:
     return sum(words)
 
 
+def lower(path: str, ceiling: float) -> None:
+    """Tell those that serve the node's ceiling, 0..1. Raises `OSError` when the board is gone."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, _LOWERED.pack(1.0 - ceiling), _BYTES)
+    finally:
+        os.close(fd)
+
+
 class Tally:
     """One process's word on a board. Used by one thread at a time."""
 
-    def __init__(self, words: memoryview, index: int) -> None:
-        self._words = words
+    def __init__(self, shared: mmap.mmap, index: int) -> None:
+        self._shared = shared
+        self._words = memoryview(shared)[:_BYTES].cast("Q")
         self._index = index
+
+    def ceiling(self) -> float:
+        """Return the node's ceiling, 0..1."""
+        (lowered,) = _LOWERED.unpack_from(self._shared, _BYTES)
+        return float(1.0 - lowered)
 
     def add(self) -> None:
         """Count one call."""
         self._words[self._index] += 1
+
+    def put(self, value: int) -> None:
+        """Say how much there is now, where that is not counted up."""
+        self._words[self._index] = value
 
 
 @functools.cache
@@ -72,6 +95,6 @@ def claim(path: str) -> Tally:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, _WORD_BYTES, index * _WORD_BYTES)
         except BlockingIOError:
             continue
-        return Tally(memoryview(mmap.mmap(fd, _BYTES)).cast("Q"), index)
+        return Tally(mmap.mmap(fd, _BYTES + _LOWERED.size), index)
     os.close(fd)
     raise OSError(f"more than {WORDS} processes serve at once")

@@ -5,6 +5,7 @@ Response times count from when a call fell due to when its end was seen, which i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,14 +36,22 @@ INLINE_BYTES: Final = 100 * 1024  # smaller arguments travel within the call, la
 FREED_LATE: Final = 2  # payloads that a mailbox still holds after their calls ended: measured
 
 
-class Targets(Protocol):
-    """What is flooded. Calls of one lane are served about in order."""
-
-    lanes: int
+class Openable(Protocol):
+    """What is started for a flood and ended with it."""
 
     def open(self) -> Iterator[list[Any]]:
         """Start it step by step, for processes that start keep a core busy: each step gives the calls whose end lets the next begin."""
         ...
+
+    def close(self) -> None:
+        """End it at once."""
+        ...
+
+
+class Targets(Openable, Protocol):
+    """What is flooded. Calls of one lane are served about in order."""
+
+    lanes: int
 
     def send(self, lane: int) -> Any:
         """Send one call; None when it was refused."""
@@ -52,17 +61,14 @@ class Targets(Protocol):
         """Take what a call returned."""
         ...
 
-    def close(self) -> None:
-        """End it at once."""
-        ...
-
 
 @dataclass(slots=True)
 class Sent:
-    """A call on its way."""
+    """A call on its way. `about` is what its sender wants to know of it when it ends."""
 
     call: Any
     due_s: float
+    about: Any = None
 
 
 def bounds_of(options: dict[str, Value], lanes: int) -> Bounds:
@@ -84,8 +90,8 @@ def bounds_of(options: dict[str, Value], lanes: int) -> Bounds:
     )
 
 
-class CallFlood:
-    """One flood. `warm_up`, `idle`, `run` and `close` are called by one thread; `stop` may be called by any."""
+class Flood(ABC):
+    """One flood, whoever it sends to. `warm_up`, `idle`, `run` and `close` are called by one thread; `stop` may be called by any."""
 
     def __init__(
         self,
@@ -94,7 +100,7 @@ class CallFlood:
         watch: LeaseWatch,
         work: RayWork,
         reporter: Reporter,
-        targets: Targets,
+        victims: Openable,
         bounds: Bounds,
         payload_bytes: int,
     ) -> None:
@@ -103,10 +109,9 @@ class CallFlood:
         self._shape = absolute(operation, capacity)
         self._watch = watch
         self._work = work
-        self._targets = targets
+        self._victims = victims
         self._payload_bytes = payload_bytes
-        self._lanes: list[deque[Sent]] = [deque() for _ in range(targets.lanes)]
-        self._next_lane = 0
+        self._lanes: list[deque[Sent]] = []
         self._figures = Figures(reporter)
         self._spilled_before = 0
         self._stopping = False
@@ -122,11 +127,11 @@ class CallFlood:
     def warm_up(self) -> None:
         """Start what is flooded, and return when it is ready. Raises `HarnessError`."""
         deadline_ns = self._watch.clock.boot_ns() + round(READY_S * SECOND_NS)
-        for waiting in self._targets.open():
+        for waiting in self._victims.open():
             self._await(waiting, deadline_ns)
             if self._stopping:
                 return
-        self._spilled_before = self._work.store_bytes()[1]
+        self._spilled_before = self._work.store_use().spilled_bytes
 
     def _await(self, waiting: list[Any], deadline_ns: int) -> None:
         """Wait until these calls have ended, or a stop."""
@@ -162,8 +167,8 @@ class CallFlood:
         while (now_ns := clock.boot_ns()) < end_ns and not self._stopping and self._watch.may_go_on():
             elapsed_s = (now_ns - start_ns) / SECOND_NS
             self._settle(elapsed_s)
-            self.attend(elapsed_s)
-            self._asked = self._shape.value(elapsed_s) * self._watch.ceiling()
+            share = self.attend(elapsed_s)
+            self._asked = self._shape.value(elapsed_s) * min(self._watch.ceiling(), share)
             due = self.flow.step(elapsed_s, self._asked, STEP_CALLS)
             for due_s in due:
                 self._send(due_s)
@@ -171,13 +176,16 @@ class CallFlood:
             if len(due) < STEP_CALLS:
                 clock.sleep(min(STEP_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
         self._finish(lambda: (clock.boot_ns() - start_ns) / SECOND_NS)
+        self._count_spilled()
 
-    def attend(self, elapsed_s: float) -> None:
-        """Do what is to be done beside sending; called every 5 ms while the flood runs. Nothing here."""
+    def attend(self, elapsed_s: float) -> float:
+        """Do what is to be done beside sending, every 5 ms while the flood runs; return which share of the asked rate it may have."""
+        del elapsed_s
+        return 1.0
 
     def close(self) -> None:
         """End what was started, also when `run` did not come to its end; count what was outstanding as cancelled."""
-        self._targets.close()
+        self._victims.close()
         self.flow.close()
         self.flow.end(Outcome.CANCELLED, self.flow.outstanding)
         self._figures.record(self.flow, 0)
@@ -185,14 +193,19 @@ class CallFlood:
 
     # ---- calls
 
+    @abstractmethod
     def _send(self, due_s: float) -> None:
-        lane = self._next_lane
-        self._next_lane = (lane + 1) % len(self._lanes)
-        call = self._targets.send(lane)
-        if call is None:
-            self.flow.refuse()
-        else:
-            self._lanes[lane].append(Sent(call, due_s))
+        """Send one call that was accepted and fell due then."""
+
+    @abstractmethod
+    def _take_end(self, sent: Sent, end: Ended, now_s: float) -> None:
+        """Take how a call ended."""
+
+    def _lane(self, index: int) -> deque[Sent]:
+        """Return the calls on their way in a lane, oldest first."""
+        while len(self._lanes) <= index:
+            self._lanes.append(deque())
+        return self._lanes[index]
 
     def _settle(self, now_s: float) -> None:
         """Take the calls that ended since the last look."""
@@ -208,17 +221,6 @@ class CallFlood:
                 left = [sent for sent, end in zip(looked, ends, strict=True) if end is None]
                 self._lanes[index] = deque([*left, *list(lane)[len(looked) :]])
 
-    def _take_end(self, sent: Sent, end: Ended, now_s: float) -> None:
-        if end.outcome is Outcome.FAILED and self._stopping:  # it ran, and was ended with what served it
-            self.flow.end(Outcome.CANCELLED)
-            return
-        self.flow.end(end.outcome)
-        if end.outcome is Outcome.FINISHED:
-            self._figures.response(max(0.0, now_s - sent.due_s))
-            self._targets.finished(end)
-        if end.outcome is Outcome.FAILED:
-            raise HarnessError("lost", f"{self._operation.id}: a call failed: {end.reason}")
-
     def _finish(self, elapsed: Callable[[], float]) -> None:
         """Cancel what is outstanding; what runs may end by itself within `GRACE_S`, and is then ended with what serves it."""
         self._stopping = True
@@ -226,7 +228,7 @@ class CallFlood:
         self._work.cancel([sent.call for lane in self._lanes for sent in lane])
         self._wait_until_empty(elapsed, GRACE_S)
         if self.flow.outstanding:
-            self._targets.close()
+            self._victims.close()
             self._wait_until_empty(elapsed, GONE_S)
 
     def _wait_until_empty(self, elapsed: Callable[[], float], wait_s: float) -> None:
@@ -244,8 +246,51 @@ class CallFlood:
         self._reported_ns = now_ns
         self._watch.report(asked=self._asked, own=own, cpu_ns=0, operations=self.flow.counts.finished)
         self._figures.record(self.flow, self.flow.outstanding * self._payload_bytes)
-        if self._payload_bytes > INLINE_BYTES and now_ns - self._store_ns >= STORE_S * SECOND_NS:
+        if now_ns - self._store_ns >= STORE_S * SECOND_NS:
             self._store_ns = now_ns
-            spilled = self._work.store_bytes()[1]
+            self._count_spilled()
+
+    def _count_spilled(self) -> None:
+        if self._payload_bytes > INLINE_BYTES:
+            spilled = self._work.store_use().spilled_bytes
             self._figures.spilled(spilled - self._spilled_before)
             self._spilled_before = spilled
+
+
+class CallFlood(Flood):
+    """A flood of what is there from the beginning, in turn: a call that fails ends it."""
+
+    def __init__(
+        self,
+        operation: Operation,
+        capacity: Capacity,
+        watch: LeaseWatch,
+        work: RayWork,
+        reporter: Reporter,
+        targets: Targets,
+        bounds: Bounds,
+        payload_bytes: int,
+    ) -> None:
+        super().__init__(operation, capacity, watch, work, reporter, targets, bounds, payload_bytes)
+        self._targets = targets
+        self._next_lane = 0
+
+    def _send(self, due_s: float) -> None:
+        lane = self._next_lane
+        self._next_lane = (lane + 1) % self._targets.lanes
+        call = self._targets.send(lane)
+        if call is None:
+            self.flow.refuse()
+        else:
+            self._lane(lane).append(Sent(call, due_s))
+
+    def _take_end(self, sent: Sent, end: Ended, now_s: float) -> None:
+        if end.outcome is Outcome.FAILED and self._stopping:  # it ran, and was ended with what served it
+            self.flow.end(Outcome.CANCELLED)
+            return
+        self.flow.end(end.outcome)
+        if end.outcome is Outcome.FINISHED:
+            self._figures.response(max(0.0, now_s - sent.due_s))
+            self._targets.finished(end)
+        if end.outcome is Outcome.FAILED:
+            raise HarnessError("lost", f"{self._operation.id}: a call failed: {end.reason}")

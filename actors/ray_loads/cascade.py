@@ -139,8 +139,8 @@ class Cascade(CallFlood):
         self._looked_s = 0.0
         super().__init__(operation, capacity, watch, work, reporter, self._services, Bounds(OUTSTANDING * self._services.lanes), 0)
 
-    def attend(self, elapsed_s: float) -> None:
-        """Have the first service fail when its time has come, and look what follows."""
+    def attend(self, elapsed_s: float) -> float:
+        """Have the first service fail when its time has come, and look what follows; clients ask all that is asked."""
         if elapsed_s >= self._fail_after_s:
             self._services.fail()
         if elapsed_s - self._looked_s >= LOOK_S:
@@ -148,6 +148,7 @@ class Cascade(CallFlood):
             before = self._services.spread
             if (now := self._services.look()) != before:
                 self._watch.cascade(now.rounds, services=len(self._services.graph.services), depth=now.depth, span_s=now.span_s)
+        return 1.0
 
 
 def _check_here(operation: Operation, state_dir: Path) -> None:

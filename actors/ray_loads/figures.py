@@ -10,11 +10,15 @@ from ..clock import SECOND_NS
 from ..errors import HarnessError
 from . import service_lane
 from .flow import FATES, Flow
+from .mesh_account import FATES as MESSAGE_FATES
+from .mesh_account import PATHS, Sums
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
     from .lock_actors import Turn
+    from .ray_work import StoreUse
     from .service_graph import Failure, Spread
+    from .store_holder import StoreTurn
 
 ANSWERS: Final = ("taken", "refused")  # to a client's request
 
@@ -137,3 +141,60 @@ class SpreadFigures:
             for name in names:
                 self._reporter.gauge("cascade.round", service=name).record(number)
                 self._reporter.gauge("cascade.after", service=name).record((failures[name].at_ns - first_ns) / 1e9)
+
+
+class MeshFigures:
+    """What the sender of a mesh tells of its messages."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._latency = {path: reporter.histogram("mesh.latency", path=path).record for path in PATHS}
+        self._messages = {fate: reporter.counter("mesh.messages", fate=fate).record for fate in MESSAGE_FATES}
+        self._restarts = reporter.counter("mesh.restarts").record
+        self._before: dict[str, int] = dict.fromkeys((*MESSAGE_FATES, "restarts"), 0)
+        for record in (*self._messages.values(), self._restarts):
+            record(0)  # that none is lost is told, not left out
+
+    def answered(self, latency_s: float, *, same_node: bool) -> None:
+        """Record one answer."""
+        self._latency[PATHS[0] if same_node else PATHS[1]](latency_s)
+
+    def record(self, sums: Sums, restarts: int) -> None:
+        """Record what has changed since the last time."""
+        now = {**asdict(sums), "restarts": restarts}
+        for name, record in (*self._messages.items(), ("restarts", self._restarts)):
+            if now[name] != self._before[name]:
+                record(now[name] - self._before[name])
+        self._before = now
+
+
+class StoreFigures:
+    """What pressure on an object store records."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._put = reporter.histogram("store.put").record
+        self._get = reporter.histogram("store.get").record
+        self._operations = reporter.counter("load.operations").record
+        self._held = reporter.gauge("store.held").record
+        self._used = reporter.gauge("store.used").record
+        self._files = reporter.gauge("store.files").record
+        self._spilled = reporter.counter("store.spilled").record
+        self._restored = reporter.counter("store.restored").record
+        self._tick, self.close = reporter.tick, reporter.close
+
+    def turn(self, turn: StoreTurn) -> None:
+        """Record how long each put and get took."""
+        for spent_s in turn.puts_s:
+            self._put(spent_s)
+        for spent_s in turn.gets_s:
+            self._get(spent_s)
+        if done := len(turn.puts_s) + len(turn.gets_s):
+            self._operations(done)
+
+    def store(self, before: StoreUse, now: StoreUse, held_bytes: int, files_bytes: int) -> None:
+        """Record what the raylet counts, what is held, and what lies on disk."""
+        self._held(held_bytes)
+        self._used(now.used_bytes)
+        self._files(files_bytes)
+        self._spilled(now.spilled_bytes - before.spilled_bytes)
+        self._restored(now.restored_bytes - before.restored_bytes)
+        self._tick()

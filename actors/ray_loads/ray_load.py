@@ -161,16 +161,22 @@ class RayLoad:
         except (LeaseOverError, GaveUpError) as error:
             end = (Event.LEASE_ENDED, str(error) or "the lease ended")
         except StressError as error:
-            self._watch.state(control.LOAD_FAILED)
-            end = (Event.LEASE_ENDED if error.code in ENDED_CODES else Event.BROKE, str(error))
+            end = self._failed(Event.LEASE_ENDED if error.code in ENDED_CODES else Event.BROKE, str(error))
         except Exception as error:
-            self._watch.state(control.LOAD_FAILED)
-            end = (Event.BROKE, f"{type(error).__name__}: {error}")
+            end = self._failed(Event.BROKE, f"{type(error).__name__}: {error}")
         try:
             self._clear()
         except Exception as error:
             end = (Event.BROKE, f"{type(error).__name__}: {error}")
         self._end = end
+
+    def _failed(self, event: Event, reason: str) -> tuple[Event, str]:
+        """Return how a load ended that an error ended. One that was told to end misses what was ended with it: that is no failure."""
+        if self._stopping.is_set():
+            self._watch.state(control.LOAD_DONE)
+            return Event.FINISHED, ""
+        self._watch.state(control.LOAD_FAILED)
+        return event, reason
 
     def _load(self) -> tuple[Event, str]:
         self._pattern.warm_up()

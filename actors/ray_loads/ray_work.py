@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -15,11 +15,34 @@ MARK: Final = "STRESS_CLUSTER_OPERATION"  # in the first environment of every pr
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a call ended, what it returned, or why it failed."""
+    """How a call ended, what it returned, or why it failed. `at_ns`: when its end arrived here, 0 where that is not told."""
 
     outcome: Outcome
     value: Any = None
     reason: str = ""
+    at_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUse:
+    """A node's object store as its raylet counts it, in bytes. `primary` may not be evicted; `spilled` and `restored` only grow."""
+
+    primary_bytes: int = 0
+    used_bytes: int = 0
+    spilled_bytes: int = 0
+    restored_bytes: int = 0
+
+
+class ObjectStore(Protocol):
+    """The object store of the process that uses this; what it puts is freed when it lets go of it, or ends. Travels to actors."""
+
+    def put(self, data: bytes) -> Any:
+        """Put an object and return what holds it; None when neither the store nor its disk has room."""
+        ...
+
+    def get(self, held: Any) -> bytes:
+        """Return an object, from disk where it was spilled."""
+        ...
 
 
 def logical_share(cpus: float, at_once: int) -> float:
@@ -36,12 +59,32 @@ def logical_share(cpus: float, at_once: int) -> float:
 class RayWork(Protocol):
     """The actors and tasks of one operation on one node. All of them end when the process that holds this ends."""
 
-    def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
-        """Create an actor on this node and return its handle at once. `calls_max`: beyond so many outstanding calls Ray refuses more."""
+    @property
+    def place(self) -> str:
+        """Ray's id of this node."""
+        ...
+
+    def places(self) -> frozenset[str]:
+        """Return Ray's ids of the nodes that it holds for alive."""
+        ...
+
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0, name: str = "") -> Any:
+        """Create an actor on this node and return its handle at once. `calls_max`: beyond so many outstanding calls Ray refuses more.
+
+        With a name the simulators of the run on other nodes find it; None when the name is taken.
+        """
+        ...
+
+    def find(self, prefix: str, known: Collection[str] = ()) -> dict[str, Any]:
+        """Return the living actors of this run whose name begins so, less those that are known."""
         ...
 
     def call(self, victim: Any, method: str, *args: Any) -> Any:
         """Send a call to an actor and return it at once; None when Ray refused it, because too many are outstanding."""
+        ...
+
+    def post(self, victim: Any, method: str, *args: Any) -> Any:
+        """Send a call to an actor and have the arrival of its end timed; what it returns is small."""
         ...
 
     def submit(self, function: Callable[..., Any], *args: Any, at_once: int) -> Any:
@@ -60,6 +103,10 @@ class RayWork(Protocol):
         """End an actor at once."""
         ...
 
-    def store_bytes(self) -> tuple[int, int]:
-        """Return the bytes in this node's object store and those spilled from it so far, as its raylet counts them."""
+    def store_use(self) -> StoreUse:
+        """Return what is in this node's object store, as its raylet counts it."""
+        ...
+
+    def object_store(self) -> ObjectStore:
+        """Return what an actor puts objects with."""
         ...

@@ -167,6 +167,7 @@ THROTTLES: Final[Mapping[str, tuple[Policy, ...]]] = MappingProxyType(
         "mappings": (descriptors_headroom, memory_headroom),
         "locks": (descriptors_headroom, memory_headroom),
         "inodes": (descriptors_headroom, disk_headroom),
+        "object_store_bytes": (descriptors_headroom, memory_headroom, disk_headroom),
     }
 )
 

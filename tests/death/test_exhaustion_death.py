@@ -1,4 +1,4 @@
-"""Whoever dies while something is used up: simulator, agent, guardian or load. What was held is gone in time.
+"""Whoever dies while something is used up: simulator, agent, guardian or load, the load by an exception too. What was held is gone in time.
 
 In time is within the lease and a second. Agent and simulator are processes of their own with the real guardian between them; every
 simulator of exhaustion has its matrix in `make soak`.
@@ -37,7 +37,7 @@ COUNTS = {
     "Semaphores": 100,
 }
 KINDS = [pytest.param(kind, marks=() if kind == "Processes" else pytest.mark.soak) for kind in COUNTS]
-VICTIMS = ("simulator", "agent", "guardian", "load")
+VICTIMS = ("simulator", "agent", "guardian", "load", "load-by-an-exception")
 
 AGENT = f"""
 import os, sys
@@ -112,8 +112,10 @@ class Cast:
         if victim == "guardian":
             self.site.kill_pair(self.site.client(role="cli"))
         else:
-            pids = {"simulator": self.simulator.pid, "agent": self.agent.pid, "load": self.load}
-            os.kill(pids[victim], signal.SIGKILL)
+            pids = {"simulator": self.simulator.pid, "agent": self.agent.pid}
+            # An interrupt is an exception wherever the load is: nothing of its code gives back what it holds.
+            number = signal.SIGINT if victim == "load-by-an-exception" else signal.SIGKILL
+            os.kill(pids.get(victim, self.load), number)
 
 
 @pytest.fixture

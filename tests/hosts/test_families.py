@@ -24,6 +24,7 @@ from support.samples import SAMPLES
 from support.waiting import never, until
 from sweep import start_time
 
+from actors import memory_group
 from actors.simulator import REGISTRY
 from cluster.analysis import load
 
@@ -36,7 +37,9 @@ LOOK_S = 1.0
 
 def able(kinds: Iterable[str]) -> list[str]:
     """Return the kinds that this machine can run."""
-    return [kind for kind in kinds if kind != "StressNg" or shutil.which("stress-ng")]
+    lacking = set() if shutil.which("stress-ng") else {"StressNg"}
+    lacking |= set() if memory_group.find() else {"MemoryStall"}
+    return [kind for kind in kinds if kind not in lacking]
 
 
 def document(name: str, kinds: Iterable[str], for_s: float) -> str:
@@ -192,5 +195,5 @@ def test_whoever_dies_each_family_is_gone_in_time(hosts: Fabric) -> None:
 def test_whoever_dies_this_simulator_is_gone_in_time(hosts: Fabric, kind: str) -> None:
     """The same for each simulator by itself."""
     if not able([kind]):
-        pytest.skip("stress-ng is not installed on this machine")
+        pytest.skip(f"this machine lacks what {kind} needs: stress-ng, or a control group of memory")
     matrix(hosts, f"matrix-{kind.lower()}", [kind])

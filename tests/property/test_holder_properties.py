@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.clock import SECOND_NS, VirtualClock
-from actors.exhaustion.disk_io import FORGET_S, RatePacer
+from actors.exhaustion import tuning
+from actors.exhaustion.disk_io import RatePacer
 from actors.exhaustion.holder import Holding, next_step
 from actors.messages import Capacity, Operation
 from actors.release import Release, release_level
@@ -161,4 +162,4 @@ def test_a_rate_is_never_passed_by_more_than_what_is_owed(rate: float, pauses: l
             pacer.pay(block)
             moved += block
     assert moved <= rate * elapsed * (1 + 1e-9) + 1e-6
-    assert pacer.debt_bytes <= max(FORGET_S * rate, block)
+    assert pacer.debt_bytes <= max(tuning.used.forget_s * rate, block)

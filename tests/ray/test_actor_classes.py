@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from conftest import Raylets
+from raylets import Raylets
 
 from actors.errors import HarnessError
 from cluster import ray_port

@@ -10,6 +10,7 @@ from support import documents
 from support.by_command import Runs
 from support.terminal import Terminal
 
+from actors.metrics.registry import CATALOGUE
 from cluster.analysis import load
 from scenarios import catalogue, text
 
@@ -29,8 +30,10 @@ def test_locks_are_contended_on_two_nodes_as_asked_and_free_after(standing: Term
     assert [one["reached"] for one in run.summary["dose"]] == [True] * 16, run.summary["dose"]
     sums: dict[str, float] = defaultdict(float)
     waiters: dict[tuple[str, str], float] = {}
-    for row in run.metrics.select(["time", "metric", "worker", "sum", "last"]).to_pylist():
+    for row in run.metrics.select(["time", "metric", "kind", "worker", "sum", "last"]).to_pylist():
         sums[row["metric"]] += row["sum"] or 0.0
+        if row["metric"].startswith(("concurrency.", "load.")):
+            assert row["kind"] == CATALOGUE[row["metric"]].kind
         if row["metric"] == "concurrency.lock.waiters":
             waiters[row["worker"], row["metric"]] = row["last"]
     RUNS.assert_recorded(run)

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Raylets
+from raylets import Raylets
 from support.contention_model import Simulated
-from support.leasing import Leased, Leasing, Recorded
+from support.leasing import Leased, Leasing, Recorded, marked
 from support.waiting import never, until
 
 from actors.dose import OutsideMeter
 from actors.errors import StressError
 from actors.messages import Operation
 from actors.ray_loads import board
-from actors.ray_loads.ray_work import MARK
 
 CALLS = Operation("m@n1", "MailboxFlood", "n1", 0.0, 60.0, "per_second", {"kind": "constant", "level": 100.0})
 TASKS = replace(CALLS, id="t@n1", kind="TaskExplosion")
+MESH = replace(CALLS, id="0.ActorMesh@n1", kind="ActorMesh", options={"actors": 1})
 
 
 def creator(raylets: Raylets) -> Callable[..., Any]:
@@ -53,18 +53,6 @@ def agent(driver: Raylets, tmp_path: Path) -> Iterator[Leasing]:
     with Leasing(tmp_path, creator(driver)) as made:
         yield made
     until(lambda: not marked(), 10, lambda: f"left behind: {marked()}")
-
-
-def marked() -> list[int]:
-    """Return all processes that Ray started for a flood, whosever they are by now."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if MARK.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue  # it ended meanwhile
-    return found
 
 
 def begin(agent: Leasing, *operations: Operation, segment: str = "") -> list[Leased]:
@@ -110,12 +98,12 @@ def fates(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def test_a_rate_is_served_on_two_nodes(agent: Leasing) -> None:
-    """Actors of two nodes and tasks of one are loaded at once, each at its rate; after the stop no process of them is left."""
-    loads = begin(agent, replace(CALLS, shape={"kind": "constant", "level": 200.0}), replace(CALLS, id="m@n2", node="n2"), TASKS)
+    """Actors of two nodes and tasks and a mesh of one are loaded at once, each at its rate; after the stop no process of them is left."""
+    loads = begin(agent, replace(CALLS, shape={"kind": "constant", "level": 200.0}), replace(CALLS, id="m@n2", node="n2"), TASKS, MESH)
     until(lambda: all(served_by(one) > 50 for one in loads), 20, lambda: f"calls of all: {[served_by(one) for one in loads]}")
     seen = [rate(one, 2.0) for one in loads]
-    assert seen == pytest.approx([200.0, 100.0, 100.0], rel=0.2), [one.status() for one in loads]
-    assert len(marked()) >= 2 + 2 + 2
+    assert seen == pytest.approx([200.0, 100.0, 100.0, 100.0], rel=0.2), [one.status() for one in loads]
+    assert len(marked()) >= 2 + 2 + 2 + 1
     for one in loads:
         assert one.call("stop", 1.0).phase == "done"
     assert marked() == []
@@ -170,9 +158,9 @@ def test_nothing_outlives_the_simulators_actors(agent: Leasing, how: str) -> Non
 
     What Ray starts in place of those that the guardian ended has no work and gets none; it is ended with the slot.
     """
-    loads = begin(agent, *(replace(one, options={"work": 0.05}) for one in (CALLS, TASKS)))
+    loads = begin(agent, *(replace(one, options={**one.options, "work": 0.05}) for one in (CALLS, TASKS, MESH)))
     holders, victims = [one.status().pids[0] for one in loads], marked()
-    assert len(victims) >= 4
+    assert len(victims) >= 5
     boards = [board_of(holder) for holder in holders]
     begun_s = time.monotonic()
     for one, holder in zip(loads, holders, strict=True):
@@ -238,7 +226,7 @@ def test_the_share_of_contended_turns_is_the_models(agent: Leasing, tmp_path: Pa
 def test_what_passes_the_budget_is_refused_before_anything_starts(agent: Leasing) -> None:
     """A typed error of the guardian's ledger, for each; no slot, no record and no process is there afterwards."""
     agent.capacity = replace(agent.capacity, memory_bytes=200 << 20)
-    for kind in ("MailboxFlood", "TaskExplosion", "ClusterLock"):
+    for kind in ("MailboxFlood", "TaskExplosion", "ClusterLock", "ActorMesh"):
         with pytest.raises(StressError) as refused:
             agent.prepare(replace(CALLS, kind=kind))
         assert refused.value.code == "budget"
@@ -254,32 +242,48 @@ def test_a_victim_that_is_killed_ends_the_load_with_a_reason(agent: Leasing) -> 
     assert "a call failed: ActorDiedError" in one.until("failed", 20).reason
 
 
-def test_large_messages_keep_to_their_budget(agent: Leasing, driver: Raylets) -> None:
-    """Of 10 MB messages the object store, as its raylet counts it, holds no more than the budget for us; without a budget it does.
+def test_large_messages_keep_to_their_budget(agent: Leasing, driver: Raylets, tmp_path: Path) -> None:
+    """Of 10 MB messages the object store holds no more than the budget, and spills nothing; without a budget it holds more, and spills.
 
-    Copies that are let go of are freed by Ray a second later, so what counts is what it may not evict.
+    Both are read from this node's raylet by a driver of our own. What is spilled is what the load counts; nobody is killed for memory.
+    Copies that are let go of are freed by Ray a second later, so what counts is what it may not evict, in memory or spilled.
     """
     import ray
     from ray._private.internal_api import node_stats
 
     node = next(node for node in ray.nodes() if node["NodeName"] == "n1")
 
-    def held() -> tuple[int, int]:
+    def held() -> tuple[int, int, int]:
         stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False).store_stats
-        return stats.object_store_bytes_primary_copy, stats.spilled_bytes_total
+        return stats.object_store_bytes_primary_copy, stats.spilled_bytes_total, stats.object_store_bytes_used
 
-    def most(budget_bytes: int) -> tuple[int, int]:
-        options = {"actors": 1, "payload_bytes": 10_000_000, "in_flight_bytes": budget_bytes, "work": 0.2, "outstanding": 7}
-        (one,) = begin(agent, replace(CALLS, options=options))
-        before, end_s, used = held()[1], time.monotonic() + 2.0, 0
-        while time.monotonic() < end_s:
+    def most(name: str, budget_bytes: int, outstanding: int) -> tuple[int, int, int]:
+        """Return the most that was held at once, what was spilled, and what the load counts as spilled."""
+        recorded = Recorded(tmp_path, name)
+        options = {
+            "actors": 1,
+            "payload_bytes": 10_000_000,
+            "in_flight_bytes": budget_bytes,
+            "work": 0.2,
+            "outstanding": outstanding,
+        }
+        before = held()[1]
+        (one,) = begin(agent, replace(CALLS, id=f"{name}@n1", options=options), segment=recorded.path)
+        pids, end_s, used = one.status().pids, time.monotonic() + 2.5, 0
+        assert len(pids) == 2
+        while time.monotonic() < end_s or (budget_bytes > 1 << 30 and held()[1] == before and time.monotonic() < end_s + 20):
             used = max(used, held()[0])
             time.sleep(0.01)
-        one.call("stop", 1.0)
-        return used, held()[1] - before
+        assert (one.status().phase, all(Path(f"/proc/{pid}").exists() for pid in pids)) == ("running", True)
+        assert one.call("stop", 20.0).phase == "done"
+        counted = next(row["sum"] for row in recorded.rows() if row["metric"] == "flood.spilled")
+        return used, held()[1] - before, counted
 
-    used, spilled = most(50_000_000)
+    used, spilled, counted = most("within", 50_000_000, 12)
     assert 20_000_000 <= used <= 50_100_000
-    assert spilled == 0
-    used, _ = most(1 << 40)
-    assert used > 60_000_000
+    assert spilled == counted == 0
+    used, spilled, counted = most("without", 1 << 40, 12)
+    print(f"without a budget: {used:,} bytes held at most, {spilled:,} spilled, {counted:,} counted as spilled")
+    assert used > 55_000_000
+    assert used + spilled > 100_000_000
+    assert 0 < counted <= spilled

@@ -9,7 +9,8 @@ from typing import Any
 from actors.clock import SECOND_NS, VirtualClock
 from actors.ray_loads.flow import Outcome
 from actors.ray_loads.lock_actors import Turn
-from actors.ray_loads.ray_work import Ended
+from actors.ray_loads.ray_work import Ended, StoreUse
+from actors.ray_loads.service_graph import Failure
 
 
 @dataclass(eq=False, slots=True)
@@ -91,5 +92,51 @@ class FakeRayWork:
             if self.see(call) is None:
                 call.end = Ended(Outcome.FAILED, reason="killed")
 
-    def store_bytes(self) -> tuple[int, int]:
-        return 0, self.spilled
+    def store_use(self) -> StoreUse:
+        return StoreUse(spilled_bytes=self.spilled)
+
+
+class FakeServices(FakeRayWork):
+    """Services that answer at once. A second after one was made to fail, all but it say that they failed for it."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(clock, 0.001)
+        self.failed: tuple[str, str, int] | None = None  # how, who, when
+        self.asked: dict[int, tuple[FakeServer, str]] = {}
+        self.spawned: dict[str, tuple[Any, ...]] = {}
+        self.killed: list[str] = []
+
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
+        self.spawned[args[0]] = args
+        return super().spawn(factory, *args, calls_max=calls_max)
+
+    def name(self, server: FakeServer) -> str:
+        return list(self.spawned)[self.servers.index(server)]
+
+    def call(self, victim: FakeServer, method: str, *args: Any) -> Any:
+        made = super().call(victim, method, *args)
+        self.asked[id(made)] = (victim, method)
+        if method == "stand_still":
+            self.failed = ("stopped", self.name(victim), self.clock.boot_ns())
+        return made
+
+    def kill(self, victim: FakeServer) -> None:
+        super().kill(victim)
+        self.killed.append(self.name(victim))
+        self.failed = self.failed or ("killed", self.name(victim), self.clock.boot_ns())
+
+    def see(self, call: FakeCall) -> Ended | None:
+        ended = super().see(call)
+        if ended is None or ended.outcome is not Outcome.FINISHED:
+            return ended
+        server, method = self.asked.get(id(call), (call.server, ""))
+        if method == "figures":
+            return Ended(Outcome.FINISHED, self.figures(self.name(server)))
+        return Ended(Outcome.FINISHED, True)
+
+    def figures(self, name: str) -> tuple[Failure | None, dict[str, int], dict[str, dict[str, int]]]:
+        fates = {"taken": 5, "refused": 0, "timed_out": 1, "died": 0, "degraded": 0}
+        if self.failed is None or self.clock.boot_ns() < self.failed[2] + SECOND_NS:
+            return None, {self.failed[1] if self.failed else name: 0}, {"x": fates}
+        first = self.failed[1]
+        return Failure(name, first, self.failed[2] + SECOND_NS), {first: self.failed[2] + SECOND_NS // 10}, {"x": fates}

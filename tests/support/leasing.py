@@ -19,12 +19,25 @@ from actors.metrics import Segment
 from actors.origin import code_id
 from actors.proc import read_stat
 from actors.ray_loads.ray_load import Processes, mark_of
+from actors.ray_loads.ray_work import MARK
 from actors.simulator import peak_amounts
 from cluster.metrics.stream import MetricStream
 from cluster.metrics.windows import unseal
 from cluster.outbox import Kind, Outbox, parse
 
 from .waiting import until
+
+
+def marked() -> list[int]:
+    """Return all processes that Ray started for a flood, whosever they are by now."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if MARK.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
 
 
 @dataclass(slots=True)

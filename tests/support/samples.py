@@ -82,6 +82,18 @@ def served(pid: int) -> float:
     return 0
 
 
+def waited(pid: int) -> float:
+    """Return the seconds for which somebody of a process's version 2 group has waited for memory (psi.rst, `some`); 0 when it is gone."""
+    with contextlib.suppress(OSError):
+        path = next((line[3:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if line.startswith("0::")), "")
+        for row in Path("/proc/self/mountinfo").read_text().splitlines():
+            before, _, after = row.partition(" - ")
+            file = Path(before.split()[4] + path) / "memory.pressure"
+            if path and after.startswith("cgroup2 ") and file.exists():
+                return int(file.read_text().splitlines()[0].rpartition("total=")[2]) / 1e6
+    return 0.0
+
+
 def nothing(_: int) -> float:
     """Return 0: a fill has no process, its blocks are looked at."""
     return 0.0
@@ -94,6 +106,7 @@ SAMPLES: Final[Mapping[str, Sample]] = {
     "MemoryFragment": Sample({"bytes": "48MiB"}, *bytes_held(48 * MIB)),
     "MemoryAccess": Sample({"fraction": "6%", "working_set": "32MiB"}, *busy(0.06)),
     "VmPressure": Sample({"per_second": 100, "file": "1MiB"}, major_faults, 30, is_rate=True),
+    "MemoryStall": Sample({"fraction": "10%"}, waited, 0.03, is_rate=True),
     "DiskFill": Sample({"bytes": "16MiB"}, nothing, 0),
     "Descriptors": holds("Descriptors", 200),
     "Mappings": holds("Mappings", 400),
@@ -109,11 +122,14 @@ SAMPLES: Final[Mapping[str, Sample]] = {
     "LockContention": Sample({"count": 3, "contenders": "processes"}, held.living, 3),
     "LockConvoy": Sample({"count": 5}, held.threads, 5),
     "Deadlock": Sample({"count": 3}, held.threads, 6),
-    "Livelock": Sample({"count": 3, "backoff_s": "10ms"}, held.threads, 6),
-    "PriorityInversion": Sample({"count": 2, "hold_s": "5ms", "burst_s": "20ms"}, held.threads, 6),
+    "Livelock": Sample({"count": 3, "backoff": "10ms"}, held.threads, 6),
+    "PriorityInversion": Sample({"count": 2, "hold": "5ms", "burst": "20ms"}, held.threads, 6),
     "StressNg": Sample({"fraction": "5%", "stressor": "cpu"}, workers_of, 0.04, is_rate=True),
     "MailboxFlood": Sample({"per_second": 20, "actors": 1}, served, 8, is_rate=True),
     "TaskExplosion": Sample({"per_second": 20, "workers": 1}, served, 8, is_rate=True),
+    "Cascade": Sample({"per_second": 20, "services": 4, "levels": 2, "fail_after": "1s"}, served, 8, is_rate=True),
+    "ActorMesh": Sample({"per_second": 20, "actors": 1}, served, 8, is_rate=True),
+    "ObjectStorePressure": Sample({"bytes": "16MiB"}, served, 16 * MIB),
     "ClusterLock": Sample({"per_second": 10, "contenders": 2}, served, 4, is_rate=True),
 }
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors import memory_group
 from actors.errors import RefusedError
 from actors.messages import Capacity, NodeSpec
+from actors.reference import ABLE
 from actors.simulator import REGISTRY
 from cluster import cli, start
 from cluster.admission import admission_of
@@ -23,7 +26,7 @@ from scenarios import text
 
 NAMED = "profile: aggressive\n"
 SCENARIO = "version: 1\nname: heavy\nplan:\n  CpuLoad: {fraction: 80%}\n  for: 5s\n"
-CAPACITY = Capacity(4.0, 8 << 30, 100 << 30)
+CAPACITY = Capacity(4.0, 8 << 30, 100 << 30, tasks=10_000, descriptors=1 << 20)
 CAN = {name: {"verdict": "available", "reason": ""} for name in REGISTRY}
 HELLO = {"machine": "m1", "capacity": CAPACITY, "report": {"simulators": CAN, "shapes": {"theirs": "digest"}}}
 
@@ -40,6 +43,18 @@ def admitted(submission: Submission) -> Admission:
     """Return what this run asks for, on a cluster of a head and one node with four cores."""
     plan = plans.resolve(text.load(submission.scenario), (NodeSpec("head", is_head=True), NodeSpec("n1")), submission.seed)
     return admission_of(submission, plan, {"n1": HELLO}, 1.0)[0]
+
+
+def test_a_load_with_a_peer_is_admitted_with_its_link_or_not_at_all() -> None:
+    """What each node is handed says whom it dials; where there is no second node, nothing is reserved anywhere."""
+    scenario = text.load("version: 1\nname: ring\nplan:\n  Connections: {count: 7, peer: next}\n  for: 5s\n")
+    nodes = (NodeSpec("n1", address="10.0.0.1"), NodeSpec("n2", address="10.0.0.2"))
+    submission = Submission("r", "", 1)
+    hellos = {name: {**HELLO, "machine": name, "capacity": replace(CAPACITY, descriptors=1000)} for name in ("n1", "n2")}
+    made, _ = admission_of(submission, plans.resolve(scenario, nodes, 1, allow_head=True), hellos, 1.0, nodes)
+    assert made.operations["n1"][0].link["dial"] == made.operations["n2"][0].link["listen"] == ["10.0.0.2", 17_700]
+    with pytest.raises(RefusedError, match="no other node holds it"):
+        admission_of(submission, plans.resolve(scenario, nodes[:1], 1, allow_head=True), hellos, 1.0, nodes[:1])
 
 
 class FakeDriver:
@@ -111,6 +126,25 @@ def test_memory_over_the_limit_is_refused_in_every_pattern(kind: str, curve: str
     assert "limits.memory_fraction" in caught.value.message
     half = scenario.replace("80%", "40%").replace("16%", "8%")
     assert admitted(Submission("r1", half, 0)).amounts["n1"].memory_bytes == round(0.4 * CAPACITY.memory_bytes)
+
+
+FLOODS = ("{MailboxFlood: {per_second: 200, actors: 4}, for: 5s}", "{TaskExplosion: {per_second: 200, workers: 4}, for: 5s}")
+
+
+def test_of_patterns_at_once_the_sum_is_judged() -> None:
+    """Under a limit that has room for each by itself, and for one after the other, a flood and an explosion at once are refused."""
+
+    def flooded(word: str, *parts: str, limit: float = 0.9) -> Admission:
+        plan = f"limits: {{memory_fraction: {limit:.6f}}}\nplan: {{{word}: [{', '.join(parts)}]}}\n"
+        return admitted(Submission("r1", f"version: 1\nname: floods\n{plan}", 0))
+
+    alone = [flooded("sequence", one).amounts["n1"].memory_bytes for one in FLOODS]
+    assert flooded("together", *FLOODS).amounts["n1"].memory_bytes == sum(alone)
+    tight = (max(alone) + sum(alone)) / 2 / CAPACITY.memory_bytes
+    assert flooded("sequence", *FLOODS, limit=tight).amounts["n1"].memory_bytes == max(alone)
+    with pytest.raises(RefusedError, match="memory_fraction") as caught:
+        flooded("together", *FLOODS, limit=tight)
+    assert caught.value.code == "budget"
 
 
 def test_series_caps_go_to_the_nodes_of_their_run() -> None:
@@ -198,3 +232,19 @@ def test_a_kernel_that_a_node_lacks_is_refused_before_the_run() -> None:
     with pytest.raises(RefusedError, match=r"n1 cannot run 0\.CpuLoad@n1: kernel simd needs avx2 and fma") as caught:
         admit("simd")
     assert caught.value.code == "capability"
+
+
+def test_a_node_without_limited_groups_is_refused_what_needs_them() -> None:
+    """Before any load, with the reason and what would allow it, as the record judges the node; others may run there."""
+    facts = replace(ABLE, memory_group=0)
+    can = {name: asdict(record.supported(facts)) for name, record in REGISTRY.items()}
+    hello = {"n1": {**HELLO, "report": {**HELLO["report"], "simulators": can}}}
+    stall = SCENARIO.replace("CpuLoad: {fraction: 80%}", "MemoryStall: {fraction: 10%}")
+    for document, refused in ((stall, True), (SCENARIO, False)):
+        submission = Submission("r1", document, 0, profile="aggressive")
+        plan = plans.resolve(text.load(document), (NodeSpec("head", is_head=True), NodeSpec("n1")), 0)
+        with pytest.raises(RefusedError) if refused else nullcontext() as caught:
+            admission_of(submission, plan, hello, 1.0)
+        if caught is not None:
+            assert (caught.value.code, caught.value.exit_code, caught.value.hint) == ("capability", 6, memory_group.ALLOW)
+            assert caught.value.message == f"n1 cannot run MemoryStall: {memory_group.NO_GROUP}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from actors.clock import SECOND_NS
@@ -248,6 +250,38 @@ def test_a_seal_that_failed_is_tried_again_with_the_next_order():
     assert agent.exchange(order(Goal.SEAL)) == []
     agent.core.on_seal_failed("r")
     assert [one.what for one in agent.exchange(order(Goal.SEAL))] == ["seal"]
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "code", "goes_on"), [("continue", "internal", True), ("stop", "internal", False), ("continue", "expired", False)]
+)
+def test_a_load_that_fails_ends_the_run_or_its_own_part(on_failure, code, goes_on):
+    """As its sequence says, once the run has begun; a lease that ended is a lost node, whatever it says."""
+    other = replace(OPERATION, id="1.CpuLoad@n")
+    agent = Driven()
+    agent.exchange(order(Goal.PREPARE, operations=(replace(OPERATION, on_failure=on_failure), other)))
+    for slot, one in enumerate((OPERATION, other)):
+        agent.core.on_opened("r", one.id, slot, 9)
+        agent.core.on_prepared("r", one.id)
+    agent.exchange(order(Goal.START, start_at_ns=61 * S))
+    agent.core.drain()
+    agent.core.on_load_ended("r", OPERATION.id, planned=False, reason="it broke", code=code)
+    effects, events = agent.core.drain()
+    closed = [effect.operation for effect in effects if effect.what == "close_slot"]
+    report = agent.core.report(agent.now_ns).runs[0]
+    assert closed == ([OPERATION.id] if goes_on else [OPERATION.id, other.id])
+    assert [event.kind for event in events] == (["part_failed"] if goes_on else ["node_failed"])
+    assert (report.failure == "", report.operations[0].reason) == (goes_on, "it broke")
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_what_fails_before_the_run_begins_ends_it(on_failure):
+    """Then nothing has been loaded yet, and all of the plan is to be."""
+    agent = Driven()
+    agent.exchange(order(Goal.PREPARE, operations=(replace(OPERATION, on_failure=on_failure),)))
+    agent.core.on_opened("r", OPERATION.id, 3, 9)
+    agent.core.on_load_ended("r", OPERATION.id, planned=False, reason="it broke")
+    assert agent.core.report(agent.now_ns).runs[0].failure == f"{OPERATION.id}: it broke"
 
 
 def test_what_a_load_could_not_get_is_reported_and_told_once():

@@ -147,6 +147,17 @@ def test_what_was_held_is_in_the_summary():
     assert "allocations" not in found.summary["nodes"][0]
 
 
+def test_a_part_that_failed_while_the_rest_went_on_keeps_a_run_from_passing():
+    """It is inconclusive and says which part and why; where the node failed by it, that is the reason and is told once."""
+    found = concluded(NodeEnding("n1", **GOOD, failed={"0.1.CpuLoad@n1": "it broke"}))
+    assert found.conclusion.status == "inconclusive"
+    assert [finding.reason for finding in found.findings] == ["0.1.CpuLoad@n1 has failed: it broke"]
+    told = (OperationReport("0.0.CpuLoad@n1", "clean"), OperationReport("0.1.CpuLoad@n1", "clean", "it broke"))
+    for failure in ("", "0.1.CpuLoad@n1: it broke"):
+        report = RunReport("r", Stage.CLEAN, told, failure)
+        assert node_ending("n1", NodeInRun(stage=Stage.CLEAN, report=report)).failed == ({} if failure else {"0.1.CpuLoad@n1": "it broke"})
+
+
 def test_a_shortfall_comes_with_the_nodes_last_report():
     """What an operation reported last is what the ending knows of it; one that got all is not there."""
     short = Shortfall("EAGAIN", 10, 4)

@@ -119,8 +119,8 @@ def test_what_exhaustion_takes_is_read_from_links_and_lists(tmp_path: Path) -> N
     }
 
 
-def test_a_connection_counts_when_both_ends_are_there_and_established() -> None:
-    """Rows of the kernel's table: one end elsewhere, another state or another process's sockets are no connection of ours."""
+def test_a_connection_counts_as_far_as_its_ends_are_there_and_established() -> None:
+    """Rows of the kernel's table: an end by itself is half a connection, one in another state or of another process none."""
 
     def row(local: int, remote: int, state: str, inode: str) -> str:
         return f"  0: 0100007F:{local:04X} 0100007F:{remote:04X} {state} 0:0 00:0 0 0 0 {inode} 1"
@@ -128,8 +128,9 @@ def test_a_connection_counts_when_both_ends_are_there_and_established() -> None:
     ours = [row(50, 80, "01", "1"), row(80, 50, "01", "2"), row(51, 80, "01", "3"), row(80, 51, "01", "4")]
     others = [row(52, 80, "01", "5"), row(80, 52, "06", "6"), row(53, 80, "01", "98"), row(80, 53, "01", "99")]
     table = "\n".join(["  sl  local_address", *ours, *others])
-    assert count_established(table, {"1", "2", "3", "4", "5", "6"}) == 2
-    assert count_established(table, {"1", "3"}) == 0
+    assert count_established(table, {"1", "2", "3", "4", "6"}) == 2.0
+    assert count_established(table, {"1", "2", "3"}) == 1.5
+    assert count_established(table, {"6", "7"}) == 0.0
 
 
 def test_a_kernel_that_lists_no_children_gives_no_figure(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from support.waiting import until
 from test_holder import CAPACITY, TEN, Shelf, Watch
 
 from actors.errors import InputError
-from actors.exhaustion import connections, descriptors, holder, inodes, mappings, ports, processes, shared_memory
+from actors.exhaustion import descriptors, holder, inodes, mappings, ports, processes, shared_memory, tcp, tuning
 from actors.exhaustion.refusal import ERRNOS, errno_word
 from actors.lease import NOTE_NO_RECORDING
 from actors.messages import Operation
@@ -153,7 +153,12 @@ REFUSALS = [
     ("Mappings", {"form": "shared"}, refuses(mmap, "mmap"), ("ENOMEM", "EPERM")),
     ("Sockets", {}, _SOCKET, ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")),
     ("Connections", {}, _SOCKET, ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")),
-    ("Connections", {}, refuses_socket("connect"), ("EADDRNOTAVAIL", "ENOBUFS", "EAGAIN")),
+    (
+        "Connections",
+        {},
+        refuses_socket("connect"),
+        ("EADDRNOTAVAIL", "ENOBUFS", "EAGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EHOSTUNREACH"),
+    ),
     ("Connections", {}, refuses_socket("accept"), ("EMFILE", "ENFILE", "ENOMEM")),
     ("Ports", {}, refuses_socket("bind"), ("EADDRINUSE", "EADDRNOTAVAIL")),
     ("Ports", {}, _SOCKET, ("EMFILE", "ENFILE")),
@@ -358,7 +363,7 @@ def test_a_load_asks_for_the_descriptors_of_its_peak(monkeypatch: pytest.MonkeyP
 
 # ---- what each reserves and needs
 
-OWN = holder.OWN_DESCRIPTORS
+OWN = tuning.used.own_descriptors
 PAGE = mmap.PAGESIZE
 RESERVED = [
     ("Descriptors", {}, {"descriptors": 11 + OWN}),
@@ -540,7 +545,7 @@ def test_connections_are_whole_and_end_as_asked(close_by: str, waiting: int) -> 
     port = stock._listener.getsockname()[1]
     assert stock.figures() == {"load.sockets.waiting": float(waiting)} == {"load.sockets.waiting": float(held.time_wait(os.getpid(), port))}
     assert stock._listener.getsockname()[0] == "127.0.0.1"
-    assert stock._listener.gettimeout() == connections.CONNECT_S
+    assert stock._listener.gettimeout() == tuning.used.connect_s
     stock._listener.close()
 
 
@@ -548,8 +553,8 @@ def test_rows_of_the_table_that_are_cut_are_no_connections() -> None:
     """The kernel's table may end in the middle of a line; a row counts once, whichever end has the port, and only in TIME_WAIT."""
     row = "0: 0100007F:{:04X} 0100007F:{:04X} {} 00"
     rows = [row.format(80, 80, "06"), row.format(80, 81, "06"), row.format(82, 80, "01"), "9: 0100007F:0050 0100007F:0051"]
-    assert connections.count_time_wait("head 0050:0050 0100007F:0050 06 00\n" + "\n".join(rows), 80) == 2
-    assert connections.count_time_wait("", 80) == 0
+    assert tcp.count_time_wait("head 0050:0050 0100007F:0050 06 00\n" + "\n".join(rows), 80) == 2
+    assert tcp.count_time_wait("", 80) == 0
 
 
 @pytest.mark.parametrize(("protocol", "name"), [("tcp", "TCP"), ("udp", "UDP")])

@@ -33,7 +33,7 @@ from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.ray_loads.lock_actors import Contender, Held, Turn
 from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
 from actors.ray_loads.ray_load import Processes, RayLoad, mark_of
-from actors.ray_loads.ray_work import MARK
+from actors.ray_loads.ray_work import MARK, StoreUse
 from actors.ray_loads.victims import Mailbox, burn, serve
 from actors.simulator import REGISTRY, peak_amounts
 
@@ -107,11 +107,15 @@ def test_a_board_that_is_full_refuses_the_next(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_board_is_a_link_that_the_meter_knows() -> None:
-    """Its descriptor shows by its name, has room for all words, and is not inherited."""
+    """Its descriptor shows by its name, has room for all words and the ceiling, and is not inherited."""
     made = board.Board()
     fd = int(made.path.rpartition("/")[2])
     assert os.readlink(made.path).startswith(board.LINK)  # noqa: PTH115
-    assert (os.fstat(fd).st_size, os.get_inheritable(fd), board.total(fd)) == (board.WORDS * 8, False, 0)
+    assert (os.fstat(fd).st_size, os.get_inheritable(fd), board.total(fd)) == (
+        board.WORDS * 8 + 8,
+        False,
+        0,
+    )
     made.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         made.served()
@@ -417,7 +421,7 @@ def test_what_the_store_spills_is_looked_at_twice_a_second(monkeypatch: pytest.M
         page = Page()
         work = FakeRayWork(page.clock, 0.01)
         looks: list[int] = []
-        work.store_bytes = lambda looks=looks: looks.append(1) or (0, 0)
+        work.store_use = lambda looks=looks: looks.append(1) or StoreUse()
         made = flood(replace(CALLS, options={"payload_bytes": payload}), work, page)
         made.warm_up()
         made.run(page.clock.boot_ns())

@@ -19,10 +19,10 @@ import pytest
 
 from actors.clock import VirtualClock
 from actors.errors import InputError, RefusedError
-from actors.exhaustion import inodes, mappings, place, ports, shared_memory
-from actors.exhaustion.connections import Pairs, count_time_wait
+from actors.exhaustion import inodes, mappings, place, ports, shared_memory, tuning
+from actors.exhaustion.connections import Pairs
 from actors.exhaustion.descriptors import OpenFiles
-from actors.exhaustion.disk_io import LOOK_S, RatePacer
+from actors.exhaustion.disk_io import RatePacer
 from actors.exhaustion.holder import Holding, next_step, whole
 from actors.exhaustion.inodes import NamelessFiles
 from actors.exhaustion.mappings import Maps, map_bytes
@@ -31,6 +31,7 @@ from actors.exhaustion.processes import Children
 from actors.exhaustion.refusal import ERRNOS, errno_word
 from actors.exhaustion.shared_memory import Segments
 from actors.exhaustion.sockets import Unconnected
+from actors.exhaustion.tcp import count_time_wait
 from actors.exhaustion.threads import Waiters
 from actors.messages import Capacity, Operation
 from actors.release import release_level
@@ -322,7 +323,7 @@ def test_sizes_are_whole_pages_of_this_machine(monkeypatch: pytest.MonkeyPatch, 
     stock.give_back(1000)
     assert before - _mapped_bytes() == pytest.approx(2000 * page, rel=0.3)
     operation = replace(TEN, kind="SharedMemory", options={"size_bytes": 1})
-    assert peak_amounts(operation, CAPACITY).memory_bytes == 10 * (page + shared_memory.KERNEL_BYTES)
+    assert peak_amounts(operation, CAPACITY).memory_bytes == 10 * (page + tuning.used.segment_overhead_bytes)
 
 
 def _mapped_bytes() -> int:
@@ -369,7 +370,7 @@ def test_a_rate_is_owed_for_a_moment_only() -> None:
     pacer.pay(100)
     pacer.grow(1000.0, 60.0)
     assert pacer.debt_bytes == 1000.0
-    assert RatePacer(100).pause_s(0.0) == LOOK_S
+    assert RatePacer(100).pause_s(0.0) == tuning.used.look_s
 
 
 BAD = [

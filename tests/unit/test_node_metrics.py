@@ -26,7 +26,7 @@ from cluster.outbox import Outbox, OutboxFullError, Place, parse
 from tests.simulation.world.agent_host import quiet
 
 OPERATION = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 60.0, "fraction", Constant(0.1).to_spec())
-CAPACITY = Capacity(2.0, 1 << 30, 1 << 30, 1, 1 << 20, 1 << 15, 1 << 20, 1 << 16, 1 << 15)
+CAPACITY = Capacity(2.0, 1 << 30, 1 << 30, 1, 1 << 20, 1 << 15, 1 << 20, 1 << 16, 1 << 15, object_store_bytes=1 << 30)
 
 
 def made(folder, max_bytes=1 << 20, deadline_ns=0):

@@ -25,7 +25,7 @@ from actors.lease import LeaseWatch
 from actors.lifecycle import Event
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.metrics.reporter import MemoryReporter
-from actors.ray_loads.board import Board, claim
+from actors.ray_loads.board import Board, claim, lower
 from actors.ray_loads.calls import READY_S, CallFlood, bounds_of
 from actors.ray_loads.cluster_lock import ClusterLock
 from actors.ray_loads.figures import LockFigures
@@ -35,13 +35,14 @@ from actors.ray_loads.lock_line import LockLine
 from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
 from actors.ray_loads.mailbox_flood import MailboxFlood
 from actors.ray_loads.ray_load import RayLoad
-from actors.ray_loads.ray_work import logical_share
+from actors.ray_loads.ray_work import StoreUse, logical_share
 from actors.ray_loads.task_explosion import TaskExplosion
 from actors.simulator import peak_amounts
 from scenarios import kinds
 from scenarios.combinators import hold, sequence
 from scenarios.model import Scenario
-from scenarios.plan import resolve
+from scenarios.plan import Plan, resolve
+from scenarios.text import dump, load
 
 CAPACITY = Capacity(8.0, 1 << 34, 1 << 34, tasks=10_000)
 CALLS = Operation("m@n1", "MailboxFlood", "n1", 0.0, 4.0, "per_second", {"kind": "constant", "level": 500.0})
@@ -178,8 +179,17 @@ def test_what_is_spilled_meanwhile_is_counted() -> None:
     made = flood(replace(CALLS, options={"payload_bytes": 1 << 20}), work, page, reporter)
     made.warm_up()
     work.spilled = 12
-    made.run(page.clock.boot_ns())
-    assert sum(values(reporter, "flood.spilled")) == 5
+    count = work.store_use
+
+    def count_after_the_end() -> StoreUse:
+        if made.flow.outstanding == 0 and page.clock.boot_ns() > begun_ns + 4 * SECOND_NS:
+            work.spilled = 20
+        return count()
+
+    work.store_use = count_after_the_end
+    begun_ns = page.clock.boot_ns()
+    made.run(begun_ns)
+    assert sum(values(reporter, "flood.spilled")) == 20 - 7
 
 
 @pytest.mark.parametrize(("payload", "fits"), [(0, 200), (100 * 1024, 200), (1 << 20, 28), (30 << 20, 1)])
@@ -351,6 +361,20 @@ def test_a_carrier_ends_when_told(how: str) -> None:
     assert not any(server.alive for server in one.work.servers)
 
 
+def test_what_is_missed_after_a_kill_is_no_failure() -> None:
+    """A look that fails because what it looks at was killed on demand ends the load as told; without a kill it breaks it."""
+    for told in (True, False):
+        one = Carried(replace(CALLS, duration_s=1e9))
+        one.page.control.write(SLOT, control.START, one.page.clock.boot_ns())
+        until(lambda one=one: one.page.stats.read(SLOT).state == control.LOAD_RUNNING, 10)
+        if told:
+            one.load._stopping.set()  # as `kill` does first, before its pattern has heard of it
+        one.work.look = lambda _: (_ for _ in ()).throw(HarnessError("lost", "what was called died"))
+        event, reason = one.end()
+        assert (event, reason) == ((Event.FINISHED, "") if told else (Event.BROKE, "what was called died"))
+        assert one.page.stats.read(SLOT).state == (control.LOAD_DONE if told else control.LOAD_FAILED)
+
+
 def test_a_carrier_ends_with_its_lease() -> None:
     """Its end is that of the lease, also while it waits for its start."""
     one = Carried(lease_s=30.0)
@@ -396,6 +420,24 @@ def test_a_word_of_a_board_is_taken_while_its_process_lives() -> None:
     board.close()
 
 
+def test_a_board_tells_the_ceiling_and_counts_it_not() -> None:
+    """Until somebody lowers it, it is whole; what is told is no count, and a board that is gone is an error."""
+    board = fresh_board()
+    tally = claim(board.path)
+    told = [tally.ceiling()]
+    for ceiling in (0.25, 0.0, 1.0):
+        lower(board.path, ceiling)
+        told.append(tally.ceiling())
+    assert (told, board.served()) == ([1.0, 0.25, 0.0, 1.0], 0)
+    lower(board.path, 0.5)
+    tally.add()
+    assert (tally.ceiling(), board.served()) == (0.5, 1)
+    path = board.path
+    board.close()
+    with pytest.raises(OSError, match="No such file"):
+        lower(path, 1.0)
+
+
 def test_words_of_a_board_belong_to_one_process_each() -> None:
     """Processes that serve at once lose no count; one that comes after another's death counts on."""
     board = fresh_board()
@@ -432,6 +474,54 @@ def test_floods_one_after_another_have_exact_times() -> None:
             for kind, start_s, duration_s in (("MailboxFlood", 0.0, 10.0), ("TaskExplosion", 10.0, 5.0), ("ClusterLock", 15.0, 10.0))
             for node in ("n1", "n2")
         ]
+
+
+CHAIN = (("MailboxFlood", 10.0), ("TaskExplosion", 5.0), ("ClusterLock", 10.0))
+
+
+@pytest.mark.parametrize("carry", [False, True], ids=["released", "carried"])
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_chain_runs_at_its_times(carry: bool, on_failure: str) -> None:
+    """Flood 10 s, explode 5 s, lock 10 s on virtual clocks: each begins and ends at its instant, or is carried on to the chain's end."""
+    parts = [hold(getattr(kinds, kind)(per_second=50), for_s=seconds) for kind, seconds in CHAIN]
+    scenario = Scenario("chain", sequence(*parts, carry=carry, on_failure=on_failure))
+    assert load(dump(scenario)) == scenario
+    plan = resolve(scenario, (NodeSpec("n1"),), 1)
+    assert Plan.from_json(plan.to_json()) == plan
+    assert [one.on_failure for one in plan.operations] == [on_failure] * 3
+    events = []
+    for operation in plan.operations:  # each on a clock of its own, all of which begin at the same instant
+        page = Page()
+        begun_ns, work = page.clock.boot_ns(), FakeRayWork(page.clock, 0.001)
+        made = flood(operation, work, page)
+        made.warm_up()
+        page.clock.sleep(operation.start_s)
+        made.run(begun_ns + round(operation.start_s * SECOND_NS))
+        made.close()
+        first_s = (page.stats.read(SLOT).first_slice_ns - begun_ns) / SECOND_NS
+        over_s = (page.clock.boot_ns() - begun_ns) / SECOND_NS
+        events += [(round(first_s, 1), "begins", operation.kind), (round(over_s, 1), "ends", operation.kind)]
+        assert made.flow.counts.offered == pytest.approx(50 * operation.duration_s, abs=3)
+        assert not any(server.alive for server in work.servers)
+    ends = (25.0, 25.0, 25.0) if carry else (10.0, 15.0, 25.0)
+    times = [(begin_s, "begins", kind) for begin_s, (kind, _) in zip((0.0, 10.0, 15.0), CHAIN, strict=True)]
+    times += [(end_s, "ends", kind) for end_s, (kind, _) in zip(ends, CHAIN, strict=True)]
+    assert sorted(events) == sorted(times)
+
+
+def test_what_is_carried_is_reserved_as_a_sum() -> None:
+    """A part that is carried on stands beside the next ones; so do parts of a part, until the outer chain ends."""
+    part = hold(kinds.MemoryPressure(bytes=100), for_s=10)
+    apart, carried = (resolve(Scenario("sum", sequence(part, part, part, carry=carry)), (NodeSpec("n1"),), 1) for carry in (False, True))
+    most = [plan.reservations({"n1": CAPACITY})["n1"].memory_bytes for plan in (apart, carried)]
+    assert most[1] == 3 * most[0]
+    inner = sequence(sequence(part, part, carry=True), part)
+    assert [one.duration_s for one in resolve(Scenario("inner", inner), (NodeSpec("n1"),), 1).operations] == [20.0, 10.0, 10.0]
+    outer = sequence(sequence(part, part), part, carry=True)
+    assert [one.duration_s for one in resolve(Scenario("outer", outer), (NodeSpec("n1"),), 1).operations] == [30.0, 20.0, 10.0]
+    half = hold(kinds.MemoryPressure(fraction=0.6), for_s=10)
+    with pytest.raises(RefusedError, match="ask 120% of memory on n1 at 10 s"):
+        resolve(Scenario("much", sequence(half, half, carry=True)), (NodeSpec("n1"),), 1)
 
 
 @pytest.mark.parametrize("level", [10.0, 1e6])

@@ -33,12 +33,15 @@ from actors.metrics.registry import CATALOGUE, Verbosity
 from actors.metrics.reporter import MemoryReporter
 from actors.metrics.ring import Consumer, Ring
 from actors.ray_loads.figures import Figures as FloodFigures
-from actors.ray_loads.figures import LockFigures, SpreadFigures
+from actors.ray_loads.figures import LockFigures, MeshFigures, SpreadFigures, StoreFigures
 from actors.ray_loads.flow import Bounds, Flow, Outcome, Strategy
 from actors.ray_loads.lock_actors import Turn
+from actors.ray_loads.mesh_account import Sums
+from actors.ray_loads.ray_work import StoreUse
 from actors.ray_loads.service_graph import Failure
 from actors.ray_loads.service_graph import tell as tell_spread
 from actors.ray_loads.service_lane import Fate
+from actors.ray_loads.store_holder import StoreTurn
 from actors.shape import Constant
 from actors.stress_ng import rules
 from actors.stress_ng.load import tell
@@ -213,6 +216,10 @@ def of_a_flood(folder: Path) -> Series:
     reporter, _ = open_reporter(str(segment.path), 7)
     figures, flow = FloodFigures(reporter), Flow(Bounds(3, Strategy.REJECT), 1)
     LockFigures(reporter).record(Turn(0.1, 0.2, kept=False, guarded=0))
+    mesh = MeshFigures(reporter)
+    mesh.record(Sums(4, 3, 1, 0, 2, 1), 1)
+    for same_node in (False, True):
+        mesh.answered(0.001, same_node=same_node)
     flow.step(10.0, 100.0, 64)
     flow.counts.dropped += 1
     for outcome in Outcome:
@@ -237,6 +244,15 @@ def of_a_cascade(_: Path) -> Series:
     figures.calls("s31", {"s00": {str(fate): 1 for fate in Fate}})
     for is_taken in (True, False):
         figures.answered(is_taken=is_taken)
+    return {(one.name, one.labels) for one in reporter.series()}
+
+
+def of_an_object_store(_: Path) -> Series:
+    """Pressure on an object store that put and read, and spilled meanwhile."""
+    reporter = MemoryReporter()
+    figures = StoreFigures(reporter)
+    figures.turn(StoreTurn(1, (0.1,), (0.2,)))
+    figures.store(StoreUse(), StoreUse(1, 2, 3, 4), 5, 6)
     return {(one.name, one.labels) for one in reporter.series()}
 
 
@@ -289,7 +305,7 @@ def of_the_end(folder: Path) -> Series:
 
 PARTS = (
     *(of_an_agent, of_a_load, of_stress_ng, of_exhaustion, of_memory_loads, of_concurrency),
-    *(of_a_flood, of_a_cascade, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
+    *(of_a_flood, of_a_cascade, of_an_object_store, of_a_prober, of_exporters, of_anomaly_hooks, of_the_end),
 )
 
 

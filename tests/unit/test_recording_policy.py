@@ -73,6 +73,8 @@ def test_levels_nest() -> None:
         "safety.verdict",
         "safety.ceiling",
         "load.refused",
+        "mesh.messages",
+        "mesh.restarts",
         "concurrency.deadlock.detected",
         "concurrency.deadlock.timeouts",
         "concurrency.livelock.detected",

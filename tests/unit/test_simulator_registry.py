@@ -19,7 +19,7 @@ from actors.simulator import REGISTRY, absolute, check, peak_amounts, record_of
 from cluster.safety.policies import THROTTLES
 
 CAPACITY = Capacity(cpu_cores=4.0, memory_bytes=1_000_000_000, disk_bytes=2_000_000_000)
-WHOLE = Capacity(4.0, 1 << 30, 1 << 40, 1, 1000, 1000, 1000, 1000, 1000)
+WHOLE = Capacity(4.0, 1 << 30, 1 << 40, 1, 1000, 1000, 1000, 1000, 1000, object_store_bytes=1 << 30)
 CPU = Operation("0.CpuLoad@n1", "CpuLoad", "n1", 0.0, 10.0, "fraction", {"kind": "ramp", "start": 0.1, "end": 0.5, "over_s": 10})
 
 

@@ -1,45 +1,30 @@
-"""A cascade of failures among real actors of Ray: by command on two nodes with and without a breaker, and when what holds it dies."""
+"""A cascade of failures among real actors of Ray, by command on two nodes with and without a breaker."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-from conftest import Raylets
 from support import documents
-from support.leasing import Leased, Leasing
+from support.by_command import Runs
+from support.leasing import marked
 from support.terminal import Terminal
-from support.waiting import until
-from test_floods import begin, creator, marked
 
-from actors import proc
-from actors.lease import read_cascade
-from actors.messages import Operation
-from actors.ray_loads.cascade import graph_of
 from actors.ray_loads.service_graph import grow
 from cluster.analysis import load
 
 OPTIONS = {"services": 4, "levels": 3, "fan_out": 1, "graph_seed": 7}
-CASCADE = Operation("c@n1", "Cascade", "n1", 0.0, 60.0, "per_second", {"kind": "constant", "level": 20.0}, options=OPTIONS)
 DEPTH_MAX = 1  # what a breaker has to keep it to
-
-
-@pytest.fixture
-def agent(driver: Raylets, tmp_path: Path) -> Iterator[Leasing]:
-    with Leasing(tmp_path, creator(driver)) as made:
-        yield made
-    until(lambda: not marked(), 10, lambda: f"left behind: {marked()}")
 
 
 def part(node: str, **more: Any) -> dict[str, Any]:
     return {"Cascade": {"per_second": 20, **OPTIONS, **more}, "for": "6s", "targets": {"names": [node]}, "tolerance": "100%"}
+
+
+PLAN = {"together": [part("n1"), part("n1", how="killed"), part("n2", breaker=True)]}
+RUNS = Runs(PLAN)
 
 
 def test_a_breaker_keeps_it_within_its_depth_and_a_seed_has_one_order(standing: Terminal) -> None:
@@ -54,7 +39,7 @@ def test_a_breaker_keeps_it_within_its_depth_and_a_seed_has_one_order(standing: 
         "limits": {"stale": "20s"},
         "targets": {"names": ["n1", "n2"]},
         "hypotheses": keep,
-        "plan": {"together": [part("n1"), part("n1", how="killed"), part("n2", breaker=True)]},
+        "plan": PLAN,
     }
     standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"  # Ray starts many processes at once here, and leases are not what is asked
     ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=200)
@@ -90,31 +75,9 @@ def test_a_breaker_keeps_it_within_its_depth_and_a_seed_has_one_order(standing: 
     assert calls[kept]["cascade.requests.refused"] == 0
     for worker in last:
         assert sum(calls[worker][f"cascade.requests.{fate}"] for fate in ("taken", "refused")) == calls[worker]["flood.calls.finished"] > 60
+    RUNS.assert_recorded(run)
     stories = [json.loads(row["data"]) for row in run.events.to_pylist() if row["kind"] == "cascade"]
     told = {one["operation"]: one for one in stories}
     assert [len(some) for some in told[hung]["rounds"]] == [1, 1, len(rounds[hung]) - 2]
     assert [node["clean"] for node in ended.document["nodes"]] == [True, True]
     assert marked() == []
-
-
-def failed(agent: Leasing, one: Leased) -> Any:
-    return read_cascade(agent.client.stats, one.ticket.slot)
-
-
-@pytest.mark.parametrize("how", ["killed", "cancelled"])
-def test_a_service_that_hangs_is_gone_with_the_others(agent: Leasing, how: str) -> None:
-    """Its process is really stopped while the failure spreads; killed or cancelled meanwhile, no service is left, stopped or not."""
-    (one,) = begin(agent, replace(CASCADE, options={**OPTIONS, "levels": 2, "services": 2}))
-    assert graph_of(one.operation).first == "s00"
-    victims = [pid for pid in one.status().pids[1:] if pid in marked()]
-    assert len(victims) == 2
-    until(lambda: (found := failed(agent, one)) and found[0] == (("s00",), ("s01",)), 20, lambda: f"{failed(agent, one)}")
-    states = sorted(stat.state for pid in victims if (stat := proc.read_stat(pid)) is not None)
-    assert states.count("T") == 1, states
-    if how == "killed":
-        os.kill(one.status().pids[0], signal.SIGKILL)
-        agent.let_go(one)
-        until(lambda: not set(victims) & set(marked()), 20, lambda: f"left: {set(victims) & set(marked())}")
-    else:
-        assert one.call("stop", 1.0).phase == "done"
-        assert not set(victims) & set(marked())
