@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from actors.lease import LeaseWatch, read_shortfall
 from actors.messages import Amounts, Capacity, Operation
 from actors.metrics.reporter import MemoryReporter
 from actors.ray_loads import object_store
-from actors.ray_loads.board import Board, claim
+from actors.ray_loads.board import LINK, Board, claim
 from actors.ray_loads.flow import Outcome
 from actors.ray_loads.object_store import ObjectStorePressure, most_unspilled
 from actors.ray_loads.ray_work import Ended, StoreUse
@@ -91,6 +94,23 @@ def raylet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RayletStore:
     found = RayletStore(SIZE, tmp_path / "spilled")
     monkeypatch.setattr(object_store, "read_store", lambda pid: found)
     return found
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208  # descriptors
+
+
+@pytest.fixture(autouse=True)
+def boards_are_closed() -> Iterator[None]:
+    """What a process claims stays open as long as it: other tests of this one would find that board in place of theirs."""
+    before = descriptors()
+    yield
+    claim.cache_clear()
+    gc.collect()
+    for fd in descriptors() - before:
+        with contextlib.suppress(OSError):  # that of the listing is closed
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(LINK):  # noqa: PTH115  # a descriptor
+                os.close(int(fd))
 
 
 class Life:

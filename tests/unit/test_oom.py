@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.control import LOAD_RUNNING
 from actors.oom import MACHINE, is_told, read_kills, told
-from cluster.load_end import ended
+from cluster.load_end import NO_LOAD, ended
 from cluster.orchestrator import _cause_of
 from cluster.run_state import Phase
 from cluster.verdict import Cause
@@ -58,7 +57,7 @@ def test_the_words_name_the_nearest_group(after: dict[str, int], words: str) -> 
 )
 def test_an_end_for_lack_of_memory_has_a_code_of_its_own(phase: str, reason: str, code: str) -> None:
     """Whoever's killer it was, the reason stays."""
-    found = ended("running", LOAD_RUNNING, {"phase": phase, "reason": reason}, is_leased=True)
+    found = ended("running", NO_LOAD, {"phase": phase, "reason": reason}, 0, is_leased=True)
     assert found is not None
     assert found.code == code
     assert reason in found.reason
