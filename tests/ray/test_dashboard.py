@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {  # of each family what its panels tell of
     "MemoryPressure": {"bytes": {"sine": {"low": "16MiB", "high": "48MiB", "period": "4s"}}},
     "MemoryFragment": {"bytes": "32MiB"},
     "MemoryAccess": {"fraction": "5%", "working_set": "16MiB"},
+    "ObjectStorePressure": {"bytes": "16MiB"},
     "DiskFill": {"bytes": "16MiB", "reserve": "64MiB"},
     "DiskIO": {"per_second": 1 << 20, "file": "8MiB"},
     "Threads": {"count": 20},
@@ -38,6 +39,7 @@ CALLED: dict[str, dict[str, Any]] = {
     "ClusterLock": {"per_second": 10, "contenders": 2},
     "Cascade": {"per_second": 20, "services": 4, "levels": 3, "fan_out": 1, "graph_seed": 7},
 }
+ON_BOTH: dict[str, dict[str, Any]] = {"ActorMesh": {"per_second": 20, "actors": 1}}  # its actors call those of other nodes
 BRIEF: dict[str, dict[str, Any]] = {  # tell some of their figures at their end
     "StressNg": {"fraction": "5%", "stressor": "cpu"},
     "Connections": {"count": 20, "close": "orderly"},
@@ -50,10 +52,10 @@ pytestmark = pytest.mark.skipif(
 
 def scenario() -> dict[str, Any]:
     """Return a run of small loads of every family with a probe and an exporter, on two nodes."""
-    placed = ((SMALL, "n1", FOR_S), (BRIEF, "n1", 4), (CALLED, "n2", FOR_S))
+    placed = ((SMALL, ["n1"], FOR_S), (BRIEF, ["n1"], 4), (CALLED, ["n2"], FOR_S), (ON_BOTH, ["n1", "n2"], FOR_S))
     parts = [
-        {kind: options, "for": f"{for_s}s", "targets": {"names": [node]}, **({} if "bytes" in options else {"tolerance": "100%"})}
-        for loads, node, for_s in placed
+        {kind: options, "for": f"{for_s}s", "targets": {"names": nodes}, **({} if "bytes" in options else {"tolerance": "100%"})}
+        for loads, nodes, for_s in placed
         for kind, options in loads.items()
     ]
     return {
@@ -119,4 +121,4 @@ def test_every_panel_has_a_point_while_a_run_lives(standing: Terminal, tmp_path:
     assert (ended.code, ended.document["status"]) == (130, "cancelled"), str(ended)
     assert ended.document["losses"]["lost_records"] == 0, ended.document["losses"]
     kinds = {worker.partition("@")[0].rpartition(".")[2] for worker in load(folder).metrics["worker"].to_pylist()}
-    assert kinds >= SMALL.keys() | CALLED.keys() | BRIEF.keys()
+    assert kinds >= SMALL.keys() | CALLED.keys() | ON_BOTH.keys() | BRIEF.keys()

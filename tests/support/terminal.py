@@ -115,8 +115,9 @@ class Command:
             reader.start()
 
     def _read(self, name: str, pipe: Any) -> None:
-        for line in pipe:
-            self._text[name].append(line)
+        with pipe:
+            for line in pipe:
+                self._text[name].append(line)
 
     def text(self, name: str = "err") -> str:
         """Return what it has written so far on standard error ("err") or output ("out")."""
