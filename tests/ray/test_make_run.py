@@ -228,11 +228,11 @@ def only_what_may_stay(clone: Clone) -> None:
     assert not list(clone.state.rglob("*.sock"))
 
 
-@pytest.mark.parametrize(("code", "stalls", "disturbed"), [(5, 1, True), (5, 0, False), (3, 1, False)])
-def test_a_missed_dose_beside_a_stall_is_a_disturbed_run(code: int, stalls: int, disturbed: bool) -> None:
+@pytest.mark.parametrize(("code", "missed"), [(5, True), (3, False)])
+def test_a_run_that_missed_its_dose_alone_is_known_by_its_code(code: int, missed: bool) -> None:
     """Make ends with 2 whatever the command's code is, and names that."""
-    made = Made(2, f"Broke: nothing\nmake: *** [Makefile:34: run] Error {code}\n", 60.0, set(), 36.0, stalls, ())
-    assert made.missed_its_dose is disturbed
+    made = Made(2, f"Broke: nothing\nmake: *** [Makefile:34: run] Error {code}\n", 60.0, set(), 36.0, 0, ())
+    assert made.missed_its_dose is missed
 
 
 def test_make_run_in_a_fresh_clone(installed: Clone) -> None:
