@@ -343,6 +343,8 @@ class NodeMetrics:
                 self._observe(watched, "dose.own", own)
         else:
             asked = self._asked(watched, now_ns)
+            if asked and not self._asked(watched, self._clock.boot_ns()):
+                return None  # it ended while this was read: nobody can say on which side of that
             achieved, requested = read / whole, asked / whole
             self._observe(watched, "dose.remaining", max(0.0, requested - achieved))
             self._tell(watched.moments.look(asked, read, whole, self._elapsed_s(watched, now_ns)))

@@ -50,6 +50,19 @@ class Seen:
         self.told.append((metric, value, worker))
 
 
+def test_what_is_read_while_a_load_ends_is_no_dose(tmp_path):
+    """A reading that began before the end and came back after it would say that nothing was held where something was asked."""
+    metrics = made(tmp_path)
+    holder = Operation("1.Descriptors@n", "Descriptors", "n", 0.0, 60.0, "count", Constant(40.0).to_spec())
+    metrics.watch("r", holder, CAPACITY, 3, 4, [os.getpid()])
+    began_ns = SystemClock().boot_ns() - 30 * SECOND_NS
+    metrics.started("r", holder.id, began_ns)
+    assert metrics.measure()["r", holder.id][0] == 40
+    for later_s, want in ((0.0, 40), (29.0, 40), (31.0, None)):  # what a stall adds between clock and answer
+        metrics._clock = SimpleNamespace(boot_ns=lambda later_s=later_s: SystemClock().boot_ns() + round(later_s * SECOND_NS))
+        assert metrics.measure().get(("r", holder.id), (None,))[0] == want
+
+
 def test_what_is_held_is_told_and_recorded_as_it_is_counted(tmp_path):
     """Descriptors of this process: asked, achieved and what remains at each look, and the three moments with the counts of then."""
     metrics, held = made(tmp_path), []
