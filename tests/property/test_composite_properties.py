@@ -55,7 +55,7 @@ part = st.recursive(
 )
 LAST = hold(MemoryPressure(bytes=1), 1)
 seeds = st.integers(0, 1 << 62)
-factor = st.sampled_from((0.25, 0.5, 0.75, 1.0))
+factor = st.sampled_from((0.25, 0.5, 1.0))  # exact in every product
 
 
 def plan_of(tree, seed: int = 0) -> Plan:
@@ -163,7 +163,10 @@ def test_repeat_is_the_sequence_of_copies(a, times, seed):
 @given(part, factor, factor, seeds)
 @QUICK
 def test_scaled_and_stretched_compose_and_commute(a, one, two, seed):
-    """Twice is once with the product, also where whole numbers are rounded; and which comes first does not matter."""
+    """Twice is once with the product, also where whole numbers are rounded; and which comes first does not matter.
+
+    With factors whose products with anything are exact: what others round depends on the order, by the last bit.
+    """
     assert spans(scaled(scaled(a, one), two), seed, seeded=True) == spans(scaled(a, one * two), seed, seeded=True)
     long, twice = 2.0, 4.0
     assert spans(stretched(stretched(a, long), twice), seed) == spans(stretched(a, long * twice), seed)
