@@ -306,9 +306,11 @@ class NodeWork:
         """Return Ray's ids of the living nodes."""
         return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
-    def spawn(self, factory: type, *args: Any, calls_max: int = 0, name: str = "") -> Any:
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0, at_once: int = 0, name: str = "") -> Any:
         """Create an actor here that takes no logical CPU and is never restarted; None when its name is taken."""
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_pending_calls": calls_max or -1}
+        if at_once:
+            options["max_concurrency"] = at_once
         if name:
             options |= {"name": name, "namespace": self._namespace}
         try:

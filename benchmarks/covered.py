@@ -27,6 +27,7 @@ GOAL = 90.0  # percent, of lines and of branches
 PACKAGES = ("actors/concurrency", "actors/ray_loads", "actors/exhaustion")
 TESTS = (
     "tests/unit/test_cascade.py",
+    "tests/unit/test_cluster_lock.py",
     "tests/unit/test_contest_parts.py",
     "tests/unit/test_contests.py",
     "tests/unit/test_disk_fill.py",

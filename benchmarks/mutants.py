@@ -44,7 +44,9 @@ TASKS_MAX = 3000  # of a run: a fault in a fork must not fill the machine
 CONTESTS = "tests/unit/test_contest_parts.py tests/unit/test_locks.py tests/unit/test_contests.py tests/load/test_contests_here.py"
 HOLDERS = "tests/unit/test_exhaustion_refusals.py tests/unit/test_exhaustion_disk_io.py tests/unit/test_holder.py"
 CASCADES = "tests/unit/test_cascade.py tests/property/test_cascade_properties.py"
-FLOODS = "tests/unit/test_flood_parts.py tests/unit/test_ray_load.py tests/unit/test_flow.py"
+FLOODS = "tests/unit/test_flood_parts.py tests/unit/test_ray_load.py tests/unit/test_flow.py tests/unit/test_cluster_lock.py"
+MESHES = "tests/property/test_mesh_model.py"
+STORES = "tests/unit/test_object_store.py"
 # Files -> the tests that are fast and concern them; the first that matches counts.
 PROPERTIES = "tests/property/test_wait_graph_properties.py"
 SLOW = "tests/property/test_holder_properties.py::test_a_rate_is_never_passed_by_more_than_what_is_owed"
@@ -52,6 +54,9 @@ TESTS = (
     *((f"actors/concurrency/{name}.py", f"{PROPERTIES} {CONTESTS}") for name in ("wait_graph", "detection", "contest", "inversion_model")),
     ("actors/concurrency/", CONTESTS),
     *((f"actors/ray_loads/{name}.py", CASCADES) for name in ("cascade", "service_graph", "service_lane", "services")),
+    *((f"actors/ray_loads/{name}.py", MESHES) for name in ("actor_mesh", "mesh", "mesh_account", "mesh_members")),
+    *((f"actors/ray_loads/{name}.py", STORES) for name in ("object_store", "store_holder")),
+    ("actors/ray_loads/figures.py", f"{FLOODS} {STORES} {MESHES} {CASCADES}"),
     ("actors/ray_loads/", FLOODS),
     ("actors/exhaustion/holder.py", f"{HOLDERS} tests/property/test_holder_properties.py --deselect={SLOW}"),
     ("actors/exhaustion/", HOLDERS),

@@ -530,6 +530,7 @@ class ClusterLock(Simulator):
     contenders: int
     contention: float
     hold: float
+    scope: Literal["node", "cluster"]
     lease: float
     def __init__(
         self,
@@ -537,6 +538,7 @@ class ClusterLock(Simulator):
         contenders: int = ...,
         contention: float = ...,
         hold: float = ...,
+        scope: Literal["node", "cluster"] = ...,
         lease: float = ...,
     ) -> None: ...
 

@@ -169,7 +169,12 @@ _TABLE: Final = (
     Metric("flood.lock.contended", C, "", "Turns that found the shared lock held or others waiting for it."),
     Metric("flood.lock.wait", H, "seconds", "Time that a contended turn waited for the lock, as its keeper saw it."),
     Metric("flood.lock.hold", H, "seconds", "Time that a contender held the shared lock, as its keeper saw it."),
-    Metric("flood.lock.guarded", G, "", "The number that the shared lock guards: raised by one in every turn that was not lost."),
+    Metric(
+        "flood.lock.guarded",
+        G,
+        "",
+        "The number that the shared lock guards, as a holder here last wrote it: a turn that is not lost adds one.",
+    ),
     Metric("flood.lock.lost", C, "", "Times that a holder lost the lock, because it did not give it back within its lease."),
     # what pressure on an object store says
     Metric("store.put", H, "seconds", "Time to put an object into the object store, with the wait for others to be spilled."),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import SECOND_NS
@@ -19,13 +18,14 @@ from ..messages import Amounts, Capacity, Operation
 from ..option import Option
 from ..simulator import SimulatorRecord
 from . import board as boards
-from .calls import INLINE_BYTES, STEP_S, Flood, Sent
+from .calls import INLINE_BYTES, Flood, Sent
 from .figures import MeshFigures
 from .flow import Bounds, Outcome
 from .mesh import Mesh
 from .mesh_account import Account, Ranges
 from .options import METRICS, reserved, supported
-from .ray_work import Ended, RayWork
+from .ray_work import Ended, RayWork, name_over_nodes
+from .starting import STEP_S
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
@@ -49,10 +49,9 @@ class ActorMesh(Flood):
 
     def __init__(self, operation: Operation, capacity: Capacity, watch: LeaseWatch, work: RayWork, reporter: Reporter, board: str) -> None:
         options = RECORD.resolve_options(operation.options)
-        name = sha256(operation.id.removesuffix(f"@{operation.node}").encode()).hexdigest()[:12]
         actors, spare = int(options["actors"]), int(options["spare"])
         self.account = Account()
-        self.mesh = Mesh(work, watch.clock, self.account, board, name, operation.node, actors, spare)
+        self.mesh = Mesh(work, watch.clock, self.account, board, name_over_nodes(operation), operation.node, actors, spare)
         self._most = int(options["outstanding"])
         self._payload, self._work_s, self._board = bytes(int(options["payload_bytes"])), float(options["work"]), board
         self._told = 1.0

@@ -7,29 +7,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..clock import SECOND_NS
 from ..errors import HarnessError
-from ..lease import LeaseWatch, Order
+from ..lease import LeaseWatch
 from ..messages import Capacity, Operation
 from ..option import Value
 from ..simulator import absolute
 from .figures import Figures
 from .flow import Bounds, Flow, Outcome, Strategy
 from .ray_work import Ended, RayWork
+from .starting import STEP_S, await_started
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
 
-STEP_S: Final = 0.005
 STEP_CALLS: Final = 64  # sent between two looks at the lease: about 15 ms of the sender
 LOOK_CALLS: Final = 256  # of each lane, oldest first: a lane's calls end about in the order in which they were sent
 REPORT_S: Final = 0.05
 STORE_S: Final = 0.5
-READY_S: Final = 50.0
 GRACE_S: Final = 1.0  # for calls that run when the flood ends
 GONE_S: Final = 5.0
 INLINE_BYTES: Final = 100 * 1024  # smaller arguments travel within the call, larger ones through the object store
@@ -126,34 +125,10 @@ class Flood(ABC):
 
     def warm_up(self) -> None:
         """Start what is flooded, and return when it is ready. Raises `HarnessError`."""
-        deadline_ns = self._watch.clock.boot_ns() + round(READY_S * SECOND_NS)
-        for waiting in self._victims.open():
-            self._await(waiting, deadline_ns)
-            if self._stopping:
-                return
+        await_started(self._victims.open(), self._operation.id, self._watch, self._work, lambda: self._stopping)
+        if self._stopping:
+            return
         self._spilled_before = self._work.store_use().spilled_bytes
-
-    def _await(self, waiting: list[Any], deadline_ns: int) -> None:
-        """Wait until these calls have ended, or a stop."""
-        while not self._stopping:
-            ends = self._work.look(waiting)
-            self._fail_on(ends)
-            if not ends.count(None):
-                return
-            if self._watch.look() is Order.DEAD:
-                self._watch.expire()
-            if self._watch.clock.boot_ns() > deadline_ns:
-                raise HarnessError(
-                    "timeout",
-                    f"{self._operation.id}: Ray did not start {ends.count(None)} of {len(ends)} within {READY_S:g} s",
-                    "its logical CPUs may be in use by others",
-                )
-            self._watch.clock.sleep(STEP_S)
-
-    def _fail_on(self, ends: Sequence[Ended | None]) -> None:
-        broken = next((end for end in ends if end is not None and end.outcome is Outcome.FAILED), None)
-        if broken is not None:
-            raise HarnessError("lost", f"{self._operation.id}: what is flooded did not start: {broken.reason}")
 
     def idle(self) -> None:
         """Give a sign of life."""
@@ -258,7 +233,7 @@ class Flood(ABC):
 
 
 class CallFlood(Flood):
-    """A flood of what is there from the beginning, in turn: a call that fails ends it."""
+    """A flood of what is there from the beginning, in turn among those with the least on their way: a call that fails ends it."""
 
     def __init__(
         self,
@@ -276,13 +251,21 @@ class CallFlood(Flood):
         self._next_lane = 0
 
     def _send(self, due_s: float) -> None:
-        lane = self._next_lane
+        lane = min(range(self._targets.lanes), key=self._behind)
         self._next_lane = (lane + 1) % self._targets.lanes
         call = self._targets.send(lane)
         if call is None:
             self.flow.refuse()
         else:
-            self._lane(lane).append(Sent(call, due_s))
+            self._lane(lane).append(Sent(call, due_s, self._about()))
+
+    def _about(self) -> Any:
+        """Return what is to be known of a call that is sent now when it ends."""
+        return None
+
+    def _behind(self, lane: int) -> tuple[int, int]:
+        """Return how far a lane is from being the next: by what is on its way, then by whose turn it is."""
+        return len(self._lane(lane)), (lane - self._next_lane) % self._targets.lanes
 
     def _take_end(self, sent: Sent, end: Ended, now_s: float) -> None:
         if end.outcome is Outcome.FAILED and self._stopping:  # it ran, and was ended with what served it

@@ -4,50 +4,62 @@ Each of the contenders takes one lock after the other: with the chance `contenti
 a time of mean `hold`. The shared lock is given first come, first served, and is taken from a holder that does not give it back within
 `lease`: a contender that dies stops nobody for longer. It guards a number that every holder reads and raises by one: who lost the lock
 cannot write it, and the load ends with an error when two holders read the same. `contest.contended_share` says how often a turn waits.
+
+With `scope: cluster` the contenders of all nodes that run the operation at the same time want the same lock. Its keeper runs on one of
+them; when it dies, another takes its place, and turns that were under way count as failed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
+from ..clock import SECOND_NS
 from ..concurrency.contest import Draws
+from ..errors import HarnessError
 from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..option import Option
 from ..simulator import SimulatorRecord
-from .calls import CallFlood
+from .calls import CallFlood, Sent
 from .figures import LockFigures
-from .flow import Bounds
-from .lock_actors import Contender, LockKeeper
+from .flow import Bounds, Outcome
+from .lock_actors import Contender
+from .lock_seat import Seat
 from .options import METRICS, reserved, supported
-from .ray_work import Ended, RayWork
+from .ray_work import Ended, RayWork, name_over_nodes
 
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
 
 PATIENCE_S: Final = 60.0
+DOUBT_S: Final = 2.0  # the end of a keeper is known to its callers within so long of each other
+CLOSE_S: Final = 1.6  # less than a run grants its loads to end
 LOCK_METRICS: Final = tuple(f"flood.lock.{name}" for name in ("shared", "contended", "wait", "hold", "lost", "guarded"))
 
 
 class Contenders:
     """The actors that contend; each is a lane."""
 
-    def __init__(self, work: RayWork, board: str, draws: Sequence[Draws], lease_s: float, figures: LockFigures) -> None:
+    def __init__(self, work: RayWork, board: str, user: str, draws: Sequence[Draws], seat: Seat, figures: LockFigures) -> None:
         self.lanes = len(draws)
-        self._work, self._board, self._draws, self._lease_s = work, board, draws, lease_s
+        self._work, self._board, self._user, self._draws, self._seat = work, board, user, draws, seat
         self._figures = figures
         self._actors: list[Any] = []
-        self._keeper: Any = None
 
     def open(self) -> Iterator[list[Any]]:
-        """Create the keeper and then the contenders, one after another."""
-        self._keeper = self._work.spawn(LockKeeper, self._lease_s)
-        yield [self._work.call(self._keeper, "pid")]
+        """Find or create the keeper and then create the contenders, one after another."""
+        yield from self._seat.open()
         for draws in self._draws:
-            self._actors.append(self._work.spawn(Contender, self._board, self._keeper, PATIENCE_S, draws))
+            self._actors.append(self._work.spawn(Contender, self._board, self._user, PATIENCE_S, draws))
             yield [self._work.call(self._actors[-1], "pid")]
+        self.change_keeper()
+
+    def change_keeper(self) -> None:
+        """Have all ask the keeper that there is now."""
+        for actor in self._actors:
+            self._work.call(actor, "use", self._seat.keeper, self._seat.term)
 
     def send(self, lane: int) -> Any:
         """Have a contender take a lock once more."""
@@ -59,7 +71,7 @@ class Contenders:
 
     def close(self) -> None:
         """End all of them at once."""
-        for actor in [*self._actors, self._keeper] if self._keeper is not None else []:
+        for actor in self._actors:
             self._work.kill(actor)
 
 
@@ -70,8 +82,46 @@ class ClusterLock(CallFlood):
         options = RECORD.resolve_options(operation.options)
         count, contention, hold_s = int(options["contenders"]), float(options["contention"]), float(options["hold"])
         draws = [Draws(Random(f"{operation.seed}/{number}"), contention, hold_s) for number in range(count)]
-        targets = Contenders(work, board, draws, float(options["lease"]), LockFigures(reporter))
-        super().__init__(operation, capacity, watch, work, reporter, targets, Bounds(count), 0)
+        name = name_over_nodes(operation) if options["scope"] == "cluster" else ""
+        self.seat = Seat(work, watch.clock, float(options["lease"]), operation.node, name)
+        self._contenders = Contenders(work, board, operation.node, draws, self.seat, LockFigures(reporter))
+        self._doubt: tuple[int, str] | None = None  # since when it is not known whether a turn failed with the keeper, and how it failed
+        super().__init__(operation, capacity, watch, work, reporter, self._contenders, Bounds(count), 0)
+
+    def attend(self, elapsed_s: float) -> float:
+        """Look after the keeper; while there is none nobody is sent for the lock. Raises `HarnessError` where a turn fails and it lives."""
+        del elapsed_s
+        is_new = self.seat.tend()
+        if is_new:
+            self._contenders.change_keeper()
+        if is_new or self.seat.keeper is None:
+            self._doubt = None
+        if self._doubt is not None and self._watch.clock.boot_ns() - self._doubt[0] > DOUBT_S * SECOND_NS:
+            raise HarnessError("lost", f"{self._operation.id}: a call failed: {self._doubt[1]}")
+        is_open = self.seat.keeper is not None and self._doubt is None
+        self.flow.bounds = Bounds(self._contenders.lanes if is_open else 0)
+        return 1.0
+
+    def _about(self) -> int:
+        return self.seat.term
+
+    def _take_end(self, sent: Sent, end: Ended, now_s: float) -> None:
+        if end.outcome is Outcome.FAILED and self.seat.is_shared and not self._stopping:
+            self.flow.end(Outcome.FAILED)
+            if sent.about == self.seat.term:
+                self._doubt = self._doubt or (self._watch.clock.boot_ns(), end.reason)
+        else:
+            super()._take_end(sent, end, now_s)
+
+    def _finish(self, elapsed: Callable[[], float]) -> None:
+        until_s = elapsed() + CLOSE_S
+        super()._finish(elapsed)
+        self.seat.leave(max(0.0, until_s - elapsed()))
+
+    def close(self) -> None:
+        """End what was started, the keeper too."""
+        super().close()
+        self.seat.close()
 
 
 def _reserves(peak: float, operation: Operation, capacity: Capacity) -> Amounts:
@@ -95,6 +145,7 @@ RECORD: Final = SimulatorRecord(
         Option("contenders", "integer", 4, "actors that want the lock", low=1, high=64),
         Option("contention", "fraction", 1.0, "share of turns that are of the shared lock, by chance"),
         Option("hold", "duration", 0.002, "mean time for which a lock is held, exponentially distributed", low=0.0001, high=10.0),
+        Option("scope", "choice", "node", "who wants the same lock: those of one node, or of all nodes", choices=("node", "cluster")),
         Option("lease", "duration", 5.0, "time after which it is taken from a holder that does not give it back", low=0.1, high=600.0),
     ),
     supported=supported,

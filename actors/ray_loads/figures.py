@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .service_graph import Failure, Spread
     from .store_holder import StoreTurn
 
+REMEMBERED: Final = 10_000  # numbers that a lock guarded, against one that is read twice
 ANSWERS: Final = ("taken", "refused")  # to a client's request
 
 
@@ -73,8 +74,8 @@ class LockFigures:
         self._contended = reporter.counter("flood.lock.contended").record
         self._lost = reporter.counter("flood.lock.lost").record
         self._guarded = reporter.gauge("flood.lock.guarded").record
-        self._next, self._ahead = 0, set[int]()
-        self._kept = 0
+        self._term = 0
+        self._forget()
 
     def record(self, turn: Turn) -> None:
         """Record one turn. Raises `HarnessError` (`internal`) where two held the lock at once."""
@@ -87,18 +88,26 @@ class LockFigures:
         if turn.waited_s:
             self._wait(turn.waited_s)
         if turn.kept:
-            self._take(turn.guarded)
-        self._guarded(self._kept)
+            self._take(turn.term, turn.guarded)
+        self._guarded(self._written)
 
-    def _take(self, guarded: int) -> None:
-        """Count a number that a holder read and raised by one; turns end in another order than they are told."""
-        if guarded < self._next or guarded in self._ahead:
+    def _forget(self) -> None:
+        self._read, self._floor, self._written = set[int](), 0, 0
+
+    def _take(self, term: int, guarded: int) -> None:
+        """Take a number that a holder read and raised by one; turns end in another order than they are told."""
+        if term > self._term:
+            self._term = term
+            self._forget()
+        if term < self._term or guarded < self._floor:
+            return  # what it guards now is another number, or too many came after it
+        if guarded in self._read:
             raise HarnessError("internal", f"the lock did not exclude: two of its holders read {guarded}")
-        self._ahead.add(guarded)
-        self._kept += 1
-        while self._next in self._ahead:
-            self._ahead.remove(self._next)
-            self._next += 1
+        self._read.add(guarded)
+        self._written = max(self._written, guarded + 1)
+        if len(self._read) > 2 * REMEMBERED:
+            self._floor = sorted(self._read)[REMEMBERED]
+            self._read = {one for one in self._read if one >= self._floor}
 
 
 class SpreadFigures:

@@ -26,25 +26,29 @@ class Held:
 class Turn:
     """One time that a lock was held, in seconds as its keeper saw it; `guarded`: what the shared lock guards, None of a lock of one's own.
 
-    `kept`: whether it was held to the end, so that what it guards could be written.
+    `kept`: whether it was held to the end, so that what it guards could be written. `term`: which keeper's number that is.
     """
 
     waited_s: float
     held_s: float
     kept: bool
     guarded: int | None = None
+    term: int = 0
 
 
 class LockKeeper:
-    """Keeps one lock and the number that it guards; every call but the one that asks for the lock is answered at once.
+    """Keeps one lock and the number that it guards, for users: the simulators whose contenders want it.
 
-    A holder that is silent for `lease_s` loses the lock, and with it the right to write the number.
+    Every call is answered at once but those that wait for the lock and `stay`. A holder that is silent for `lease_s` loses the lock, and
+    with it the right to write the number.
     """
 
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._line = LockLine()
         self._turns: dict[int, asyncio.Event] = {}
+        self._users: dict[str, asyncio.Event] = {}
+        self._wanted_by: dict[int, str] = {}
         self._clock = SystemClock()
         self._given_ns: dict[int, int] = {}
         self._guarded = 0
@@ -53,14 +57,39 @@ class LockKeeper:
         """Return its process."""
         return os.getpid()
 
-    async def acquire(self) -> Held:
-        """Wait for the lock and return what holds it."""
+    async def stay(self, user: str) -> None:
+        """Return when the user has left. That this does not return by an error tells the user that the keeper lives."""
+        left = self._users[user] = asyncio.Event()
+        await left.wait()
+
+    async def leave(self, user: str) -> None:
+        """Take that nobody of a user's wants the lock any more: what its contenders hold or wait for is given to others."""
+        left = self._users.pop(user, None)
+        if left is not None:
+            left.set()
+        for token in [token for token, who in self._wanted_by.items() if who == user]:
+            self._line.withdraw(token)
+            turn = self._turns.pop(token, None)
+            if turn is not None:
+                turn.set()
+        self._call_next()
+
+    async def users(self) -> tuple[str, ...]:
+        """Return who has not left."""
+        return tuple(self._users)
+
+    async def acquire(self, user: str) -> Held:
+        """Wait for the lock and return what holds it. Raises `LookupError` when the user has left meanwhile."""
         asked_ns = self._clock.boot_ns()
         token = self._line.enter()
+        self._wanted_by[token] = user
         waits = self._line.holder != token
         turn = self._turns[token] = asyncio.Event()
         self._call_next()
         await turn.wait()
+        if self._line.holder != token:
+            self._wanted_by.pop(token, None)
+            raise LookupError(f"{user} has left")
         given_ns = self._given_ns[token] = self._clock.boot_ns()
         asyncio.get_running_loop().call_later(self._lease_s, self._expire, token)
         return Held(token, self._guarded, (given_ns - asked_ns) / SECOND_NS if waits else 0.0)
@@ -71,6 +100,7 @@ class LockKeeper:
         A token that does not hold the lock any more writes nothing.
         """
         held_s = (self._clock.boot_ns() - self._given_ns.pop(token)) / SECOND_NS
+        self._wanted_by.pop(token, None)
         kept = self._line.leave(token)
         if kept:
             self._guarded = guarded
@@ -94,9 +124,11 @@ class LockKeeper:
 class Contender:
     """Takes a lock, holds it, gives it back: one after another. The shared lock by chance, else one of its own, which nobody else wants."""
 
-    def __init__(self, board: str, keeper: Any, patience_s: float, draws: Draws) -> None:
+    def __init__(self, board: str, user: str, patience_s: float, draws: Draws) -> None:
         self._board = board
-        self._keeper = keeper
+        self._user = user
+        self._keeper: Any = None
+        self._term = -1
         self._patience_s = patience_s
         self._draws = draws
         self._clock = SystemClock()
@@ -106,6 +138,10 @@ class Contender:
         """Return its process."""
         return os.getpid()
 
+    def use(self, keeper: Any, term: int) -> None:
+        """Ask this keeper from now on."""
+        self._keeper, self._term = keeper, term
+
     def contend(self) -> Turn:
         """Hold a lock once, raise what it guards, and return the turn. Raises `TimeoutError` when the lock does not come in time."""
         is_shared, hold_s = self._draws.next()
@@ -114,11 +150,11 @@ class Contender:
         return turn
 
     def _shared(self, hold_s: float) -> Turn:
-        held: Held = self._keeper.acquire.remote().future().result(timeout=self._patience_s)
+        held: Held = self._keeper.acquire.remote(self._user).future().result(timeout=self._patience_s)
         self._clock.sleep(hold_s)
         released = self._keeper.release.remote(held.token, held.guarded + 1).future()
         kept, held_s = released.result(timeout=self._patience_s)
-        return Turn(held.waited_s, held_s, kept, held.guarded)
+        return Turn(held.waited_s, held_s, kept, held.guarded, self._term)
 
     def _own(self, hold_s: float) -> Turn:
         begun_ns = self._clock.boot_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 
 
 class LockLine:
@@ -35,6 +36,11 @@ class LockLine:
             return False
         self._line.popleft()
         return True
+
+    def withdraw(self, token: int) -> None:
+        """Take a token out of the line, wherever it stands."""
+        with suppress(ValueError):  # its time was over
+            self._line.remove(token)
 
     def expire(self, token: int) -> bool:
         """End the time of a holder, and tell whether it still held the lock."""

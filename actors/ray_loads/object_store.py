@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import SECOND_NS
 from ..errors import HarnessError, RefusedError
-from ..lease import LeaseWatch, Order
+from ..lease import LeaseWatch
 from ..messages import Amounts, Capacity, Operation
 from ..option import Option, Value
 from ..raylet import RayletStore, read_store, spilled_bytes
@@ -25,6 +25,7 @@ from .figures import StoreFigures
 from .flow import Outcome
 from .options import MIB, PROCESS_BYTES, PROCESS_TASKS, supported
 from .ray_work import RayWork, StoreUse
+from .starting import await_started
 from .store_holder import StoreHolder, StoreTurn
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 STEP_S: Final = 0.01
 LOOK_S: Final = 0.2  # how often the raylet and the spill folder are read
-READY_S: Final = 50.0
 GONE_S: Final = 5.0
 GETS_OWED_S: Final = 1.0  # reads that are owed for longer than that are not made up for
 SPILLS_AT: Final = 0.8  # Ray's object_spilling_threshold: what is pinned beyond this share of the store is spilled
@@ -75,7 +75,8 @@ class ObjectStorePressure:
         """Start the holder, and read what the store held before. Raises `HarnessError`, and `RefusedError` where a spill cannot be seen."""
         self._store = self._find_store()
         self._holder = self._work.spawn(StoreHolder, self._work.object_store(), self._object_bytes)
-        self._await(self._work.call(self._holder, "pid"))
+        pid = self._work.call(self._holder, "pid")
+        await_started([[pid]], self._operation.id, self._watch, self._work, lambda: self._stopping)
         self._before = self._now = self._work.store_use()
         self._files_before = self._files = self._spilled_files()
 
@@ -87,18 +88,6 @@ class ObjectStorePressure:
             message = f"{self._operation.id}: this node spills to no folder of its own, so what is spilled cannot be measured"
             raise RefusedError("capability", message, "ask for less than 80 % of its object store, with spill: false")
         return found
-
-    def _await(self, call: Any) -> None:
-        clock = self._watch.clock
-        deadline_ns = clock.boot_ns() + round(READY_S * SECOND_NS)
-        while (end := self._work.look([call])[0]) is None and not self._stopping:
-            if self._watch.look() is Order.DEAD:
-                self._watch.expire()
-            if clock.boot_ns() > deadline_ns:
-                raise HarnessError("timeout", f"{self._operation.id}: Ray did not start what holds the objects within {READY_S:g} s")
-            clock.sleep(STEP_S)
-        if end is not None and end.outcome is Outcome.FAILED:
-            raise HarnessError("lost", f"{self._operation.id}: what holds the objects did not start: {end.reason}")
 
     def idle(self) -> None:
         """Give a sign of life."""

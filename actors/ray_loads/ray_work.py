@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final, Protocol
 
 from ..errors import RefusedError
+from ..messages import Operation
 from .flow import Outcome
 
 MARK: Final = "STRESS_CLUSTER_OPERATION"  # in the first environment of every process that Ray starts for an operation
@@ -56,6 +58,11 @@ def logical_share(cpus: float, at_once: int) -> float:
     return float(math.ceil(share)) if share > 1.0 else math.ceil(share * 10_000) / 10_000
 
 
+def name_over_nodes(operation: Operation) -> str:
+    """Return what an operation is called among actors' names, the same on all nodes that run it."""
+    return sha256(operation.id.removesuffix(f"@{operation.node}").encode()).hexdigest()[:12]
+
+
 class RayWork(Protocol):
     """The actors and tasks of one operation on one node. All of them end when the process that holds this ends."""
 
@@ -68,10 +75,11 @@ class RayWork(Protocol):
         """Return Ray's ids of the nodes that it holds for alive."""
         ...
 
-    def spawn(self, factory: type, *args: Any, calls_max: int = 0, name: str = "") -> Any:
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0, at_once: int = 0, name: str = "") -> Any:
         """Create an actor on this node and return its handle at once. `calls_max`: beyond so many outstanding calls Ray refuses more.
 
-        With a name the simulators of the run on other nodes find it; None when the name is taken.
+        `at_once`: how many calls an actor of coroutines has under way, where that is to be more than Ray's thousand. With a name the
+        simulators of the run on other nodes find it; None when the name is taken.
         """
         ...
 

@@ -23,7 +23,7 @@ AT_ONCE = [
     {"MailboxFlood": {"per_second": 100, "actors": 1, "outstanding": 50, "payload": "128KiB"}, "for": "5s", "tolerance": "100%"},
     {"TaskExplosion": {"per_second": 40, "workers": 1}, "for": "5s", "tolerance": "100%"},
 ]
-LOCK = {"ClusterLock": {"per_second": 20, "contenders": 2, "hold": "30ms"}, "for": "5s", "tolerance": "100%"}
+LOCK = {"ClusterLock": {"per_second": 20, "contenders": 2, "hold": "15ms", "scope": "cluster"}, "for": "5s", "tolerance": "100%"}
 MESH = {"ActorMesh": {"per_second": 20, "actors": 1}, "for": "5s", "tolerance": "100%"}
 PLAN = {"sequence": [{"phase": "both", "together": AT_ONCE}, {"phase": "lock", "together": [LOCK, MESH]}]}
 RUNS = Runs(PLAN)
@@ -44,6 +44,7 @@ def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
     began: dict[str, datetime] = {}
     over: dict[str, datetime] = {}
     lives: dict[str, float] = defaultdict(float)
+    turns, guarded = dict.fromkeys(("flood.lock.shared", "flood.lock.lost"), 0.0), 0.0
     for row in run.metrics.to_pylist():
         if row["metric"] == "flood.calls":
             calls[row["node"], row["worker"]][dict(row["labels"])["fate"]] += row["sum"]
@@ -51,6 +52,10 @@ def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
             assert row["kind"] == CATALOGUE[row["metric"]].kind
         if row["metric"].startswith("operation."):
             lives[row["metric"]] += row["sum"]
+        if row["metric"] in turns:
+            turns[row["metric"]] += row["sum"]
+        if row["metric"] == "flood.lock.guarded":
+            guarded = max(guarded, row["max"])
         if row["metric"].startswith("dose."):
             doses[row["node"], row["worker"]][row["metric"]].append(row["last"])
         if row["metric"] == "load.operations" and row["sum"]:
@@ -67,6 +72,9 @@ def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
         assert counts["offered"] == counts["accepted"] > 50
         assert counts["accepted"] == counts["finished"] + counts["cancelled"]
         assert counts["failed"] == counts["dropped"] == counts["rejected"] == 0
+    of_locks = [counts["cancelled"] for (_, worker), counts in calls.items() if "ClusterLock" in worker]
+    kept = turns["flood.lock.shared"] - turns["flood.lock.lost"]
+    assert 0 <= guarded - kept <= sum(of_locks), "one lock of both nodes: what it guards counts the turns of all"
     RUNS.assert_recorded(run)
     floods = [worker for worker in began if "MailboxFlood" in worker or "TaskExplosion" in worker]
     lock_began = min(began[worker] for worker in began if "ClusterLock" in worker)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from actors.dose import OutsideMeter
 from actors.errors import StressError
 from actors.messages import Operation
 from actors.ray_loads import board
+from actors.ray_loads.ray_work import name_over_nodes
 
 CALLS = Operation("m@n1", "MailboxFlood", "n1", 0.0, 60.0, "per_second", {"kind": "constant", "level": 100.0})
 TASKS = replace(CALLS, id="t@n1", kind="TaskExplosion")
@@ -177,19 +179,28 @@ def test_nothing_outlives_the_simulators_actors(agent: Leasing, how: str) -> Non
         os.close(one)
 
 
-def contend(agent: Leasing, folder: Path, **options: float) -> tuple[Leased, Callable[[str, str], float]]:
+class Told:
+    """The totals of all that a load has recorded so far."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.recorded = Recorded(folder, name)
+        self._totals = defaultdict[tuple[str, str], float](float)
+
+    def __call__(self, metric: str, figure: str) -> float:
+        for row in self.recorded.rows():
+            self._totals[row["metric"], "sum"] += row["sum"]
+            self._totals[row["metric"], "count"] += row["count"]
+            self._totals[row["metric"], "last"] = row["last"]
+        return self._totals[metric, figure]
+
+
+LOCK = replace(CALLS, id="l@n1", kind="ClusterLock", shape={"kind": "constant", "level": 2000.0})
+
+
+def contend(agent: Leasing, folder: Path, **options: float) -> tuple[Leased, Told]:
     """Have contenders take locks as fast as they can; return the load, and how to ask for a figure of all that it recorded."""
-    recorded, totals = Recorded(folder, "l"), defaultdict[tuple[str, str], float](float)
-    lock = replace(CALLS, id="l@n1", kind="ClusterLock", shape={"kind": "constant", "level": 2000.0}, options=options)
-    (one,) = begin(agent, lock, segment=recorded.path)
-
-    def told(metric: str, figure: str) -> float:
-        for row in recorded.rows():
-            totals[row["metric"], "sum"] += row["sum"]
-            totals[row["metric"], "count"] += row["count"]
-            totals[row["metric"], "last"] = row["last"]
-        return totals[metric, figure]
-
+    told = Told(folder, "l")
+    (one,) = begin(agent, replace(LOCK, options=options), segment=told.recorded.path)
     return one, told
 
 
@@ -207,20 +218,104 @@ def test_a_lock_is_held_by_one_at_a_time(agent: Leasing, tmp_path: Path) -> None
 
 
 def test_the_share_of_contended_turns_is_the_models(agent: Leasing, tmp_path: Path) -> None:
-    """Of thousands of turns as many found the lock held as the model has it, within 5 %, given what calls take of each turn."""
+    """Of a thousand turns as many found the lock held as the model has it, within 5 %, given what calls take of each turn."""
     contenders, contention, hold_s = 3, 0.9, 0.005
     one, told = contend(agent, tmp_path, contenders=contenders, contention=contention, hold=hold_s)
     begun_s, before = time.monotonic(), told("load.operations", "sum")
-    until(lambda: told("load.operations", "sum") >= 1500, 90)
+    until(lambda: told("load.operations", "sum") >= 1000, 90)
     cycle_s = contenders * (time.monotonic() - begun_s) / (told("load.operations", "sum") - before)
     one.call("stop", 1.0)
-    turns = told("load.operations", "sum")
-    assert told("flood.lock.shared", "sum") / turns == pytest.approx(contention, abs=0.03)
-    call_s = told("flood.lock.hold", "sum") / told("flood.lock.hold", "count") - hold_s
-    apart_s = cycle_s - told("flood.lock.wait", "sum") / turns - hold_s - contention * call_s
+    assert_as_modelled([told], contenders, contention, hold_s, cycle_s)
+
+
+def assert_as_modelled(told: list[Told], contenders: int, contention: float, hold_s: float, cycle_s: float) -> None:
+    """Assert that the share of contended turns is that of the model, whose contenders take a turn each `cycle_s`."""
+
+    def total(metric: str, figure: str) -> float:
+        return sum(one(metric, figure) for one in told)
+
+    turns = total("load.operations", "sum")
+    assert total("flood.lock.shared", "sum") / turns == pytest.approx(contention, abs=0.03)
+    call_s = total("flood.lock.hold", "sum") / total("flood.lock.hold", "count") - hold_s
+    apart_s = cycle_s - total("flood.lock.wait", "sum") / turns - hold_s - contention * call_s
     expected = Simulated(contenders, contention, 7, hold_s, call_s, apart_s).contended_share(100_000)
     print(f"{turns:g} turns; a hold takes {call_s * 1000:.1f} ms longer, a turn {apart_s * 1000:.1f} ms: contended share {expected:.3f}")
-    assert told("flood.lock.contended", "sum") / turns == pytest.approx(expected, rel=0.05)
+    assert total("flood.lock.contended", "sum") / turns == pytest.approx(expected, rel=0.05)
+
+
+def contend_over_nodes(agent: Leasing, folder: Path, **options: Any) -> tuple[list[Leased], list[Told]]:
+    """Have contenders of two nodes want one lock; return both loads and what they tell."""
+    told = [Told(folder, name) for name in ("n1", "n2")]
+    leased = []
+    for number, (node, one) in enumerate(zip(("n1", "n2"), told, strict=True)):
+        wanted = replace(LOCK, id=f"0.l@{node}", node=node, seed=number, options={**options, "scope": "cluster"})
+        leased.append(agent.prepare(wanted, one.recorded.path))
+        leased[-1].until("ready", 60)
+    agent.start(*leased)
+    for load in leased:
+        load.until("running", 10)
+    return leased, told
+
+
+def stop(leased: list[Leased]) -> None:
+    """Stop them at once, as a run does."""
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(lambda one: one.call("stop", 2.0), leased))
+    assert [one.phase for one in ended] == ["done"] * len(leased), ended
+
+
+def test_one_lock_over_two_nodes(agent: Leasing, tmp_path: Path) -> None:
+    """One holder at a time of both nodes' contenders, and as many turns are contended as the model has it for all of them together."""
+    contenders, contention, hold_s = 4, 0.9, 0.005
+    leased, told = contend_over_nodes(agent, tmp_path, contenders=contenders // 2, contention=contention, hold=hold_s)
+
+    def total(metric: str, figure: str = "sum") -> float:
+        return sum(one(metric, figure) for one in told)
+
+    begun_s, before = time.monotonic(), total("load.operations")
+    until(lambda: total("load.operations") - before >= 700, 90)
+    elapsed_s = time.monotonic() - begun_s
+    cycle_s = contenders * elapsed_s / (total("load.operations") - before)
+    stop(leased)
+    assert marked() == []
+    assert min(one("flood.lock.shared", "sum") for one in told) > 0.3 * total("flood.lock.shared")
+    assert max(one("flood.lock.guarded", "last") for one in told) == total("flood.lock.shared") - total("flood.lock.lost")
+    assert total("flood.lock.lost") == 0
+    assert total("flood.lock.hold") < elapsed_s + 3.0
+    assert_as_modelled(told, contenders, contention, hold_s, cycle_s)
+
+
+@pytest.mark.parametrize("dies", ["keeper", "simulator"])
+def test_a_lock_over_nodes_goes_on_with_the_next_keeper(agent: Leasing, tmp_path: Path, dies: str) -> None:
+    """The keeper's process is killed, or the simulator that made it: the next one is made, and no load of those that live is broken."""
+    import ray
+
+    (first, second), told = contend_over_nodes(agent, tmp_path, contenders=2, contention=1.0, hold=0.01, lease=1.0)
+
+    def keepers() -> dict[str, int]:
+        """Return the process of each living keeper, by its term."""
+        found = {}
+        for one in ray.util.list_named_actors(all_namespaces=True):
+            if one["name"].startswith(name_over_nodes(first.operation)):
+                with contextlib.suppress(ValueError, ray.exceptions.ActorDiedError):  # it has ended meanwhile
+                    found[one["name"].partition("/")[2]] = ray.get(ray.get_actor(**one).pid.remote(), timeout=20)
+        return found
+
+    until(lambda: min(one("load.operations", "sum") for one in told) > 20, 20)
+    (before,) = keepers().items()
+    assert before[0] == "0"
+    os.kill(before[1] if dies == "keeper" else first.status().pids[0], signal.SIGKILL)
+    if dies == "simulator":
+        agent.let_go(first)
+    until(lambda: list(keepers()) == ["1"], 20, lambda: f"keepers {keepers()}")
+    living = [(second, told[1])] if dies == "simulator" else [(first, told[0]), (second, told[1])]
+    for load, one in living:
+        turns = one("load.operations", "sum")
+        until(lambda one=one, turns=turns: one("load.operations", "sum") > turns + 20, 30, "turns with the next keeper")
+        assert load.status().phase == "running"
+    stop([load for load, _ in living])
+    until(lambda: not marked(), 10, lambda: f"left: {marked()}")
+    print(f"{dies}: calls {[one('flood.calls', 'sum') for one in told]}")
 
 
 def test_what_passes_the_budget_is_refused_before_anything_starts(agent: Leasing) -> None:

@@ -198,7 +198,7 @@ class FakeMeshWork:
         unnoticed = {place for place, at_ns in world.dead_ns.items() if world.turns.now_ns < at_ns + world.notice_ns}
         return frozenset(world.alive | unnoticed)
 
-    def spawn(self, factory: type, *args: Any, calls_max: int = 0, name: str = "") -> Any:
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0, at_once: int = 0, name: str = "") -> Any:
         if name in self.world.named and not self.world.named[name].ended:
             return None
         server = Served(factory(*args), self.place, self.place, self.world.turns.now_ns)

@@ -21,6 +21,7 @@ class FakeCall:
     begins_ns: int
     ends_ns: int
     end: Ended | None = None
+    method: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -43,7 +44,7 @@ class FakeRayWork:
         self.sent = self.outstanding_max = 0
         self.spilled = self.turns = 0
 
-    def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0, at_once: int = 0, name: str = "") -> Any:
         self.servers.append(FakeServer(calls_max))
         return self.servers[-1]
 
@@ -51,12 +52,12 @@ class FakeRayWork:
         victim.calls = [call for call in victim.calls if self.see(call) is None]
         if victim.calls_max and len(victim.calls) >= victim.calls_max:
             return None
-        return self.put(victim, 0 if method == "pid" else self.work_ns)
+        return self.put(victim, 0 if method == "pid" else self.work_ns, method)
 
-    def put(self, server: FakeServer, work_ns: int) -> FakeCall:
+    def put(self, server: FakeServer, work_ns: int, method: str = "") -> FakeCall:
         begins_ns = max(server.free_ns, self.clock.boot_ns())
         server.free_ns = begins_ns + work_ns
-        call = FakeCall(server, begins_ns, server.free_ns, None if server.alive else Ended(Outcome.FAILED, reason="dead"))
+        call = FakeCall(server, begins_ns, server.free_ns, None if server.alive else Ended(Outcome.FAILED, reason="dead"), method)
         server.calls.append(call)
         self.sent += 1
         self.outstanding_max = max(self.outstanding_max, sum(self.see(one) is None for all_ in self.all() for one in all_.calls))
@@ -69,7 +70,9 @@ class FakeRayWork:
         return self.put(min(self.pool, key=lambda one: one.free_ns), self.work_ns)
 
     def value_of(self, call: FakeCall) -> Any:
-        """Return what a call returns: here, how long it was served, as a lock's contender does."""
+        """Return what a call returns: here, how long it was served, as a lock's contender does, and nothing else."""
+        if call.method != "contend":
+            return None
         self.turns += 1
         return Turn(0.0, (call.ends_ns - call.begins_ns) / SECOND_NS, True, self.turns - 1)
 
@@ -106,7 +109,7 @@ class FakeServices(FakeRayWork):
         self.spawned: dict[str, tuple[Any, ...]] = {}
         self.killed: list[str] = []
 
-    def spawn(self, factory: type, *args: Any, calls_max: int = 0) -> Any:
+    def spawn(self, factory: type, *args: Any, calls_max: int = 0, at_once: int = 0, name: str = "") -> Any:
         self.spawned[args[0]] = args
         return super().spawn(factory, *args, calls_max=calls_max)
 

@@ -458,9 +458,10 @@ def test_a_contender_raises_what_the_lock_guards(kept: bool, monkeypatch: pytest
     """It gives its own token back with the number one higher, counts, and tells of a turn what the keeper measured."""
     monkeypatch.setattr(lock_actors, "SystemClock", VirtualClock)
     made, keeper = fresh_board(), Keeper(kept)
-    one = Contender(made.path, keeper, 60.0, Draws(Random(1), 1.0, 0.25))
-    assert one.contend() == Turn(0.5, 0.125, kept, 7)
-    assert keeper.asked == [("acquire",), ("release", 41, 8)]
+    one = Contender(made.path, "n1", 60.0, Draws(Random(1), 1.0, 0.25))
+    one.use(keeper, 2)
+    assert one.contend() == Turn(0.5, 0.125, kept, 7, term=2)
+    assert keeper.asked == [("acquire", "n1"), ("release", 41, 8)]
     assert made.served() == 1
     made.close()
 
@@ -469,7 +470,9 @@ def test_a_turn_of_an_own_lock_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> N
     """Without contention the keeper is left alone; the turn counts all the same, as long as it was held, and guards nothing."""
     monkeypatch.setattr(lock_actors, "SystemClock", VirtualClock)
     made, keeper = fresh_board(), Keeper(kept=True)
-    turn = Contender(made.path, keeper, 60.0, Draws(Random(1), 0.0, 0.25)).contend()
+    one = Contender(made.path, "n1", 60.0, Draws(Random(1), 0.0, 0.25))
+    one.use(keeper, 0)
+    turn = one.contend()
     assert (turn.waited_s, turn.kept, turn.guarded, keeper.asked) == (0.0, True, None, [])
     assert turn.held_s == pytest.approx(Draws(Random(1), 0.0, 0.25).next()[1], abs=1e-6)
     assert made.served() == 1

@@ -26,7 +26,7 @@ from actors.lifecycle import Event
 from actors.messages import Capacity, NodeSpec, Operation
 from actors.metrics.reporter import MemoryReporter
 from actors.ray_loads.board import Board, claim, lower
-from actors.ray_loads.calls import READY_S, CallFlood, bounds_of
+from actors.ray_loads.calls import CallFlood, bounds_of
 from actors.ray_loads.cluster_lock import ClusterLock
 from actors.ray_loads.figures import LockFigures
 from actors.ray_loads.flow import FATES, Strategy
@@ -36,6 +36,7 @@ from actors.ray_loads.mailbox_flood import RECORD as MAILBOX
 from actors.ray_loads.mailbox_flood import MailboxFlood
 from actors.ray_loads.ray_load import RayLoad
 from actors.ray_loads.ray_work import StoreUse, logical_share
+from actors.ray_loads.starting import READY_S
 from actors.ray_loads.task_explosion import TaskExplosion
 from actors.simulator import peak_amounts
 from scenarios import kinds
@@ -255,7 +256,7 @@ def test_contenders_are_bounded_and_what_they_tell_is_recorded() -> None:
     """One question each at a time, one hold recorded for every turn, and what the lock guards counts them."""
     lock = replace(CALLS, kind="ClusterLock", options={"contenders": 3})
     made, work, reporter = run(lock, work_s=0.01)
-    assert work.outstanding_max <= 3 + 1  # the keeper and three tell their processes
+    assert max(values(reporter, "flood.outstanding")) == 3
     assert len(work.servers) == 4
     finished = made.flow.counts.finished
     assert len(values(reporter, "flood.lock.hold")) == sum(values(reporter, "flood.lock.shared")) == finished > 500
@@ -287,7 +288,7 @@ def test_a_keeper_gives_the_lock_on_when_a_holder_is_silent() -> None:
 
     async def life() -> tuple[list[Held], tuple[int, int, int], list[bool]]:
         keeper = LockKeeper(lease_s=0.05)
-        waiting = [asyncio.ensure_future(keeper.acquire()) for _ in range(3)]
+        waiting = [asyncio.ensure_future(keeper.acquire("n1")) for _ in range(3)]
         first = await waiting[0]
         assert not waiting[1].done()
         second = await waiting[1]
