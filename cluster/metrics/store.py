@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.clock import SECOND_NS, SystemClock
+from actors.clock import SECOND_NS, Clock, SystemClock
 from actors.errors import HarnessError
 
 from ..files import make_folders, sync_folder, write_whole
@@ -311,9 +311,9 @@ def read_metrics(directory: Path, columns: list[str], condition: Any) -> pa.Tabl
     return unchanged(directory, lambda: _read_metrics(directory, columns, condition)[0])
 
 
-def unchanged(directory: Path, read: Callable[[], _T]) -> _T:
+def unchanged(directory: Path, read: Callable[[], _T], clock: Clock | None = None) -> _T:
     """Return what `read` finds in a run directory whose files stood still meanwhile; raises `HarnessError` when they never do."""
-    clock, attempts = SystemClock(), 0
+    clock, attempts = clock or SystemClock(), 0
     give_up_ns = clock.boot_ns() + _PATIENCE_NS
     while attempts < _ATTEMPTS or clock.boot_ns() < give_up_ns:
         attempts += 1

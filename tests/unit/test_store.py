@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.clock import SystemClock
+from actors.clock import SystemClock, VirtualClock
 from actors.errors import HarnessError
 from cluster.files import read_json, write_json_atomic, write_whole
 from cluster.metrics.aggregator import Aggregator
@@ -20,6 +20,7 @@ from cluster.metrics.store import (
     RunStore,
     log_files,
     read_run,
+    unchanged,
 )
 from cluster.metrics.windows import EVENTS, METRICS
 from tests.support.windows import STREAM, entry, record
@@ -294,3 +295,27 @@ def test_a_log_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("cluster.metrics.store._GROUP_BYTES", size)
         assert read_run(aggregator.directory).metrics.equals(whole)
     assert whole.num_rows == 90
+
+
+@pytest.mark.parametrize(("each_s", "still_after", "reads"), [(1.0, 15, 16), (1.0, 99, 20), (0.0, 7, 8), (5.0, 99, 8)])
+def test_files_that_never_stand_still_are_given_up(tmp_path: Path, each_s: float, still_after: int, reads: int) -> None:
+    """A writer turns its log over with each read: it is read again for 20 s, and eight times where a read takes long, and then told."""
+    clock, made = VirtualClock(), []
+
+    def read() -> int:
+        clock.sleep(each_s)
+        made.append(clock.boot_ns())
+        if len(made) <= still_after:
+            (tmp_path / "events.parquet").unlink(missing_ok=True)
+            (tmp_path / "new").write_bytes(b"")  # while the old one still has its number
+            (tmp_path / "new").rename(tmp_path / "events.parquet")
+            (tmp_path / f"kept{len(made)}").hardlink_to(tmp_path / "events.parquet")
+        return len(made)
+
+    if still_after > reads:
+        with pytest.raises(HarnessError, match=f"changed {reads} times while they were read") as told:
+            unchanged(tmp_path, read, clock)
+        assert told.value.code == "busy"
+    else:
+        assert unchanged(tmp_path, read, clock) == reads
+    assert len(made) == reads
