@@ -112,11 +112,15 @@ ROWS = (
     Row("load", lambda hosts: runs.kill(hosts["h4"], "load").at_s),
     Row("node", cut),
 )
+LONG = (
+    Row("agent", lambda hosts: runs.kill(hosts["h4"], "agent").at_s),
+    Row("simulator", lambda hosts: runs.kill(hosts["h4"], "simulator").at_s),
+)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("row", [*ROWS, *(pytest.param(row, marks=pytest.mark.soak) for row in LONG)], ids=str)
 def test_whoever_goes_both_ends_are_gone_within_the_lease(hosts: Fabric, row: Row) -> None:
-    """A driver or a load killed with -9, or a node lost: no table has an end of what it held when the lease is over."""
+    """Whoever is killed with -9, or a node lost: no table has an end of what it held when the lease is over."""
     goes(hosts, row)
 
 
