@@ -221,9 +221,9 @@ _ROWS: Final = (
     ),
     KernelRecord(
         name="false_sharing",
-        help="each thread writes a word of its own, all in one line, which goes from core to core",
-        proof="slower than with a line for each thread",
-        round="one write",
+        help="atomic additions of each thread to a word of its own, all in one line, which goes from core to core",
+        proof="a lock before the instruction; slower than with a line for each thread",
+        round="one addition",
         module="shared",
         variant=1,
         area="words",

@@ -223,7 +223,7 @@ def test_a_victim_loses_its_cache() -> None:
 @two_cores
 @pytest.mark.parametrize("name", ["atomic", "false_sharing"])
 def test_a_line_of_two_cores_is_slower_than_a_line_of_one(name: str) -> None:
-    """Each write takes longer than alone (atomic), or than beside a neighbour who has a line of its own (false sharing)."""
+    """Each addition takes longer than alone (atomic), or than beside a neighbour who has a line of its own (false sharing)."""
     mine, other = first_two()
     pair, lines, write = make_kernels(name, 2), areas.Area(4096, np.uint64), load_function("shared")
 
