@@ -110,6 +110,16 @@ def resident_bytes(pid: int) -> int:
     return int(status(pid).get("VmRSS", "0 kB").split()[0]) * 1024
 
 
+def mapped_bytes(pid: int) -> int:
+    """Return its mapped bytes of all kinds, which RLIMIT_AS bounds."""
+    return int(status(pid).get("VmSize", "0 kB").split()[0]) * 1024
+
+
+def highest_descriptor(pid: int) -> int:
+    """Return how many numbers its descriptors take, which RLIMIT_NOFILE bounds; 0 when it is gone."""
+    return max((int(name) + 1 for name in _list(f"/proc/{pid}/fd")), default=0)
+
+
 def soft_descriptors(pid: int) -> tuple[int, int]:
     """Return its soft and hard limit of descriptors."""
     return resource.prlimit(pid, resource.RLIMIT_NOFILE)

@@ -20,6 +20,11 @@ from tests.support.by_command import NODES, Runs
 from tests.support.samples import SAMPLES
 
 RAY = Path(__file__).parents[1] / "ray"
+OCCASIONAL = {  # what no run shows for certain, and why; where there is occasion it is asked for in tests/ray
+    "CpuPressure": {"load.operations", "load.slice"},  # it rests where others make wait for as long as is asked
+    "ObjectStorePressure": {"store.spilled", "store.restored"},  # on the one node that is asked for more than its store has
+    "Processes": {"load.refused"},  # where no group of tasks can be made: that part is told as skipped
+}
 
 
 @cache
@@ -46,17 +51,13 @@ def test_every_simulator_runs_by_command_on_two_nodes() -> None:
 
 
 def test_every_documented_name_of_every_simulator_is_recorded_by_such_a_run() -> None:
-    """What a simulator is documented to record is asked for in at least one run that holds it, a refusal by the kernel in one of them all.
-
-    That it is recorded for each that can be refused is asked in tests/load/test_exhaustion.py, where a load's limits can be lowered.
-    """
+    """Whatever a simulator is documented to record is asked for in at least one run that holds it, refusals by the kernel too."""
     shown: dict[str, set[str]] = defaultdict(set)
     for one in (one for of in runs().values() for one in of):
         for kind, names in one.recorded().items():
-            shown[kind] |= names
+            shown[kind] |= names - one.maybe.get(kind, set())
     lacking = {kind: set(record.metrics) - shown[kind] for kind, record in REGISTRY.items()}
-    assert {kind: names - {"load.refused"} for kind, names in lacking.items() if names - {"load.refused"}} == {}
-    assert "load.refused" in set[str]().union(*shown.values())
+    assert {kind: names for kind, names in lacking.items() if names} == OCCASIONAL
 
 
 def test_each_run_is_asserted() -> None:
