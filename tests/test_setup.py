@@ -105,14 +105,40 @@ def test_make_run_asks_for_raylets_only_where_nothing_else_is_said(clone: Path, 
 
 
 @pytest.mark.parametrize(
-    ("untimed", "timed", "is_good"), [(0, 0, True), (5, 0, True), (0, 5, True), (5, 5, False), (1, 0, False), (0, 1, False), (2, 5, False)]
+    ("untimed", "paired", "timed", "is_good"),
+    [
+        (0, 0, 0, True),
+        (5, 0, 0, True),
+        (0, 5, 5, True),
+        (5, 5, 0, True),
+        (5, 5, 5, False),
+        (1, 0, 0, False),
+        (0, 1, 0, False),
+        (0, 0, 1, False),
+        (2, 5, 5, False),
+        (0, 130, 0, False),
+    ],
 )
-def test_make_test_runs_both_parts_and_fails_with_either(clone: Path, untimed: int, timed: int, is_good: bool) -> None:
-    """A part of which the arguments choose nothing is no failure; a part that fails keeps the other from nothing."""
-    installed(clone, f'case "$*" in *-n*) echo untimed; exit {untimed};; *tests/hosts*) echo timed; exit {timed};; esac')
+def test_make_test_runs_all_parts_and_fails_with_any(clone: Path, untimed: int, paired: int, timed: int, is_good: bool) -> None:
+    """A part of which the arguments choose nothing is no failure; a part that fails keeps the others from nothing."""
+    parts = {"*maxprocesses*4*": ("untimed", untimed), "*maxprocesses*2*": ("paired", paired), "*tests/hosts*": ("timed", timed)}
+    cases = "".join(f"{words}) echo {name}; exit {code};; " for words, (name, code) in parts.items())
+    installed(clone, f'case "$*" in {cases}esac')
     done = make(clone, "--silent", "test", "PYTEST_ARGS=-k some")
-    assert done.stdout.split() == ["untimed", "timed"]
+    assert done.stdout.split() == ["untimed", "paired", "timed"]
     assert (done.returncode == 0) is is_good
+
+
+@pytest.mark.parametrize("folder", ["load", "hosts", "ray", "death"])
+def test_each_test_is_in_one_part(clone: Path, folder: str) -> None:
+    """What runs two at a time is left out of both other parts, and what runs alone of the first: no test runs twice or never."""
+    installed(clone, 'case "$*" in *pytest*) echo "$@";; esac')
+    parts = [line.split() for line in make(clone, "--silent", "test").stdout.splitlines()]
+    assert len(parts) == 3
+    for path in sorted((ROOT / "tests" / folder).glob("test_*.py")):
+        name = str(path.relative_to(ROOT))
+        above = {name, f"tests/{folder}", "tests"}
+        assert sum(bool(above & set(words)) and not {f"--ignore={one}" for one in above} & set(words) for words in parts) == 1, name
 
 
 def test_make_test_runs_named_tests_as_they_are_named(clone: Path) -> None:

@@ -178,39 +178,6 @@ def test_a_deadlock_is_seen_as_threads_that_do_not_run(bench: Any, told: Told) -
     until(lambda: told.sum("concurrency.deadlock.timeouts") >= 4, 10, "the timeouts")
 
 
-@pytest.mark.parametrize("inheritance", [False, True])
-@promised
-def test_inversions_by_nice_values_are_found_and_end_with_inheritance(bench: Any, inheritance: bool) -> None:
-    """Threads at nice 19, 0 and -10 on one core: N planted give N found, and with inheritance the wait is bounded and none is."""
-    if not may_raise_nice():
-        pytest.skip("raising a nice value needs CAP_SYS_NICE")
-    options = {"mechanism": "nice", "inheritance": inheritance, "hold_s": 0.02, "burst_s": 0.4, "bound_s": 0.3}
-    told = Told()
-    one = bench(operation("PriorityInversion", 1, **options), told)
-    one.ready()
-    one.go()
-    until(lambda: told.sum("concurrency.inversion.planted") >= 3, 25, "three episodes")
-    nices = sorted(os.getpriority(os.PRIO_PROCESS, int(tid)) for tid in os.listdir(f"/proc/{one.load.pids[0]}/task"))  # noqa: PTH208
-    assert nices[0] == -10
-    one.load.drain()
-    assert one.end() == (Event.FINISHED, "")
-    planted, detected = told.sum("concurrency.inversion.planted"), told.sum("concurrency.inversion.detected")
-    waited_s = told.sum("concurrency.lock.wait") / told.count("concurrency.lock.wait")
-    told.close()
-    assert detected == (0 if inheritance else planted)
-    assert (waited_s < 0.3) is inheritance
-
-
-def may_raise_nice() -> bool:
-    """Tell whether this process may lower a nice value."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 1)
-    except PermissionError:
-        return False
-    os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + 1)
-    return True
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize(("kind", "options", "threads", "levels"), CASES)
 def test_each_ends_with_its_lease(bench: Any, kind: str, options: dict[str, Any], threads: int, levels: tuple[int, ...]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,12 @@ class Site:
         finally:
             journal.close()
             os.close(fd)
+
+    def mend(self):
+        """Begin anew, before a promised test is repeated."""
+        self.close()
+        shutil.rmtree(self.state)
+        Site.__init__(self, self.state.parent)
 
     def close(self):
         for client in self.clients:
