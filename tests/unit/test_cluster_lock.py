@@ -154,6 +154,32 @@ def test_all_come_to_the_same_keeper(steps: list[tuple[str, int]]) -> None:
     assert list(registry.living().values()) == [made[min(here)].keeper]
 
 
+def test_ray_is_asked_seldom_while_the_keeper_lives_and_often_while_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are looked up once a second for a higher term; without a keeper until one shows itself."""
+    clock = VirtualClock()
+    registry, (first, second) = seats(clock, 2)
+    opened(first)
+    asked: list[int] = []
+    find = NamedWork.find
+
+    def counted(work: NamedWork, prefix: str, known: Collection[str] = ()) -> dict[str, Any]:
+        asked.append(clock.boot_ns())
+        return find(work, prefix, known)
+
+    monkeypatch.setattr(NamedWork, "find", counted)
+
+    def asked_in_a_second(seat: Seat) -> int:
+        asked.clear()
+        for _ in range(200):
+            seat.tend()
+            clock.sleep(0.005)
+        return len(asked)
+
+    assert asked_in_a_second(first) == pytest.approx(1.0 / FIND_S, abs=1)
+    registry.hidden.add("lock/0")
+    assert asked_in_a_second(second) == pytest.approx(1.0 / AGAIN_S, abs=1)
+
+
 def test_who_made_the_keeper_waits_for_the_others_to_leave() -> None:
     """Until the last has left, or the time is over; who found it waits for nobody, and neither does one whose keeper is gone."""
     clock = VirtualClock()
