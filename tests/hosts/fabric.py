@@ -188,8 +188,8 @@ class Fabric:
             return
         alive = self.nodes_alive() if self.head.pids("gcs_server") else set()  # without one, asking takes as long as it may
         if self.head.name not in alive:
-            for host in self:
-                host.ray_stop()
+            with ThreadPoolExecutor(len(self.hosts)) as pool:
+                list(pool.map(Host.ray_stop, self.hosts))
             self.ray_up(**self._ray)
             return
         for host in self.targets:

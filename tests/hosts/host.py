@@ -192,6 +192,7 @@ class Host:
             f"--labels=host={self.name}",
             f"--node-name={self.name}",
             "--disable-usage-stats",
+            "--include-log-monitor=false",  # nobody reads logs through it, and it looks at those of all workers that ever were
         ]
         if head is None:
             special = ["--head", f"--port={HEAD_PORT}", f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=0.0.0.0"]

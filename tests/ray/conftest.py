@@ -16,6 +16,7 @@ from support.observe import Witness
 from support.terminal import Terminal, terminal
 
 TARGETS = ("n1", "n2", "n3")
+LEASE_S = "20"  # Ray starts many processes at once here, and leases are not what is asked, where a test does not set its own
 HEALTH_CHECK = {"health_check_period_ms": 1000, "health_check_failure_threshold": 4}  # a killed raylet, which refuses, is dead within 5 s
 
 
@@ -34,7 +35,7 @@ def raylets() -> Iterator[Raylets]:
 
     folder = Path(tempfile.mkdtemp(prefix="sc-ray-"))
     before = census.Comparison(lambda: census.take(census.Scope(marks=(str(folder),))))
-    common = {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES}
+    common = {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES, "include_log_monitor": False}
     (folder / "ray").mkdir()
     cluster = Cluster()
     try:
@@ -81,8 +82,11 @@ def finished() -> Iterator[FinishedRun]:
 
 @pytest.fixture
 def standing(raylets: Raylets) -> Iterator[Terminal]:
-    """Return a terminal for the standing cluster, with its STATE: `--address` is in the environment, and this code on every node."""
+    """Return a terminal for the standing cluster, with its STATE: `--address` is in the environment, and this code on every node.
+
+    Its runs have one lease, so that orchestrator and agents serve one after another: those of other settings are replaced.
+    """
     ray_settings = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    ours = {"RAY_ADDRESS": raylets.address, "STRESS_CLUSTER_SHIP": "never"}
+    ours = {"RAY_ADDRESS": raylets.address, "STRESS_CLUSTER_SHIP": "never", "STRESS_CLUSTER_LEASE_S": LEASE_S}
     with terminal(shared_state=Path(os.environ["STRESS_CLUSTER_STATE_DIR"]), settings={**ray_settings, **ours}) as here:
         yield here

@@ -41,7 +41,6 @@ def test_a_breaker_keeps_it_within_its_depth_and_a_seed_has_one_order(standing: 
         "hypotheses": keep,
         "plan": PLAN,
     }
-    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"  # Ray starts many processes at once here, and leases are not what is asked
     ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=200)
     assert ended.code == 1, str(ended)
     run = load(Path(ended.document["run_dir"]))

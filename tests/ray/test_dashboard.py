@@ -103,7 +103,6 @@ def test_every_panel_has_a_point_while_a_run_lives(standing: Terminal, tmp_path:
 
     No panel is left to a sample: simulators of each family take part. The run, stopped in the midst of it, concludes with its metrics.
     """
-    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"  # Ray starts many processes at once here, and leases are not what is asked
     begun_s = time.time()
     command = standing.start("run", documents.write(standing.folder, scenario()), "--yes", "--json", "--prometheus-port", "0")
     command.await_text("running", 90)

@@ -34,7 +34,6 @@ def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
 
     Each records the metrics that its record names, all of them and no others, with the one type that the catalogue gives each.
     """
-    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"  # Ray starts many processes at once here, and leases are not what is asked
     made = {"version": 1, "limits": {"stale": "20s"}, "name": "floods", "targets": {"names": ["n1", "n2"]}, "plan": PLAN}
     ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=200)
     assert ended.code == 0, str(ended)
@@ -85,7 +84,6 @@ def test_floods_at_once_and_one_after_another(standing: Terminal) -> None:
 
 def test_where_a_chain_goes_on_a_part_that_fails_ends_alone(standing: Terminal) -> None:
     """What a flood calls is killed in mid-chain: that part has failed, the next one begins at its instant, and the run does not pass."""
-    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"
     flood = {"MailboxFlood": {"per_second": 50, "actors": 1}, "for": "5s", "phase": "flood", "tolerance": "100%"}
     plan = {"sequence": [flood, {**LOCK, "for": "4s", "phase": "lock"}], "on_failure": "continue"}
     made = {"version": 1, "limits": {"stale": "20s"}, "name": "chain", "targets": {"names": ["n1"]}, "plan": plan}

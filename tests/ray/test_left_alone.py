@@ -7,11 +7,19 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support import documents, waiting
 from support.terminal import Ended, Terminal
 
 from cluster.analysis import load
 from cluster.fetch import is_whole
+
+
+@pytest.fixture
+def standing(standing: Terminal) -> Terminal:
+    """Give the standing cluster with a lease that is soon over."""
+    standing.settings["STRESS_CLUSTER_LEASE_S"] = "2"
+    return standing
 
 
 def reported(here: Terminal, run: str) -> dict[str, Any]:

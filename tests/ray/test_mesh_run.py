@@ -44,7 +44,6 @@ def figures(folder: Path) -> dict[str, Counter[str]]:
 
 def test_a_mesh_over_three_nodes(standing: Terminal) -> None:
     """Each sender's messages go to all three nodes in equal parts; all are acknowledged and known to their receivers at the end."""
-    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"  # Ray starts many processes at once here, and leases are not what is asked
     ended = standing.run("run", documents.write(standing.folder, scenario(["n1", "n2", "n3"], [60.0], 4)), "--yes", "--json", within_s=150)
     assert ended.code == 0, str(ended)
     folder = Path(ended.document["run_dir"])
@@ -63,7 +62,7 @@ def test_a_mesh_over_three_nodes(standing: Terminal) -> None:
 @pytest.fixture
 def fourth(driver: Raylets) -> Iterator[Any]:
     """Return a function that kills a further raylet, n4; afterwards one of its name takes its place for a `recover`, and goes."""
-    ours = {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES, "node_name": "n4"}
+    ours = {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES, "include_log_monitor": False, "node_name": "n4"}
     with private_temp(driver.folder):
         nodes = [driver.cluster.add_node(**ours)]
 
@@ -111,7 +110,6 @@ class Receivers:
 
 def test_a_node_killed_in_mid_flood(standing: Terminal, fourth: Any) -> None:
     """Another node takes its member in, once; what it had acknowledged is counted as lost, exactly: the receivers know all of the rest."""
-    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"
     targets = ["n1", "n2", "n4"]
     made = scenario(targets, [60.0, 0.0], 6, on_node_lost="continue")
     command = standing.start("run", documents.write(standing.folder, made), "--yes", "--json")

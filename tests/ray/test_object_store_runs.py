@@ -99,7 +99,6 @@ RUNS = Runs(PLAN, maybe={"ObjectStorePressure": {"store.restored", "store.spille
 def test_stores_of_two_nodes_hold_what_is_asked_and_spill_only_when_told(standing: Terminal, raylets: Raylets) -> None:
     """Half of each store, then more than all of it on one: doses, latencies and spilled bytes are told; without a spill it is partial."""
     made = {"version": 1, "name": "store", "limits": {"stale": "20s"}, "targets": {"names": ["n1", "n2"]}, "plan": PLAN}
-    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"
     ended = standing.run("run", documents.write(standing.folder, made), "--yes", "--json", within_s=200)
     assert ended.code == 0, str(ended)
     run = load(Path(ended.document["run_dir"]))

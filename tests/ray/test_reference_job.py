@@ -25,7 +25,7 @@ scenario = Scenario(
         hold(DiskFill(bytes=16 * MIB, reserve_bytes=64 * MIB), for_s=5),
     ),
 )
-outcome = cluster.run(scenario, out=sys.argv[1], settings={"lease_s": 2.0})
+outcome = cluster.run(scenario, out=sys.argv[1], settings={"lease_s": 20.0})
 print(outcome.status, outcome.exit_code, outcome.run_dir, len(outcome.summary["dose"]))
 raise SystemExit(outcome.exit_code)
 """
@@ -54,7 +54,7 @@ def test_cluster_run_from_python(standing: Terminal) -> None:
 @pytest.mark.parametrize("option", ["nodes=1, address='auto'", "settings={'lease': 2}"])
 def test_wrong_options_are_refused_before_anything_starts(standing: Terminal, option: str) -> None:
     """A setting that does not exist, or options that exclude each other, raise before a process starts."""
-    script = SCRIPT.replace('out=sys.argv[1], settings={"lease_s": 2.0}', option)
+    script = SCRIPT.replace('out=sys.argv[1], settings={"lease_s": 20.0}', option)
     made = subprocess.run(
         [sys.executable, "-c", script],
         env=standing.environ(),

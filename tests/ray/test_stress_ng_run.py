@@ -25,7 +25,6 @@ RUNS = Runs(LOADS)
 @pytest.mark.skipif(not shutil.which("stress-ng"), reason="stress-ng is not installed on this machine")
 def test_stress_ng_loads_two_nodes(standing: Terminal) -> None:
     """Both forms reach their dose on each node, processes of stress-ng work below their loads meanwhile, and none is left."""
-    standing.settings["STRESS_CLUSTER_LEASE_S"] = "20"  # many processes start at once here, and leases are not what is asked
     made = {
         "version": 1,
         "name": "stressors",

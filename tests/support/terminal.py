@@ -241,7 +241,7 @@ class Terminal:
         if self.shared_state is None:
             self._end_all()
         elif ours:  # load of a killed command ends with its lease
-            waiting.until(lambda: not self.loads(), 20, "the end of the load of a killed command")
+            waiting.until(lambda: not self.loads(), 30, "the end of the load of a killed command")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _end_all(self) -> None:
