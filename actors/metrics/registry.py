@@ -175,7 +175,8 @@ _TABLE: Final = (
         "",
         "The number that the shared lock guards, as a holder here last wrote it: a turn that is not lost adds one.",
     ),
-    Metric("flood.lock.lost", C, "", "Times that a holder lost the lock, because it did not give it back within its lease."),
+    Metric("flood.lock.lost", C, "", "Turns whose holder came back after its lease, and so had lost the lock."),
+    Metric("flood.lock.keepers", C, "", "Keepers of the lock that were made here: the first one, and each that took a dead one's place."),
     # what pressure on an object store says
     Metric("store.put", H, "seconds", "Time to put an object into the object store, with the wait for others to be spilled."),
     Metric("store.get", H, "seconds", "Time to read an object back, from disk where it was spilled."),

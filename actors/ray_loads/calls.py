@@ -257,10 +257,11 @@ class CallFlood(Flood):
         if call is None:
             self.flow.refuse()
         else:
-            self._lane(lane).append(Sent(call, due_s, self._about()))
+            self._lane(lane).append(Sent(call, due_s, self._about(lane)))
 
-    def _about(self) -> Any:
-        """Return what is to be known of a call that is sent now when it ends."""
+    def _about(self, lane: int) -> Any:
+        """Return what is to be known of a call of a lane when it ends."""
+        del lane
         return None
 
     def _behind(self, lane: int) -> tuple[int, int]:

@@ -3,10 +3,12 @@
 Each of the contenders takes one lock after the other: with the chance `contention` the shared one, else one of its own, and holds it for
 a time of mean `hold`. The shared lock is given first come, first served, and is taken from a holder that does not give it back within
 `lease`: a contender that dies stops nobody for longer. It guards a number that every holder reads and raises by one: who lost the lock
-cannot write it, and the load ends with an error when two holders read the same. `contest.contended_share` says how often a turn waits.
+cannot write it, and the load ends with an error when two holders of its node read the same. `contest.contended_share` says how often a turn
+waits.
 
 With `scope: cluster` the contenders of all nodes that run the operation at the same time want the same lock. Its keeper runs on one of
-them; when it dies, another takes its place, and turns that were under way count as failed.
+them; when it dies, another takes its place, and turns that were under way count as failed. What a node's contenders hold and wait for is
+free when its load ends, and when its simulator was silent for `lease` and for three seconds. Over nodes the number counts the turns of all.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from ..clock import SECOND_NS
 from ..concurrency.contest import Draws
 from ..errors import HarnessError
 from ..lease import LeaseWatch
@@ -33,10 +34,8 @@ from .ray_work import Ended, RayWork, name_over_nodes
 if TYPE_CHECKING:
     from ..metrics.reporter import Reporter
 
-PATIENCE_S: Final = 60.0
-DOUBT_S: Final = 2.0  # the end of a keeper is known to its callers within so long of each other
 CLOSE_S: Final = 1.6  # less than a run grants its loads to end
-LOCK_METRICS: Final = tuple(f"flood.lock.{name}" for name in ("shared", "contended", "wait", "hold", "lost", "guarded"))
+LOCK_METRICS: Final = tuple(f"flood.lock.{name}" for name in ("shared", "contended", "wait", "hold", "lost", "guarded", "keepers"))
 
 
 class Contenders:
@@ -52,7 +51,7 @@ class Contenders:
         """Find or create the keeper and then create the contenders, one after another."""
         yield from self._seat.open()
         for draws in self._draws:
-            self._actors.append(self._work.spawn(Contender, self._board, self._user, PATIENCE_S, draws))
+            self._actors.append(self._work.spawn(Contender, self._board, self._user, draws))
             yield [self._work.call(self._actors[-1], "pid")]
         self.change_keeper()
 
@@ -60,6 +59,10 @@ class Contenders:
         """Have all ask the keeper that there is now."""
         for actor in self._actors:
             self._work.call(actor, "use", self._seat.keeper, self._seat.term)
+
+    def ask(self, lane: int) -> Any:
+        """Ask a contender whether it lives."""
+        return self._work.call(self._actors[lane], "pid")
 
     def send(self, lane: int) -> Any:
         """Have a contender take a lock once more."""
@@ -83,33 +86,45 @@ class ClusterLock(CallFlood):
         count, contention, hold_s = int(options["contenders"]), float(options["contention"]), float(options["hold"])
         draws = [Draws(Random(f"{operation.seed}/{number}"), contention, hold_s) for number in range(count)]
         name = name_over_nodes(operation) if options["scope"] == "cluster" else ""
-        self.seat = Seat(work, watch.clock, float(options["lease"]), operation.node, name)
-        self._contenders = Contenders(work, board, operation.node, draws, self.seat, LockFigures(reporter))
-        self._doubt: tuple[int, str] | None = None  # since when it is not known whether a turn failed with the keeper, and how it failed
+        self.seat = Seat(work, watch.clock, float(options["lease"]), operation.node, operation.id, name)
+        self._lock_figures = LockFigures(reporter)
+        self._contenders = Contenders(work, board, operation.node, draws, self.seat, self._lock_figures)
+        self._questions: list[tuple[Any, str]] = []  # those whose turn failed, whether they live, and how it failed
         super().__init__(operation, capacity, watch, work, reporter, self._contenders, Bounds(count), 0)
 
+    def idle(self) -> None:
+        """Give a sign of life, and look after the keeper."""
+        super().idle()
+        self._tend()
+
     def attend(self, elapsed_s: float) -> float:
-        """Look after the keeper; while there is none nobody is sent for the lock. Raises `HarnessError` where a turn fails and it lives."""
+        """Look after the keeper; while there is none nobody is sent for the lock. Raises `HarnessError` where a contender has died."""
         del elapsed_s
-        is_new = self.seat.tend()
-        if is_new:
-            self._contenders.change_keeper()
-        if is_new or self.seat.keeper is None:
-            self._doubt = None
-        if self._doubt is not None and self._watch.clock.boot_ns() - self._doubt[0] > DOUBT_S * SECOND_NS:
-            raise HarnessError("lost", f"{self._operation.id}: a call failed: {self._doubt[1]}")
-        is_open = self.seat.keeper is not None and self._doubt is None
-        self.flow.bounds = Bounds(self._contenders.lanes if is_open else 0)
+        self._tend()
+        self._hear()
+        self.flow.bounds = Bounds(self._contenders.lanes if self.seat.keeper is not None else 0)
         return 1.0
 
-    def _about(self) -> int:
-        return self.seat.term
+    def _tend(self) -> None:
+        if self.seat.tend():
+            self._contenders.change_keeper()
+        self._lock_figures.keepers(self.seat.made)
+
+    def _hear(self) -> None:
+        """Take the answers of those whose turn failed: one that lives failed with the keeper, or by being out of its reach."""
+        ends = self._work.look([call for call, _ in self._questions])
+        for (_, reason), end in zip(self._questions, ends, strict=True):
+            if end is not None and end.outcome is Outcome.FAILED:
+                raise HarnessError("lost", f"{self._operation.id}: a call failed: {reason}")
+        self._questions = [one for one, end in zip(self._questions, ends, strict=True) if end is None]
+
+    def _about(self, lane: int) -> int:
+        return lane
 
     def _take_end(self, sent: Sent, end: Ended, now_s: float) -> None:
         if end.outcome is Outcome.FAILED and self.seat.is_shared and not self._stopping:
             self.flow.end(Outcome.FAILED)
-            if sent.about == self.seat.term:
-                self._doubt = self._doubt or (self._watch.clock.boot_ns(), end.reason)
+            self._questions.append((self._contenders.ask(sent.about), end.reason))
         else:
             super()._take_end(sent, end, now_s)
 

@@ -74,6 +74,8 @@ class LockFigures:
         self._contended = reporter.counter("flood.lock.contended").record
         self._lost = reporter.counter("flood.lock.lost").record
         self._guarded = reporter.gauge("flood.lock.guarded").record
+        self._keepers = reporter.counter("flood.lock.keepers").record
+        self._made: int | None = None
         self._term = 0
         self._forget()
 
@@ -90,6 +92,12 @@ class LockFigures:
         if turn.kept:
             self._take(turn.term, turn.guarded)
         self._guarded(self._written)
+
+    def keepers(self, made: int) -> None:
+        """Record how many keepers were made here so far."""
+        if made != self._made:
+            self._keepers(made - (self._made or 0))
+            self._made = made
 
     def _forget(self) -> None:
         self._read, self._floor, self._written = set[int](), 0, 0

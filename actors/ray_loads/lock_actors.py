@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ..clock import SECOND_NS, SystemClock
 from ..concurrency.contest import Draws
 from .board import claim
 from .lock_line import LockLine
+
+SILENT_S: Final = 3.0  # of a simulator that gives a sign of life each second
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class LockKeeper:
     """Keeps one lock and the number that it guards, for users: the simulators whose contenders want it.
 
     Every call is answered at once but those that wait for the lock and `stay`. A holder that is silent for `lease_s` loses the lock, and
-    with it the right to write the number.
+    with it the right to write the number. A user that gives no sign of life for as long, and for `SILENT_S`, has left, and all that its
+    contenders hold or wait for is free at once.
     """
 
     def __init__(self, lease_s: float) -> None:
@@ -48,6 +51,8 @@ class LockKeeper:
         self._line = LockLine()
         self._turns: dict[int, asyncio.Event] = {}
         self._users: dict[str, asyncio.Event] = {}
+        self._seen_ns: dict[str, int] = {}
+        self._left: set[str] = set()
         self._wanted_by: dict[int, str] = {}
         self._clock = SystemClock()
         self._given_ns: dict[int, int] = {}
@@ -58,12 +63,22 @@ class LockKeeper:
         return os.getpid()
 
     async def stay(self, user: str) -> None:
-        """Return when the user has left. That this does not return by an error tells the user that the keeper lives."""
+        """Return when the user has left. While this does not end the user knows that the keeper lives."""
+        self._note(user)
         left = self._users[user] = asyncio.Event()
         await left.wait()
 
+    async def here(self, user: str) -> None:
+        """Take a sign of life of a user, and see who has given none."""
+        self._note(user)
+        silent_ns = round(max(self._lease_s, SILENT_S) * SECOND_NS)
+        for other in [other for other, seen_ns in self._seen_ns.items() if self._clock.boot_ns() - seen_ns > silent_ns]:
+            await self.leave(other)
+
     async def leave(self, user: str) -> None:
         """Take that nobody of a user's wants the lock any more: what its contenders hold or wait for is given to others."""
+        self._left.add(user)
+        self._seen_ns.pop(user, None)
         left = self._users.pop(user, None)
         if left is not None:
             left.set()
@@ -79,7 +94,9 @@ class LockKeeper:
         return tuple(self._users)
 
     async def acquire(self, user: str) -> Held:
-        """Wait for the lock and return what holds it. Raises `LookupError` when the user has left meanwhile."""
+        """Wait for the lock and return what holds it. Raises `LookupError` when the user has left."""
+        if user in self._left:
+            raise LookupError(f"{user} has left")
         asked_ns = self._clock.boot_ns()
         token = self._line.enter()
         self._wanted_by[token] = user
@@ -111,6 +128,10 @@ class LockKeeper:
         """Return how many wait, how many holders lost the lock because their time was over, and the number that it guards."""
         return self._line.waiting, self._line.expired, self._guarded
 
+    def _note(self, user: str) -> None:
+        self._left.discard(user)
+        self._seen_ns[user] = self._clock.boot_ns()
+
     def _expire(self, token: int) -> None:
         if self._line.expire(token):
             self._call_next()
@@ -124,12 +145,11 @@ class LockKeeper:
 class Contender:
     """Takes a lock, holds it, gives it back: one after another. The shared lock by chance, else one of its own, which nobody else wants."""
 
-    def __init__(self, board: str, user: str, patience_s: float, draws: Draws) -> None:
+    def __init__(self, board: str, user: str, draws: Draws) -> None:
         self._board = board
         self._user = user
         self._keeper: Any = None
         self._term = -1
-        self._patience_s = patience_s
         self._draws = draws
         self._clock = SystemClock()
         claim(board)
@@ -143,17 +163,17 @@ class Contender:
         self._keeper, self._term = keeper, term
 
     def contend(self) -> Turn:
-        """Hold a lock once, raise what it guards, and return the turn. Raises `TimeoutError` when the lock does not come in time."""
+        """Hold a lock once, raise what it guards, and return the turn. Waits as long as the keeper lives."""
         is_shared, hold_s = self._draws.next()
         turn = self._shared(hold_s) if is_shared else self._own(hold_s)
         claim(self._board).add()
         return turn
 
     def _shared(self, hold_s: float) -> Turn:
-        held: Held = self._keeper.acquire.remote(self._user).future().result(timeout=self._patience_s)
+        held: Held = self._keeper.acquire.remote(self._user).future().result()
         self._clock.sleep(hold_s)
         released = self._keeper.release.remote(held.token, held.guarded + 1).future()
-        kept, held_s = released.result(timeout=self._patience_s)
+        kept, held_s = released.result()
         return Turn(held.waited_s, held_s, kept, held.guarded, self._term)
 
     def _own(self, hold_s: float) -> Turn:

@@ -24,10 +24,13 @@ def await_started(
     """
     deadline_ns = watch.clock.boot_ns() + round(READY_S * SECOND_NS)
     for calls in openings:
-        while not is_stopping() and None in (ends := work.look(calls)):
+        while not is_stopping():
+            ends = work.look(calls)
             _fail_on(ends, operation)
             if watch.look() is Order.DEAD:
                 watch.expire()
+            if None not in ends:
+                break
             if watch.clock.boot_ns() > deadline_ns:
                 raise HarnessError(
                     "timeout",
@@ -37,7 +40,6 @@ def await_started(
             watch.clock.sleep(STEP_S)
         if is_stopping():
             return
-        _fail_on(ends, operation)
 
 
 def _fail_on(ends: Sequence[Ended | None], operation: str) -> None:

@@ -185,9 +185,12 @@ class Told:
     def __init__(self, folder: Path, name: str) -> None:
         self.recorded = Recorded(folder, name)
         self._totals = defaultdict[tuple[str, str], float](float)
+        self.fates: dict[str, float] = defaultdict(float)
 
     def __call__(self, metric: str, figure: str) -> float:
         for row in self.recorded.rows():
+            if row["metric"] == "flood.calls":
+                self.fates[row["labels"]["fate"]] += row["sum"]
             self._totals[row["metric"], "sum"] += row["sum"]
             self._totals[row["metric"], "count"] += row["count"]
             self._totals[row["metric"], "last"] = row["last"]
@@ -266,7 +269,7 @@ def stop(leased: list[Leased]) -> None:
 
 def test_one_lock_over_two_nodes(agent: Leasing, tmp_path: Path) -> None:
     """One holder at a time of both nodes' contenders, and as many turns are contended as the model has it for all of them together."""
-    contenders, contention, hold_s = 4, 0.9, 0.005
+    contenders, contention, hold_s = 4, 0.6, 0.005
     leased, told = contend_over_nodes(agent, tmp_path, contenders=contenders // 2, contention=contention, hold=hold_s)
 
     def total(metric: str, figure: str = "sum") -> float:
@@ -279,10 +282,33 @@ def test_one_lock_over_two_nodes(agent: Leasing, tmp_path: Path) -> None:
     stop(leased)
     assert marked() == []
     assert min(one("flood.lock.shared", "sum") for one in told) > 0.3 * total("flood.lock.shared")
-    assert max(one("flood.lock.guarded", "last") for one in told) == total("flood.lock.shared") - total("flood.lock.lost")
-    assert total("flood.lock.lost") == 0
+    untold = max(one("flood.lock.guarded", "last") for one in told) - total("flood.lock.shared") + total("flood.lock.lost")
+    assert 0 <= untold <= sum(one.fates["cancelled"] for one in told)  # what was cut off may have raised the number
+    assert total("flood.lock.keepers") == 1
     assert total("flood.lock.hold") < elapsed_s + 3.0
     assert_as_modelled(told, contenders, contention, hold_s, cycle_s)
+
+
+def test_a_node_that_is_lost_keeps_the_lock_from_nobody(agent: Leasing, tmp_path: Path) -> None:
+    """The simulator that found the keeper is killed while its contenders hold and wait: the others wait for one lease, not for each."""
+    lease_s = 3.0
+    (first, second), told = contend_over_nodes(agent, tmp_path, contenders=4, contention=1.0, hold=0.01, lease=lease_s)
+    until(lambda: min(one("load.operations", "sum") for one in told) > 20, 20)
+    os.kill(second.status().pids[0], signal.SIGKILL)
+    agent.let_go(second)
+    last_s, turns, longest_s = time.monotonic(), told[0]("load.operations", "sum"), 0.0
+    end_s = last_s + 3 * lease_s
+    while time.monotonic() < end_s:
+        time.sleep(0.02)
+        longest_s = max(longest_s, time.monotonic() - last_s)
+        if (now := told[0]("load.operations", "sum")) != turns:
+            last_s, turns = time.monotonic(), now
+    print(f"the others waited for {longest_s:.1f} s")
+    assert longest_s < 2 * lease_s
+    assert first.status().phase == "running"
+    stop([first])
+    assert told[0]("flood.lock.keepers", "sum") == 1
+    until(lambda: not marked(), 10, lambda: f"left: {marked()}")
 
 
 @pytest.mark.parametrize("dies", ["keeper", "simulator"])
@@ -315,7 +341,11 @@ def test_a_lock_over_nodes_goes_on_with_the_next_keeper(agent: Leasing, tmp_path
         assert load.status().phase == "running"
     stop([load for load, _ in living])
     until(lambda: not marked(), 10, lambda: f"left: {marked()}")
-    print(f"{dies}: calls {[one('flood.calls', 'sum') for one in told]}")
+    for _, one in living:
+        one("flood.calls", "sum")
+        assert 0 < one.fates["failed"] <= 4 * 2, "a turn of each contender, and what was sent until the end was known"
+        assert one.fates["accepted"] == one.fates["finished"] + one.fates["failed"] + one.fates["cancelled"]
+    print(f"{dies}: fates {[dict(one.fates) for one in told]}")
 
 
 def test_what_passes_the_budget_is_refused_before_anything_starts(agent: Leasing) -> None:

@@ -448,7 +448,7 @@ class Keeper:
     def _method(self, name: str, answer: Any) -> Any:
         def remote(*args: Any) -> Any:
             self.asked.append((name, *args))
-            return SimpleNamespace(future=lambda: SimpleNamespace(result=lambda timeout: answer))
+            return SimpleNamespace(future=lambda: SimpleNamespace(result=lambda: answer))
 
         return SimpleNamespace(remote=remote)
 
@@ -458,7 +458,7 @@ def test_a_contender_raises_what_the_lock_guards(kept: bool, monkeypatch: pytest
     """It gives its own token back with the number one higher, counts, and tells of a turn what the keeper measured."""
     monkeypatch.setattr(lock_actors, "SystemClock", VirtualClock)
     made, keeper = fresh_board(), Keeper(kept)
-    one = Contender(made.path, "n1", 60.0, Draws(Random(1), 1.0, 0.25))
+    one = Contender(made.path, "n1", Draws(Random(1), 1.0, 0.25))
     one.use(keeper, 2)
     assert one.contend() == Turn(0.5, 0.125, kept, 7, term=2)
     assert keeper.asked == [("acquire", "n1"), ("release", 41, 8)]
@@ -470,7 +470,7 @@ def test_a_turn_of_an_own_lock_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> N
     """Without contention the keeper is left alone; the turn counts all the same, as long as it was held, and guards nothing."""
     monkeypatch.setattr(lock_actors, "SystemClock", VirtualClock)
     made, keeper = fresh_board(), Keeper(kept=True)
-    one = Contender(made.path, "n1", 60.0, Draws(Random(1), 0.0, 0.25))
+    one = Contender(made.path, "n1", Draws(Random(1), 0.0, 0.25))
     one.use(keeper, 0)
     turn = one.contend()
     assert (turn.waited_s, turn.kept, turn.guarded, keeper.asked) == (0.0, True, None, [])

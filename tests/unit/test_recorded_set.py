@@ -215,7 +215,9 @@ def of_a_flood(folder: Path) -> Series:
     stream.attach(segment, OPERATION.id, "main")
     reporter, _ = open_reporter(str(segment.path), 7)
     figures, flow = FloodFigures(reporter), Flow(Bounds(3, Strategy.REJECT), 1)
-    LockFigures(reporter).record(Turn(0.1, 0.2, kept=False, guarded=0))
+    lock = LockFigures(reporter)
+    lock.keepers(1)
+    lock.record(Turn(0.1, 0.2, kept=False, guarded=0))
     mesh = MeshFigures(reporter)
     mesh.record(Sums(4, 3, 1, 0, 2, 1), 1)
     for same_node in (False, True):
