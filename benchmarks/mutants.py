@@ -43,7 +43,7 @@ TASKS_MAX = 3000  # of a run: a fault in a fork must not fill the machine
 
 CONTESTS = "tests/unit/test_contest_parts.py tests/unit/test_locks.py tests/unit/test_contests.py tests/load/test_contests_here.py"
 HOLDERS = (
-    "tests/unit/test_exhaustion_refusals.py tests/unit/test_exhaustion_disk_io.py tests/unit/test_holder.py tests/unit/test_semaphores.py"
+    "tests/unit/test_exhaustion_refusals.py tests/unit/test_exhaustion_disk_io.py tests/unit/test_holder.py tests/unit/test_exhaustion_semaphores.py"
 )
 LINKS = "tests/unit/test_links.py"
 CASCADES = "tests/unit/test_cascade.py tests/property/test_cascade_properties.py"
@@ -63,7 +63,7 @@ TESTS = (
     ("actors/ray_loads/", FLOODS),
     ("actors/exhaustion/holder.py", f"{HOLDERS} tests/property/test_holder_properties.py --deselect={SLOW}"),
     ("actors/exhaustion/links.py", f"{HOLDERS} tests/unit/test_links.py"),
-    ("actors/exhaustion/semaphores.py", f"{HOLDERS} tests/unit/test_semaphores.py"),
+    ("actors/exhaustion/semaphores.py", f"{HOLDERS} tests/unit/test_exhaustion_semaphores.py"),
     ("actors/exhaustion/", HOLDERS),
 )
 # Tests with real threads and processes, which may fail by themselves: what they find has to be found twice.
