@@ -42,10 +42,7 @@ TIMEOUT_S = 240.0  # of a run; of a test 30 s. Without a fault the slowest take 
 TASKS_MAX = 3000  # of a run: a fault in a fork must not fill the machine
 
 CONTESTS = "tests/unit/test_contest_parts.py tests/unit/test_locks.py tests/unit/test_contests.py tests/load/test_contests_here.py"
-HOLDERS = (
-    "tests/unit/test_exhaustion_refusals.py tests/unit/test_exhaustion_disk_io.py tests/unit/test_holder.py tests/unit/test_exhaustion_semaphores.py"
-)
-LINKS = "tests/unit/test_links.py"
+HOLDERS = "tests/unit/test_exhaustion_refusals.py tests/unit/test_exhaustion_disk_io.py tests/unit/test_holder.py"
 CASCADES = "tests/unit/test_cascade.py tests/property/test_cascade_properties.py"
 FLOODS = "tests/unit/test_flood_parts.py tests/unit/test_ray_load.py tests/unit/test_flow.py tests/unit/test_cluster_lock.py"
 MESHES = "tests/property/test_mesh_model.py"
