@@ -107,10 +107,10 @@ class Seat:
         end = self._end_of(self._stay) if self.keeper is not None else None
         if end is None:
             return
-        if end.outcome is Outcome.FAILED and end.reason.startswith("ActorUnavailableError"):  # out of reach for a moment
-            self._stay = self._work.call(self.keeper, "stay", self._user)
-        else:
+        if end.outcome is Outcome.FAILED and not end.reason.startswith("ActorUnavailableError"):
             self.keeper = None
+        else:  # out of reach for a moment, or silent for so long that it was taken to have left: the keeper lives
+            self._stay = self._work.call(self.keeper, "stay", self._user)
 
     def _give_a_sign(self, now_s: float) -> None:
         self._here_s = now_s

@@ -331,13 +331,18 @@ def test_a_lease_that_ends_while_the_keeper_is_looked_for_ends_the_load() -> Non
     assert list(registry.living().values()) == [other.keeper]
 
 
-def test_a_keeper_out_of_reach_for_a_moment_is_not_given_up() -> None:
-    """Ray says that it is unavailable: it is asked again, and nobody makes another."""
+@pytest.mark.parametrize(
+    "end",
+    [Ended(Outcome.FAILED, reason="ActorUnavailableError: the actor is temporarily unavailable"), Ended(Outcome.FINISHED)],
+    ids=["out-of-reach", "taken-to-have-left"],
+)
+def test_a_keeper_that_lives_is_not_given_up(end: Ended) -> None:
+    """Ray says that it is unavailable, or it took us for gone when we were silent: it is asked again, and nobody makes another."""
     clock = VirtualClock()
     registry, (first, second) = seats(clock, 2)
     opened(first)
     opened(second)
-    second._stay.end = Ended(Outcome.FAILED, reason="ActorUnavailableError: the actor is temporarily unavailable")
+    second._stay.end = end
     clock.sleep(HERE_S)
     assert not second.tend()
     assert (second.keeper, len(registry.keepers)) == (first.keeper, 1)
