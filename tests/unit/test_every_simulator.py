@@ -21,7 +21,6 @@ from tests.support.samples import SAMPLES
 
 RAY = Path(__file__).parents[1] / "ray"
 OCCASIONAL = {  # what no run shows for certain, and why; where there is occasion it is asked for in tests/ray
-    "CpuPressure": {"load.operations", "load.slice"},  # it rests where others make wait for as long as is asked
     "ObjectStorePressure": {"store.spilled", "store.restored"},  # on the one node that is asked for more than its store has
     "Processes": {"load.refused"},  # where no group of tasks can be made: that part is told as skipped
 }
