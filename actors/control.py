@@ -143,6 +143,11 @@ class ControlPage(_Page):
         found, deadline_ns = self.lease(slot)
         return found == generation and now_ns < deadline_ns
 
+    def over(self, slot: int, generation: int, now_ns: int) -> bool:
+        """Tell whether this generation of the slot may never load again; one that has no lease yet still may."""
+        found, deadline_ns = self.lease(slot)
+        return found != generation or 0 < deadline_ns <= now_ns or self.stop(slot) == (generation, STOP_KILL)
+
     def stop(self, slot: int) -> tuple[int, int]:
         """Return (generation, STOP_NONE | STOP_DRAIN | STOP_KILL)."""
         word = self.word(slot, STOP)

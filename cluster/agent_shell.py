@@ -281,10 +281,10 @@ class AgentShell:
                 self._agent.on_first_slice(run.run, name, first_ns)
             if op.stage in {"preparing", "ready", "armed", "running"} and simulator is not None:
                 beats = load if ours else NO_LOAD
-                is_leased = self._guardian.control.live(op.slot, op.generation, now_ns)
+                is_over = self._guardian.control.over(op.slot, op.generation, now_ns)
                 silence = load_end.silence(op.stage, beats, simulator.silent_s(), now_ns)
                 self._agent.on_silence(run.run, name, silence)
-                ended = load_end.ended(op.stage, beats, status, now_ns, is_leased=is_leased)
+                ended = load_end.ended(op.stage, beats, status, now_ns, is_over=is_over)
                 ended = ended or load_end.hung(silence, self._config.lease_s)
                 if ended is not None:
                     self._look_at_halt()  # shown before any lease ends by it: what ended so is halted, not lost

@@ -28,10 +28,11 @@ class Silence(NamedTuple):
     seconds: float = 0.0
 
 
-def ended(stage: str, load: LoadStats, status: Mapping[str, Any], now_ns: int, *, is_leased: bool) -> Ended | None:
-    """Return how a load has ended, nothing while it lives. `load` is the stats page's, `status` the simulator's last answer.
+def ended(stage: str, load: LoadStats, status: Mapping[str, Any], now_ns: int, *, is_over: bool) -> Ended | None:
+    """Return how a load has ended, nothing while it lives. `load`: its stats page, `status`: its simulator's last answer.
 
-    A load that says that it has failed leaves its reason with its simulator, which may need a moment to end what it had started.
+    `is_over`: whether its lease has ended. A load that says that it has failed leaves its reason with its simulator, which may need a
+    moment to end what it had started.
     """
     phase = status.get("phase", "")
     if phase == "done":
@@ -42,7 +43,7 @@ def ended(stage: str, load: LoadStats, status: Mapping[str, Any], now_ns: int, *
     if failed or phase in {"failed", "dead"}:
         reason = str(status.get("reason") or "its load process failed")
         return Ended("oom", reason) if is_told(reason) else Ended("internal", reason)
-    if stage in {"armed", "running"} and not is_leased:
+    if stage in {"armed", "running"} and is_over:
         return Ended("expired", LEASE_ENDED)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,24 +10,32 @@ from types import SimpleNamespace
 import pytest
 
 from actors.clock import SystemClock
-from actors.messages import Amounts, Halt, Operation
+from actors.control import ControlWriter
+from actors.messages import Amounts, Operation
 from actors.shape import Constant
 from cluster import agent_shell
 from cluster.agent_api import AgentConfig
 from cluster.agent_shell import AgentShell
 from cluster.exchange import Goal, Order, Reply, Stage
 from tests.simulation.world.agent_host import quiet
+from tests.support import waiting
 
 WAIT_S = 10.0
 OPERATION = Operation("0.CpuLoad@n", "CpuLoad", "n", 0.0, 600.0, "fraction", Constant(0.1).to_spec())
 
 
 class PretendedGuardian:
-    """Answers like a guardian that has one slot; keeps what it was asked."""
+    """Answers like a guardian that has one slot; keeps what it was asked. Grants nothing before `grants` is set."""
+
+    grants = threading.Event()
+    grants.set()
 
     def __init__(self):
         self.hello = {"guardian_id": "g", "pid": 1, "halt": {"generation": 0, "on": False}}
-        self.control = SimpleNamespace(live=lambda *_: True, lease=lambda _: (0, 0), heartbeat_ns=1 << 62, halt=Halt(), halt_kept=Halt())
+        self.control, fd = ControlWriter.create()
+        os.close(fd)
+        self.control.beat(1 << 62)
+        self.control.reset_slot(0, 1, 1, 1)
         load = SimpleNamespace(generation=1, first_slice_ns=1, state=2, heartbeat_ns=0, pid=0)
         self.stats = SimpleNamespace(read=lambda _: load, word=lambda *_: 0)
         self.close_asked, self.granted = threading.Event(), threading.Event()
@@ -36,8 +45,14 @@ class PretendedGuardian:
     def connect(cls, *_, **__):
         return cls()
 
-    def call(self, op, **_):
+    def close(self):
+        """Nothing to end."""
+
+    def call(self, op, **fields):
         if op == "grant":
+            assert self.grants.wait(WAIT_S)
+            for lease in fields["leases"]:
+                self.control.write_lease(*lease)
             self.granted.set()
             return {"halt": {"generation": 0, "on": False}}
         if op == "close_slot":
@@ -51,7 +66,9 @@ def closed(**fields):
 
 
 class PretendedPort:
-    """An orchestrator that wants load, and goes on to want it."""
+    """An orchestrator that wants load, and goes on to want it. `early_lease_s`: of what is not ready yet."""
+
+    early_lease_s = 5.0
 
     def __init__(self):
         self.orders = []
@@ -67,7 +84,8 @@ class PretendedPort:
         start = {"start_at_ns": report.t0_ns} if goal is Goal.START and stage is not Stage.PREPARING else {}
         if goal is Goal.START and not start:
             goal = Goal.PREPARE
-        order = Order("r", goal, 5.0, operations=(OPERATION,), machine_limits=Amounts(4.0, 1 << 30, 1 << 30), **start)
+        lease_s = 5.0 if start else self.early_lease_s
+        order = Order("r", goal, lease_s, operations=(OPERATION,), machine_limits=Amounts(4.0, 1 << 30, 1 << 30), **start)
         return Reply(report.nonce, 1, report.t0_ns, (order,))
 
     def simulator(self, *_):
@@ -133,6 +151,27 @@ def test_a_sampler_that_fails_or_hangs_ends_the_load(node, how, when):
     report = shell._port.until(lambda one: bool(one.runs) and bool(one.runs[0].failure))
     assert (report.runs[0].failure_code, report.verdict_level) == ("safety_abort", 3)
     assert "no host snapshot for" in report.runs[0].failure
+
+
+def test_a_load_that_waits_for_its_first_lease_is_not_lost(node, monkeypatch):
+    """Its start and its first lease may come with one answer, and the guardian may take a while to write the lease."""
+    monkeypatch.setattr(PretendedPort, "early_lease_s", 0.0)
+    monkeypatch.setattr(PretendedGuardian, "grants", threading.Event())
+    shell = node.start(stale_s=30.0)
+    waiting.until(lambda: [op for _, op in shell._agent.live_slots() if op.stage == "running"], WAIT_S, "its first slice is seen")
+    before = len(shell._port.reports)
+    looks = count_of(shell, "_look_at_loads", monkeypatch)
+    waiting.until(lambda: len(looks) > 3, WAIT_S, "looks at a load without a lease")
+    PretendedGuardian.grants.set()
+    report = shell._port.until(lambda one: shell._port.reports.index(one) > before + 3)
+    assert (report.runs[0].stage, report.runs[0].failure) == (Stage.RUNNING, "")
+
+
+def count_of(thing, name, monkeypatch):
+    """Return a list that grows by one with each call of a method."""
+    calls, real = [], getattr(thing, name)
+    monkeypatch.setattr(thing, name, lambda: (real(), calls.append(1)))
+    return calls
 
 
 def test_another_guardian_is_told_of_once(node, monkeypatch):

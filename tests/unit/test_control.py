@@ -59,6 +59,26 @@ def test_a_lease_lives_only_for_its_generation_and_before_its_deadline(pages, ge
     assert reader.live(1, generation, now_ns) is want
 
 
+@pytest.mark.parametrize(
+    ("generation", "deadline_ns", "stop", "now_ns", "want"),
+    [
+        pytest.param(7, 0, control.STOP_NONE, 5, False, id="no-lease-yet"),
+        pytest.param(7, 2_000_000, control.STOP_NONE, 1_999_999, False, id="before-the-deadline"),
+        pytest.param(7, 2_000_000, control.STOP_NONE, 2_000_000, True, id="at-the-deadline"),
+        pytest.param(7, 2_000_000, control.STOP_DRAIN, 1_999_999, False, id="drains"),
+        pytest.param(7, 0, control.STOP_KILL, 5, True, id="killed"),
+        pytest.param(6, 2_000_000, control.STOP_NONE, 5, True, id="an-earlier-generation"),
+    ],
+)
+def test_what_may_never_load_again_is_over(pages, generation, deadline_ns, stop, now_ns, want):
+    """A slot that was just opened, and waits for its first lease, is not: its operation is not lost."""
+    writer, reader, _ = pages
+    writer.reset_slot(1, 7, epoch=1, sharers=1)
+    writer.write_stop(1, 7, stop)
+    writer.write_lease(1, 7, deadline_ns)
+    assert reader.over(1, generation, now_ns) is want
+
+
 def test_the_last_generation_and_a_deadline_of_eight_years_fit_into_the_word():
     """Packing keeps both fields apart at their upper ends."""
     deadline_ns = ((1 << 48) - 1) * 1_000

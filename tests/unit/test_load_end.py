@@ -12,21 +12,21 @@ from cluster.load_end import NO_LOAD, TELL_S, Silence, ended, hung, silence
 
 
 @pytest.mark.parametrize(
-    ("stage", "state", "status", "is_leased", "code"),
+    ("stage", "state", "status", "is_over", "code"),
     [
-        pytest.param("running", LOAD_RUNNING, {}, True, None, id="runs"),
-        pytest.param("running", LOAD_RUNNING, {}, False, "expired", id="its-lease-ended"),
-        pytest.param("armed", LOAD_NONE, {}, False, "expired", id="its-lease-ended-before-it-began"),
-        pytest.param("preparing", LOAD_NONE, {}, False, None, id="not-leased-yet"),
-        pytest.param("running", LOAD_DONE, {"phase": "done"}, False, "", id="as-planned-however-late-it-is-seen"),
-        pytest.param("running", LOAD_RUNNING, {"phase": "expired"}, True, "expired", id="its-simulator-saw-the-lease-end-first"),
-        pytest.param("running", LOAD_FAILED, {"phase": "failed", "reason": "it broke"}, True, "internal", id="its-process-failed"),
-        pytest.param("running", LOAD_RUNNING, {"phase": "dead"}, False, "internal", id="its-simulator-died"),
+        pytest.param("running", LOAD_RUNNING, {}, False, None, id="runs"),
+        pytest.param("running", LOAD_RUNNING, {}, True, "expired", id="its-lease-ended"),
+        pytest.param("armed", LOAD_NONE, {}, True, "expired", id="its-lease-ended-before-it-began"),
+        pytest.param("preparing", LOAD_NONE, {}, True, None, id="compiling"),
+        pytest.param("running", LOAD_DONE, {"phase": "done"}, True, "", id="as-planned-however-late-it-is-seen"),
+        pytest.param("running", LOAD_RUNNING, {"phase": "expired"}, False, "expired", id="its-simulator-saw-the-lease-end-first"),
+        pytest.param("running", LOAD_FAILED, {"phase": "failed", "reason": "it broke"}, False, "internal", id="its-process-failed"),
+        pytest.param("running", LOAD_RUNNING, {"phase": "dead"}, True, "internal", id="its-simulator-died"),
     ],
 )
-def test_how_a_load_has_ended(stage, state, status, is_leased, code):
+def test_how_a_load_has_ended(stage, state, status, is_over, code):
     """A failure is told as one, a lease that ended as a loss, and only the plan's end as none."""
-    found = ended(stage, replace(NO_LOAD, state=state), status, SECOND_NS, is_leased=is_leased)
+    found = ended(stage, replace(NO_LOAD, state=state), status, SECOND_NS, is_over=is_over)
     assert (None if found is None else found.code) == code
     assert found is None or bool(found.reason) == bool(code)
 
@@ -34,10 +34,10 @@ def test_how_a_load_has_ended(stage, state, status, is_leased, code):
 def test_a_failure_is_told_with_its_reason_or_after_a_while_without():
     """The stats page says first that a load has failed; why comes from its simulator, which is given the time to say."""
     failed = replace(NO_LOAD, state=LOAD_FAILED, heartbeat_ns=10 * SECOND_NS)
-    assert ended("running", failed, {"phase": "running"}, 10 * SECOND_NS + 1, is_leased=True) is None
-    told = ended("running", failed, {"phase": "failed", "reason": "a call failed"}, 11 * SECOND_NS, is_leased=True)
+    assert ended("running", failed, {"phase": "running"}, 10 * SECOND_NS + 1, is_over=False) is None
+    told = ended("running", failed, {"phase": "failed", "reason": "a call failed"}, 11 * SECOND_NS, is_over=False)
     assert told == ("internal", "a call failed")
-    silent = ended("running", failed, {"phase": "running"}, round((10 + TELL_S) * SECOND_NS) + 1, is_leased=True)
+    silent = ended("running", failed, {"phase": "running"}, round((10 + TELL_S) * SECOND_NS) + 1, is_over=False)
     assert silent == ("internal", "its load process failed")
 
 
