@@ -82,6 +82,7 @@ class Host:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_enable_metrics_collection": "0",  # nobody reads them, and each process of Ray would send its own
             "RAY_TMPDIR": str(self.here),
             "TMPDIR": str(self.here / "tmp"),  # where a dashboard that is killed leaves its sockets
             "STRESS_CLUSTER_STATE_DIR": str(self.here / "state"),

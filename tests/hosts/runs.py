@@ -32,7 +32,7 @@ from actors.undo import SLOT_BYTES, Record, decode
 MIB: Final = 1 << 20
 LEASE_S: Final = 2.0
 DEFAULT_LEASE_S: Final = 5.0  # of the setting: one row per promise shows it there
-SETTINGS: Final = {"STRESS_CLUSTER_LEASE_S": "2", "STRESS_CLUSTER_IDLE_EXIT_S": "8", "STRESS_CLUSTER_SHIP": "never"}
+SETTINGS: Final = {"STRESS_CLUSTER_LEASE_S": "2", "STRESS_CLUSTER_IDLE_EXIT_S": "20", "STRESS_CLUSTER_SHIP": "never"}
 
 # Ray's health check on the test hosts: short enough to wait for a declared death, long enough that a cut of 20 s is none.
 DECLARED_DEAD_S: Final = 40  # well beyond the longest cut that is to heal, and the back-off of TCP after it

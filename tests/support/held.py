@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import subprocess
@@ -14,6 +15,12 @@ from collections.abc import Callable, Iterator
 def descriptors(pid: int) -> int:
     """Return how many descriptors are open; 0 when it is gone."""
     return len(_list(f"/proc/{pid}/fd"))
+
+
+def own_descriptors() -> list[str]:
+    """Return which descriptors this process has, without those of garbage: what earlier tests left would close them at any moment."""
+    gc.collect()
+    return sorted(os.listdir("/proc/self/fd"))
 
 
 def maps(pid: int) -> int:

@@ -36,6 +36,7 @@ from actors.ray_loads.ray_load import Processes, RayLoad, mark_of
 from actors.ray_loads.ray_work import MARK, StoreUse
 from actors.ray_loads.victims import Mailbox, burn, serve
 from actors.simulator import REGISTRY, peak_amounts
+from tests.support.held import own_descriptors
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +96,10 @@ def test_a_board_that_is_full_refuses_the_next(monkeypatch: pytest.MonkeyPatch) 
     assert holder.stdin is not None
     assert holder.stdout.readline() == b"has\n"
     monkeypatch.setattr(board, "WORDS", 1)
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = own_descriptors()
     with pytest.raises(OSError, match="more than 1 processes serve at once"):
         board.claim(made.path)
-    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert own_descriptors() == before
     monkeypatch.setattr(board, "WORDS", 2)
     board.claim(made.path).add()
     assert memoryview(open(made.path, "rb").read()).cast("Q")[:3].tolist() == [1, 1, 0]  # noqa: PTH123, SIM115
@@ -147,11 +148,11 @@ def test_only_what_carries_the_mark_is_found_and_ended(child: Any) -> None:
     ours, other = child(mark_of("0@n1", 3, 5)), child(mark_of("0@n1", 3, 6))
     some = Processes(mark_of("0@n1", 3, 5), os.getpid())
     assert some.find() == [ours.pid]
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = own_descriptors()
     some.end()
     assert ours.wait(10) == -signal.SIGKILL
     assert other.poll() is None
-    assert (some.find(), sorted(os.listdir("/proc/self/fd"))) == ([], before)  # noqa: PTH208
+    assert (some.find(), own_descriptors()) == ([], before)
     assert Processes(mark_of("0@n1", 3, 6)).find() == []  # its parent is this process, and not this one's
 
 

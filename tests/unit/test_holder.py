@@ -38,6 +38,7 @@ from actors.release import release_level
 from actors.simulator import REGISTRY, check, peak_amounts
 from cluster.safety.profiles import check_planned, limits_for
 from scenarios import kinds
+from tests.support.held import own_descriptors
 
 CAPACITY = Capacity(4.0, 1 << 34, 1 << 40, 1, 10_000, 10_000, 10_000, 10_000, 10_000)
 TEN = Operation("0.Descriptors@n1", "Descriptors", "n1", 0.0, 5.0, "count", {"kind": "constant", "level": 10})
@@ -206,10 +207,10 @@ def test_what_was_taken_before_a_refusal_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], Any], module: Any, name: str, code: int
 ) -> None:
     """Two are held when the third is refused with the kernel's own number, and nothing leaks: all descriptors are back after."""
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = len(own_descriptors())
     stock, real, calls = make(tmp_path), getattr(module, name), []
     stock.open()
-    opened = len(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
+    opened = len(own_descriptors()) - before
 
     def third_fails(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
@@ -224,7 +225,7 @@ def test_what_was_taken_before_a_refusal_is_kept(
     assert (refused.value.errno, stock.held) == (code, 2)
     stock.give_back(2)
     assert stock.held == 0
-    assert len(os.listdir("/proc/self/fd")) == before + opened  # noqa: PTH208
+    assert len(own_descriptors()) == before + opened
     if isinstance(stock, OpenFiles):
         os.close(stock._first)
 
@@ -258,7 +259,7 @@ def test_a_connection_that_is_refused_leaves_no_half() -> None:
     pairs = Pairs(orderly=False)
     pairs.open()
     assert pairs._listener is not None
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = len(own_descriptors())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
     fillers = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest - before + 2)]  # no holes below
@@ -271,7 +272,7 @@ def test_a_connection_that_is_refused_leaves_no_half() -> None:
         for fd in fillers:
             os.close(fd)
     pairs.give_back(pairs.held)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(own_descriptors()) == before
     pairs._listener.close()
 
 
@@ -395,10 +396,10 @@ BAD = [
 @pytest.mark.parametrize(("given", "field"), BAD)
 def test_bad_values_are_refused_by_name_before_anything_is_taken(given: dict[str, Any], field: str) -> None:
     """What is out of range is said with the name of its field, and this process has not one descriptor more."""
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = len(own_descriptors())
     with pytest.raises(InputError, match=field):
         kinds.Descriptors(**given)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(own_descriptors()) == before
 
 
 @pytest.mark.parametrize("unit", ["bytes", "per_second"])

@@ -33,6 +33,7 @@ from actors.metrics.segment import (
     RAW_UNAVAILABLE,
     difference,
 )
+from tests.support.held import own_descriptors
 
 NOT_LOADS = Filter(include=False, name="load.*")
 globs = st.sampled_from(["*", "load.*", "host.*", "*.response", "load.slice", "probe.[rs]*"])
@@ -387,13 +388,13 @@ def unusable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 def test_a_ring_that_cannot_be_used_costs_nothing_but_the_details(segment: Segment, unusable: str) -> None:
     """Gone, taken, of another shape, no ring at all, no locks: no drain fails, aggregates go on, and no descriptor stays open."""
     recorder = recorder_of(segment)
-    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    open_before = own_descriptors()
     for _ in range(5):
         segment.publish(RecordingPolicy(mode=Mode.DETAILED).to_json(), unusable)
         recorder.histogram("load.slice").record(1.0)
         recorder.tick()
         assert int(segment.header[H_RAW]) == RAW_UNAVAILABLE
-    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+    assert own_descriptors() == open_before
     assert segment.read(0).count == 5
 
 

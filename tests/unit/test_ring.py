@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import os
 import platform
 import subprocess
@@ -30,6 +29,7 @@ from actors.metrics.ring import (
     Ring,
     RingState,
 )
+from tests.support.held import own_descriptors
 
 POLICIES = pytest.mark.parametrize("policy", [DROP_NEWEST, DROP_OLDEST], ids=["newest", "oldest"])
 
@@ -75,11 +75,6 @@ def whole(block: Block) -> list[int]:
 
 def drained(consumer: Consumer, got: list[int]) -> None:
     got += whole(consumer.drain())
-
-
-def descriptors() -> int:
-    gc.collect()  # mappings of earlier tests would go at any moment
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def exact(ring: Ring) -> RingState:
@@ -275,7 +270,7 @@ def test_what_is_no_ring_is_refused(tmp_path) -> None:
     """A missing, foreign, short or damaged file is an error with its path, never mapped; no descriptor is left open."""
     ring = Ring.create(8)
     good = os.pread(ring.fd, DATA_AT + 64, 0)
-    before = descriptors()
+    before = own_descriptors()
 
     def refuses(data: bytes, match: str) -> None:
         path = tmp_path / "x"
@@ -294,7 +289,7 @@ def test_what_is_no_ring_is_refused(tmp_path) -> None:
     refuses(with_word(TAIL, 1), "damaged")
     with pytest.raises(HarnessError, match="cannot open"):
         Ring.open(str(tmp_path / "none"))
-    assert descriptors() == before
+    assert own_descriptors() == before
 
 
 def test_nothing_here_loads_numba() -> None:
