@@ -39,13 +39,14 @@ run: $(VENV)/.installed
 # Compiled once: a run starts a dozen processes and a test session some thousand, which may not be allowed to write what they compiled.
 COMPILE = $(BIN)/python -m compileall -q actors cluster scenarios
 
-# Tests that hold promised times to the machine run one at a time, after all others, which share its cores. Those of them that wait for most of
-# their time, and compare nothing with the machine as it was before, run two at a time in between. Named ones run as named.
+# Tests that hold promised times to the machine run one at a time, after all others, which share its cores: three, for each of them waits at
+# times. Those of them that wait for most of their time, and compare nothing with the machine as it was before, run so too, in between.
+# Named ones run as named.
 PAIRED := $(addprefix tests/death/test_,guardian_death.py guardian_extremes.py export_end.py export_memory.py) \
 	$(addprefix tests/load/test_,blocks_taken.py concurrency_load.py contests_here.py disk_io.py exhaustion.py leak_found.py \
 	memory_fragment.py release_steps.py shell.py stress_ng.py vm_pressure.py)
 TIMED := $(addprefix tests/,death/test_memory_release.py load hosts ray)
-SPREAD := -n logical --dist worksteal --maxprocesses
+SPREAD := -n 3 --dist worksteal
 
 test: $(VENV)/.installed-test
 	@$(COMPILE)
@@ -53,8 +54,8 @@ ifneq ($(findstring tests/,$(PYTEST_ARGS)),)
 	$(BIN)/python -m pytest -rfEs $(PYTEST_ARGS)
 else
 	export SUITE_BEGUN_S=$$(date +%s); \
-	$(BIN)/python -m pytest -rfEs $(SPREAD) 4 tests $(PAIRED:%=--ignore=%) $(TIMED:%=--ignore=%) $(PYTEST_ARGS); untimed=$$?; \
-	$(BIN)/python -m pytest -rfEs $(SPREAD) 2 $(PAIRED) $(PYTEST_ARGS); paired=$$?; \
+	$(BIN)/python -m pytest -rfEs $(SPREAD) tests $(PAIRED:%=--ignore=%) $(TIMED:%=--ignore=%) $(PYTEST_ARGS); untimed=$$?; \
+	$(BIN)/python -m pytest -rfEs $(SPREAD) $(PAIRED) $(PYTEST_ARGS); paired=$$?; \
 	$(BIN)/python -m pytest -rfEs $(TIMED) $(PAIRED:%=--ignore=%) $(PYTEST_ARGS); timed=$$?; \
 	case $$untimed,$$paired,$$timed in 5,5,5) exit 1;; *[!05,]*) exit 1;; esac # 5: the arguments chose none of these
 endif

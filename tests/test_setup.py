@@ -121,7 +121,7 @@ def test_make_run_asks_for_raylets_only_where_nothing_else_is_said(clone: Path, 
 )
 def test_make_test_runs_all_parts_and_fails_with_any(clone: Path, untimed: int, paired: int, timed: int, is_good: bool) -> None:
     """A part of which the arguments choose nothing is no failure; a part that fails keeps the others from nothing."""
-    parts = {"*maxprocesses*4*": ("untimed", untimed), "*maxprocesses*2*": ("paired", paired), "*tests/hosts*": ("timed", timed)}
+    parts = {'*"worksteal tests "*': ("untimed", untimed), "*worksteal*": ("paired", paired), "*tests/hosts*": ("timed", timed)}
     cases = "".join(f"{words}) echo {name}; exit {code};; " for words, (name, code) in parts.items())
     installed(clone, f'case "$*" in {cases}esac')
     done = make(clone, "--silent", "test", "PYTEST_ARGS=-k some")
@@ -131,7 +131,7 @@ def test_make_test_runs_all_parts_and_fails_with_any(clone: Path, untimed: int, 
 
 @pytest.mark.parametrize("folder", ["load", "hosts", "ray", "death"])
 def test_each_test_is_in_one_part(clone: Path, folder: str) -> None:
-    """What runs two at a time is left out of both other parts, and what runs alone of the first: no test runs twice or never."""
+    """What waits for most of its time is left out of both other parts, and what runs alone of the first: no test runs twice or never."""
     installed(clone, 'case "$*" in *pytest*) echo "$@";; esac')
     parts = [line.split() for line in make(clone, "--silent", "test").stdout.splitlines()]
     assert len(parts) == 3

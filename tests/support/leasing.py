@@ -29,11 +29,12 @@ from .waiting import until
 
 
 def marked() -> list[int]:
-    """Return all processes that Ray started for a flood, whosever they are by now."""
-    found = []
+    """Return all processes that this session's Ray started for a flood, whosever they are by now."""
+    found, session = [], os.environ["STRESS_CLUSTER_STATE_DIR"].encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if MARK.encode() in (folder / "environ").read_bytes():
+            environ = (folder / "environ").read_bytes()
+            if MARK.encode() in environ and session in environ:
                 found.append(int(folder.name))
         except OSError:
             continue  # it ended meanwhile

@@ -40,6 +40,9 @@ ROLES: Final = {
 }
 
 
+KERNELS: Final = Path(os.environ["STRESS_CLUSTER_STATE_DIR"]) / "kernels"  # of this session of tests
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """A live process (zombies are none)."""
@@ -162,11 +165,19 @@ class Terminal:
     def __post_init__(self) -> None:
         for path in (self.home, self.out):
             path.mkdir(parents=True, exist_ok=True)
+        if self.shared_state is None and KERNELS.is_dir():
+            shutil.copytree(KERNELS, self.kernels)
+            self.state.chmod(0o700)
 
     @property
     def state(self) -> Path:
         """Return STATE."""
         return self.shared_state or self.folder / "state"
+
+    @property
+    def kernels(self) -> Path:
+        """Return where loads keep what they compiled: a machine's second run compiles nothing, nor does a session's second terminal."""
+        return self.state / "kernels"
 
     @property
     def out(self) -> Path:
@@ -240,6 +251,8 @@ class Terminal:
                     one.signal(signal.SIGKILL)
         if self.shared_state is None:
             self._end_all()
+            if self.kernels.is_dir():
+                shutil.copytree(self.kernels, KERNELS, dirs_exist_ok=True)
         elif ours:  # load of a killed command ends with its lease
             waiting.until(lambda: not self.loads(), 30, "the end of the load of a killed command")
         shutil.rmtree(self.folder, ignore_errors=True)
