@@ -40,9 +40,6 @@ ROLES: Final = {
 }
 
 
-KERNELS: Final = Path(os.environ["STRESS_CLUSTER_STATE_DIR"]) / "kernels"  # of this session of tests
-
-
 @dataclass(frozen=True, slots=True)
 class Process:
     """A live process (zombies are none)."""
@@ -165,8 +162,8 @@ class Terminal:
     def __post_init__(self) -> None:
         for path in (self.home, self.out):
             path.mkdir(parents=True, exist_ok=True)
-        if self.shared_state is None and KERNELS.is_dir():
-            shutil.copytree(KERNELS, self.kernels)
+        if (compiled := self._compiled()) is not None and compiled.is_dir():
+            shutil.copytree(compiled, self.kernels)
             self.state.chmod(0o700)
 
     @property
@@ -178,6 +175,11 @@ class Terminal:
     def kernels(self) -> Path:
         """Return where loads keep what they compiled: a machine's second run compiles nothing, nor does a session's second terminal."""
         return self.state / "kernels"
+
+    def _compiled(self) -> Path | None:
+        """Return where is kept what this session of tests has compiled; a benchmark is none, and begins like a new machine."""
+        session = os.environ.get("STRESS_CLUSTER_STATE_DIR")
+        return Path(session) / "kernels" if session and self.shared_state is None else None
 
     @property
     def out(self) -> Path:
@@ -251,8 +253,8 @@ class Terminal:
                     one.signal(signal.SIGKILL)
         if self.shared_state is None:
             self._end_all()
-            if self.kernels.is_dir():
-                shutil.copytree(self.kernels, KERNELS, dirs_exist_ok=True)
+            if (compiled := self._compiled()) is not None and self.kernels.is_dir():
+                shutil.copytree(self.kernels, compiled, dirs_exist_ok=True)
         elif ours:  # load of a killed command ends with its lease
             waiting.until(lambda: not self.loads(), 30, "the end of the load of a killed command")
         shutil.rmtree(self.folder, ignore_errors=True)
