@@ -158,7 +158,7 @@ class CpuLoad:
         for index, worker in enumerate(self._workers):
             cpu_ns = worker.cpu_ns
             if worker.recorded_ns:
-                meters.record_core(str(self._cpus[index % len(self._cpus)]), (cpu_ns - worker.recorded_ns) / elapsed_ns)
+                meters.record_core(self._cpus[index % len(self._cpus)], (cpu_ns - worker.recorded_ns) / elapsed_ns)
             worker.recorded_ns = cpu_ns
 
     def _feel(self, now_s: float) -> None:

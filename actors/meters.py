@@ -17,7 +17,7 @@ class LoadMeters:
     def __init__(self, reporter: Reporter, *, is_kept: bool = True) -> None:
         self.is_kept = is_kept
         self._reporter = reporter
-        self._cores: dict[str, Recordable] = {}
+        self._cores: dict[int, Recordable] = {}
         self._slice = reporter.histogram("load.slice").record
         self._operations = reporter.counter("load.operations").record
         self.tick = reporter.tick
@@ -28,10 +28,10 @@ class LoadMeters:
         self._slice(duration_s)
         self._operations(operations)
 
-    def record_core(self, core: str, share: float) -> None:
+    def record_core(self, core: int, share: float) -> None:
         """Record which share of a CPU, named by its number, the thread that stays on it has used since the last time. For one thread."""
         if core not in self._cores:
-            self._cores[core] = self._reporter.gauge("load.core.busy", core=core)
+            self._cores[core] = self._reporter.gauge("load.core.busy", core=str(core))
         self._cores[core].record(share)
 
 

@@ -355,7 +355,7 @@ class NodeMetrics:
     def _count_life(self, watched: Watched, metric: str) -> None:
         operation, stream = watched.operation, self._streams.get(watched.run)
         if stream is not None:
-            labels = {"simulator": operation.kind, "shape": str(operation.shape["kind"])}
+            labels = {"simulator": operation.kind, "shape": operation.shape["kind"]}
             stream.observe(metric, 1.0, operation.id, operation.phase, labels)
 
     def _observe(self, watched: Watched, metric: str, value: float) -> None:

@@ -16,11 +16,15 @@ from ..messages import RESOURCES
 from ..ray_loads import mesh_account, service_lane
 from ..ray_loads.figures import ANSWERS
 from ..ray_loads.flow import FATES
+from ..shape import KINDS
+from ..simulator import REGISTRY
 from .registry import CATALOGUE
 
 OVERFLOW: Final = "__overflow__"  # what more label sets than are kept share
 
 _CODES: Final = {"code": tuple(CODES), "category": tuple(dict.fromkeys(category for category, _ in CODES.values()))}
+
+_LOADS: Final = {"simulator": tuple(REGISTRY), "shape": tuple(KINDS)}
 
 CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> label -> words
     "probe.failures": {"reason": ("failed", "timeout", "unanswered", "not_sent")},
@@ -36,6 +40,7 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
     "cascade.requests": {"fate": ANSWERS},
     "mesh.latency": {"path": mesh_account.PATHS},
     "mesh.messages": {"fate": mesh_account.FATES},
+    **{f"operation.{fate}": _LOADS for fate in ("started", "completed", "failed")},
     "errors.seen": _CODES,
     "errors.rate": _CODES,
     "export.dropped": {
@@ -48,8 +53,6 @@ CLOSED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # metric -> labe
 NAMES: Final[Mapping[str, str]] = {
     "probe": "a probe of the scenario",
     "core": "the number of a CPU",
-    "simulator": "a simulator that is registered",
-    "shape": "the name of a load shape",
     "lock": "one of the first 16 locks of a load",
     "stressor": "a stressor that the node's stress-ng has",
     "service": "one of the at most 32 services of a cascade",

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..clock import SECOND_NS, thread_cpu_ns
-from ..errors import HarnessError, InputError, StressError
+from ..errors import HarnessError, InputError
 from ..lease import NOTE_NO_RECORDING, LeaseWatch, Order
 from ..messages import Amounts, Capacity, Operation
+from ..meters import open_reporter
 from ..pacing import Pacer
 from ..simulator import absolute, peak_amounts
 from . import rules, tree
@@ -82,8 +83,8 @@ class StressNg:
         for_s = int(self._operation.duration_s) + OVERRUN_S
         control = ["--timeout", str(for_s), "--temp-path", str(self._folder), "--metrics", "--seed", str(self._operation.seed % (1 << 63))]
         self._command = [path, f"--{self._stressor}", "1", *words, *control]
-        self._reporter = _open_reporter(self._segment_path, self._operation.seed)
-        if self._segment_path and self._reporter is None:
+        self._reporter, is_kept = open_reporter(self._segment_path, self._operation.seed)
+        if self._segment_path and not is_kept:
             self._watch.note(NOTE_NO_RECORDING)
         self.idle()
 
@@ -241,11 +242,3 @@ def _read_yaml(path: Path) -> Any:
     return None
 
 
-def _open_reporter(segment_path: str, seed: int) -> Reporter | None:
-    """Return what records into the agent's segment, None where there is none or the agent is gone."""
-    from ..metrics import Recorder, Segment  # noqa: PLC0415  # numpy is loaded only where something is recorded
-
-    with suppress(OSError, ValueError, StressError):
-        if segment_path:
-            return Recorder(Segment.open(segment_path), seed=seed)
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ LOADS: dict[str, dict[str, Any]] = {  # one of each way in which simulators reco
     "MemoryPressure": {"bytes": "32MiB"},
     "Threads": {"count": 10},
     "LockContention": {"count": 3},
+    "DiskFill": {"bytes": "16MiB", "reserve": "64MiB"},
+    "MailboxFlood": {"per_second": 50, "actors": 1},
+    **({"StressNg": {"stressor": "cpu", "count": 1}} if shutil.which("stress-ng") else {}),
 }
 RECORD_NOTHING = """
 from actors import meters

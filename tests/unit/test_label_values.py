@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,20 +22,56 @@ PACKAGES = ("actors", "scenarios", "cluster")
 LABELS = {label for metric in CATALOGUE.values() for label in metric.labels}
 RECORDS = {"counter", "gauge", "histogram", "observe"}
 MAKERS = {"repr", "str", "format", "ascii", "join"}
+NUMBERS = {("actors/meters.py", "str(core)")}  # a whole number has one text
 
 
 def values_of_labels(tree: ast.AST) -> Iterator[ast.expr]:
-    """Give what stands for a label's value: keywords and dictionaries of calls that record, and pairs that begin with a label's name."""
-    for node in ast.walk(tree):
+    """Give what stands for a label's value: keywords and dictionaries of calls that record, and pairs that begin with a label's name.
+
+    A local name stands for all that is assigned to it in its function.
+    """
+    for scope in ast.walk(tree):
+        if isinstance(scope, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)):
+            made = _assigned(scope)
+            for value in _labels_in(scope, made):
+                yield from _meant(value, made)
+
+
+def _meant(value: ast.expr, made: Mapping[str, list[ast.expr]]) -> list[ast.expr]:
+    return made.get(value.id, [value]) if isinstance(value, ast.Name) else [value]
+
+
+def _labels_in(scope: ast.AST, made: Mapping[str, list[ast.expr]]) -> Iterator[ast.expr]:
+    for node in _own(scope):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in RECORDS:
             yield from (keyword.value for keyword in node.keywords if keyword.arg in LABELS)
-            for keyword in node.keywords:
-                if keyword.arg == "labels" and isinstance(keyword.value, ast.Dict):
-                    yield from keyword.value.values
+            for given in (*node.args, *(keyword.value for keyword in node.keywords if keyword.arg not in LABELS)):
+                yield from (value for one in _meant(given, made) if isinstance(one, ast.Dict) for value in one.values)
         elif (
             isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[0], ast.Constant) and node.elts[0].value in LABELS
         ):
             yield node.elts[1]
+
+
+def _assigned(scope: ast.AST) -> dict[str, list[ast.expr]]:
+    """Return what is assigned in a scope, by name."""
+    made: dict[str, list[ast.expr]] = defaultdict(list)
+    for node in _own(scope):
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    made[target.id].append(node.value)
+    return made
+
+
+def _own(scope: ast.AST) -> Iterator[ast.AST]:
+    """Give what stands in a scope, without that of functions inside."""
+    todo = list(ast.iter_child_nodes(scope))
+    while todo:
+        node = todo.pop()
+        yield node
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            todo += ast.iter_child_nodes(node)
 
 
 def made_of_an_object(value: ast.expr) -> bool:
@@ -49,12 +86,14 @@ def made_of_an_object(value: ast.expr) -> bool:
 
 def test_no_label_is_made_from_an_object() -> None:
     """No `repr`, `str`, `format`, f-string or sum of texts stands where a label's value is recorded."""
-    seen, wrong = 0, []
+    seen, wrong, numbers = 0, [], set()
     for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         for value in values_of_labels(ast.parse(path.read_text())):
             seen += 1
-            wrong += [f"{path.relative_to(ROOT)}:{value.lineno} {ast.unparse(value)}"] * made_of_an_object(value)
-    assert wrong == []
+            where, text = str(path.relative_to(ROOT)), ast.unparse(value)
+            numbers |= {(where, text)} & NUMBERS
+            wrong += [f"{where}:{value.lineno} {text}"] * (made_of_an_object(value) and (where, text) not in NUMBERS)
+    assert (wrong, numbers) == ([], NUMBERS)
     assert seen >= 8
 
 
@@ -67,6 +106,9 @@ def test_no_label_is_made_from_an_object() -> None:
         "stream.observe('errors.seen', 1, labels={'code': code, 'category': '%s' % error})",
         "Row(name, kind, unit, '', '', (('reason', 'too ' + what),))",
         "Row(name, kind, unit, '', '', (('reason', '{}'.format(what)),))",
+        "def f():\n    labels = {'simulator': kind, 'shape': str(shape)}\n    stream.observe('operation.started', 1.0, labels)",
+        "def f():\n    why = repr(error)\n    recorder.counter('probe.failures', reason=why)",
+        "def f():\n    if (why := f'{error}'):\n        recorder.counter('probe.failures', reason=why)",
     ],
 )
 def test_a_bad_label_is_found(code: str) -> None:

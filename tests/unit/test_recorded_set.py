@@ -118,7 +118,7 @@ def of_a_load(folder: Path) -> Series:
     assert meters is not None
     for _ in range(100):
         meters.record_slice(0.01, 5)
-    meters.record_core("0", 0.5)
+    meters.record_core(0, 0.5)
     meters.tick()
     stream.observe("host.disk.free", 1.0)
     stream.observe("host.cpu.busy", math.nan)
