@@ -36,7 +36,7 @@ def test_a_deadlock_is_named_within_a_second_and_its_locks_are_free() -> None:
     assert counts["concurrency.deadlock.detected"] == one.contest.operations
     times_s = [value for value, _ in one.reporter.samples("concurrency.deadlock.detection")]
     assert len(times_s) >= 10
-    assert sorted(times_s)[len(times_s) // 2] <= 1.0
+    assert sorted(times_s)[-2] <= 1.0  # one may fall into a stall of the machine
     assert held(one.contest.figures()) == 0
 
 
