@@ -57,7 +57,7 @@ def test_the_words_name_the_nearest_group(after: dict[str, int], words: str) -> 
 )
 def test_an_end_for_lack_of_memory_has_a_code_of_its_own(phase: str, reason: str, code: str) -> None:
     """Whoever's killer it was, the reason stays."""
-    found = ended("running", NO_LOAD, {"phase": phase, "reason": reason}, 0, is_leased=True)
+    found = ended("running", NO_LOAD, {"phase": phase, "reason": reason}, 0, is_over=False)
     assert found is not None
     assert found.code == code
     assert reason in found.reason
