@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import math
+import mmap
 import resource
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -88,6 +89,14 @@ def raise_descriptor_limit(count: int) -> None:
     wanted = count + tuning.used.own_descriptors
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _headroom() -> mmap.mmap:
+    """Return address space that nothing else gets while it is open: once more is refused, this process needs some of it itself.
+
+    What is given back may free none: the C library keeps the stacks of threads that have ended. Raises `OSError`.
+    """
+    return mmap.mmap(-1, tuning.used.headroom_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
 
 
 class HolderFigures:
@@ -194,7 +203,8 @@ class Holding:
             return True
         try:
             if step > 0:
-                self._stock.take(step)
+                with _headroom():
+                    self._stock.take(step)
             else:
                 self._stock.give_back(-step)
         except MemoryError:
@@ -207,7 +217,7 @@ class Holding:
         return self._most is not None and self._stock.held >= self._most
 
     def _refuse(self, code: int, asked: int) -> None:
-        """Give room back first: this process needs some itself. Then tell, and wait for the time to ask again."""
+        """Give some back first: others of this process's limits may be reached with it. Then tell, and wait for the time to ask again."""
         self._stock.give_back(min(self._spare, self._stock.held) if self._allow_partial else self._stock.held)
         now_ns = self._watch.clock.boot_ns()
         self._most = self._stock.held

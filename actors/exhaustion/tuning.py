@@ -43,7 +43,8 @@ class Tuning:
     """The settings. Seconds and bytes by their names.
 
     `look_s`: between two looks at the lease of a load that rests. `tick_s`: how often what was recorded is moved on.
-    `own_descriptors`: what a load process needs beside what it holds. `connect_s`: for a handshake within one host, which takes
+    `own_descriptors`: what a load process needs beside what it holds; `headroom_bytes`: likewise of address space, the interpreter's
+    arenas of 1 MiB in it. `connect_s`: for a handshake within one host, which takes
     microseconds. `accept_backlog`: of a listener that accepts after each connect. `forget_s`: how much a disk load owes at most.
     `rounding`: how much of one thing rounding may have taken of what is asked.
 
@@ -65,6 +66,7 @@ class Tuning:
     look_s: float = 0.05
     tick_s: float = 0.1
     own_descriptors: int = 64
+    headroom_bytes: int = 4 * MIB
     connect_s: float = 1.0
     accept_backlog: int = 16
     peer_backlog: int = 4000

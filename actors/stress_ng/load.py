@@ -240,5 +240,3 @@ def _read_yaml(path: Path) -> Any:
     with suppress(OSError, ValueError, YAMLError), path.open(encoding="utf-8") as file:
         return YAML(typ="safe").load(file.read(YAML_BYTES_MAX))
     return None
-
-

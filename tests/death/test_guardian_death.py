@@ -459,8 +459,12 @@ class TestForeign:
     def test_a_process_with_another_start_time_is_never_signalled(self, site):
         """A forged record whose pid means another process now changes nothing."""
         innocent = site.child("sh", "-c", "sleep 300 & wait")
-        until(lambda: len(proc.session_members(innocent.pid)) == 2, 5)
-        members = proc.session_members(innocent.pid)
+
+        def members():
+            return {(one.pid, one.starttime) for one in proc.session_members(innocent.pid)}
+
+        until(lambda: len(members()) == 2, 5)
+        before = members()
         client = site.client()
         ticket = open_slot(client)
         grant(client, ticket, 30)
@@ -468,7 +472,7 @@ class TestForeign:
         client.call("arm", **ticket, kind="session", fields={"sid": innocent.pid, "starttime": stat.starttime + 1})
         report = client.call("close_slot", **ticket)
         assert {one["kind"]: one["outcome"] for one in report["outcomes"]}["session"] == "undone"
-        never(lambda: proc.session_members(innocent.pid) != members, 1.5, "an innocent process was killed")
+        never(lambda: members() != before, 1.5, "an innocent process was killed")
 
     def test_a_session_and_then_its_tree_are_removed_when_the_driver_dies(self, site, tmp_path):
         """The embedded Ray's record: every process of the session, also when its leader is dead, then the marked folder."""

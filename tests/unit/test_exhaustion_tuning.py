@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import mmap
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -169,6 +170,7 @@ EFFECTS: dict[str, tuple[Any, Callable[[pytest.MonkeyPatch], Any]]] = {
     "look_s": (0.5, lambda _: looked_s()),
     "tick_s": (1.0, lambda _: ticks()),
     "own_descriptors": (100, lambda _: reserved("Descriptors", "descriptors")),
+    "headroom_bytes": (9 * mmap.PAGESIZE, lambda _: len(holder._headroom())),
     "connect_s": (9.0, lambda patch: listening(patch)["timeout"]),
     "accept_backlog": (9, lambda patch: listening(patch)["backlog"]),
     "peer_backlog": (9, peer_backlog),

@@ -38,7 +38,7 @@ from actors.release import release_level
 from actors.simulator import REGISTRY, check, peak_amounts
 from cluster.safety.profiles import check_planned, limits_for
 from scenarios import kinds
-from tests.support.held import own_descriptors
+from tests.support.held import own_descriptors, status
 
 CAPACITY = Capacity(4.0, 1 << 34, 1 << 40, 1, 10_000, 10_000, 10_000, 10_000, 10_000)
 TEN = Operation("0.Descriptors@n1", "Descriptors", "n1", 0.0, 5.0, "count", {"kind": "constant", "level": 10})
@@ -118,6 +118,38 @@ def test_no_memory_for_the_interpreter_is_a_refusal_too() -> None:
     load.warm_up()
     load.run(watch.clock.boot_ns())
     assert errno_word(watch.short[0]) == "ENOMEM"
+
+
+class Space(Shelf):
+    """Address space of which nothing is free again when it is given back, as that of threads' stacks."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.maps: list[mmap.mmap] = []
+
+    def take(self, count: int) -> None:
+        for _ in range(count):
+            self.maps.append(mmap.mmap(-1, 1 << 16))
+            self.held += 1
+
+
+def test_a_load_that_is_refused_address_space_has_some_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit, and after each time that it asked again, a further arena of the interpreter's is to be had."""
+    watch, stock, looks = Watch(), Space(), []
+    load = Holding(stock, replace(TEN, shape={"kind": "constant", "level": 10_000}, options={"spare": 1, "retry_s": 0.5}), CAPACITY, watch)
+    load.warm_up()
+    monkeypatch.setattr(watch, "report", lambda **_: looks.append(len(mmap.mmap(-1, 1 << 20))))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (int(status(os.getpid())["VmSize"].split()[0]) * 1024 + (32 << 20), hard))
+    try:
+        load.run(watch.clock.boot_ns())
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        for one in stock.maps:
+            one.close()
+    assert errno_word(watch.short[0]) == "ENOMEM"
+    assert 100 < watch.short[2] < 600
+    assert len(looks) > 50
 
 
 def test_other_numbers_are_other() -> None:
