@@ -66,6 +66,8 @@ def test_one_service_fails_when_its_time_has_come_and_what_follows_is_told(how: 
     assert values(reporter, "cascade.time")[-1] == pytest.approx(0.9, abs=0.01)
     assert values(reporter, "cascade.round", service=graph.first) == [0.0]
     assert all(values(reporter, "cascade.round", service=name)[-1] == 1.0 for name in others)
+    assert values(reporter, "cascade.after", service=graph.first) == [0.0]
+    assert max(values(reporter, "cascade.after", service=name)[-1] for name in others) == pytest.approx(0.9, abs=0.01)
     assert sum(values(reporter, "cascade.calls", fate="timed_out")) == len(graph.services)  # a count is told once
     assert sum(values(reporter, "cascade.requests", fate="taken")) == sum(values(reporter, "load.operations"))
     assert watch.stats.read(SLOT).state == control.LOAD_RUNNING
