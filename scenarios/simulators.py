@@ -21,7 +21,7 @@ from .units import DURATION_MAX_S, check_number, check_whole
 
 SHAPES: Final = tuple(shapes.KINDS.values())
 PERIOD_MIN_S: Final = 0.1
-USES_UP: Final = "exhaustion"  # the family of what uses up a number of things, of which none is nothing to ask for
+USES_UP: Final = {"exhaustion", "disk"}  # the families of what uses something up, of which none is nothing to ask for
 
 
 @dataclass(frozen=True, init=False)
@@ -44,7 +44,7 @@ class Simulator:
             found = "neither" if not given else "both" if len(given) == len(self.record.units) == 2 else " and ".join(given)
             raise InputError("invalid_value", f"{label} needs either {words}, got {found}")
         shape = _strength(f"{label}.{given[0]}", given[0], getattr(self, given[0]))
-        if self.record.family == USES_UP and not isinstance(shape, shapes.Custom) and not shape.peak(DURATION_MAX_S):
+        if self.record.family in USES_UP and not isinstance(shape, shapes.Custom) and not shape.peak(DURATION_MAX_S):
             message = f"{label}.{given[0]} must be above 0 at some time, got 0"
             raise InputError("invalid_value", message, "for a span without load there is pause")
         object.__setattr__(self, given[0], shape)

@@ -24,7 +24,7 @@ load = st.one_of(
     st.builds(CpuLoad, level),
     st.builds(lambda part: MemoryPressure(fraction=part), level),
     st.builds(lambda size: MemoryPressure(bytes=size), st.integers(0, 1 << 40)),
-    st.builds(lambda size: DiskFill(bytes=size), st.integers(0, 1 << 40)),
+    st.builds(lambda size: DiskFill(bytes=size), st.integers(1, 1 << 40)),
 )
 leaf = st.builds(lambda item, span, chosen: hold(item, span, targets=chosen), load, st.integers(1, 50).map(lambda n: n / 4), select)
 branch = st.recursive(

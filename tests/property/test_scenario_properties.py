@@ -14,6 +14,7 @@ from actors.errors import InputError
 from actors.metrics.registry import CATALOGUE
 from actors.simulator import REGISTRY
 from scenarios import combinators, composites, document, exporters, hypotheses, kinds, model, recording, targets, text, units
+from scenarios.simulators import USES_UP
 
 fraction = st.floats(0, 1)
 size = st.integers(0, 1 << 53)
@@ -68,9 +69,7 @@ def option_values(option):
 def loads(record):
     """Return loads of a record, in each of its units."""
     options = st.fixed_dictionaries({}, optional={option.name: option_values(option) for option in record.options})
-    strength = st.one_of(
-        [st.tuples(st.just(unit), SOME[unit] if record.family == "exhaustion" else STRENGTHS[unit]) for unit in record.units]
-    )
+    strength = st.one_of([st.tuples(st.just(unit), SOME[unit] if record.family in USES_UP else STRENGTHS[unit]) for unit in record.units])
     return st.builds(lambda one, given: kinds.KINDS[record.name](**{one[0]: one[1]}, **given), strength, options)
 
 

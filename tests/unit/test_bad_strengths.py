@@ -1,4 +1,4 @@
-"""What exhaustion may be asked for: each bad strength and option is refused by its name, in Python and YAML, before anything is taken.
+"""What exhaustion and disks may be asked for: what is bad is refused by its name, in Python and YAML, before anything is taken.
 
 The table is made of the records, so that a new simulator, unit or option is in it.
 """
@@ -22,7 +22,7 @@ from actors.simulator import REGISTRY, SimulatorRecord, check
 from scenarios import text
 from scenarios.kinds import KINDS
 
-RECORDS = [record for record in REGISTRY.values() if record.family == "exhaustion"]
+RECORDS = [record for record in REGISTRY.values() if record.family in {"exhaustion", "disk"}]
 each_record = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 GOOD = {"fraction": 0.5, "count": 10, "bytes": 1 << 20, "per_second": 1 << 20}
 
@@ -47,6 +47,7 @@ OF_A_UNIT: dict[str, dict[str, Any]] = {
 WRITTEN = {  # as a document has them
     "count": ("-1", "0", "1.5", ".nan", ".inf", "1e30", "50%", "64MiB", "10s", "true", "~", "[1]"),
     "fraction": ("-1", "-5%", "0", "0%", "1.01", "101%", "60", ".nan", ".inf", "1e30", "64MiB", "10s", "true", "~", "[1]"),
+    "bytes": ("-1", "0", "0MiB", "1.5", ".nan", ".inf", "1e30", "50%", "10s", "true", "~", "[1]"),
     "per_second": ("-1", "0", ".nan", ".inf", "1e30", "50%", "10s", "true", "~", "[1]"),
 }
 

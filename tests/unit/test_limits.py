@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from actors.capacity import read_capacity
 from actors.limits import Container, chain, find_container, own_groups, quota_cores
 
 GIB = 1 << 30
+ROOT = Path(__file__).parents[2]
 
 
 def make_proc(root: Path, cgroup: str, mounts: list[tuple[str, str, str, Path]]) -> Path:
@@ -108,3 +111,21 @@ def test_counted_limits_are_the_tightest(tmp_path: Path) -> None:
     (group / "pids.max").write_text("max")
     assert counted.tasks(proc) == 4000
     assert (counted.mappings(proc), counted.ports(proc)) == (counted.LARGEST, 0)
+
+
+LIMITED = """
+import os, resource, sys
+from pathlib import Path
+from actors import counted
+resource.setrlimit(resource.RLIMIT_NPROC, (200, 300))
+for uid in (1000, 0):
+    os.geteuid = lambda: uid
+    print(counted.tasks(Path(sys.argv[1])))
+"""
+
+
+def test_a_users_limit_of_processes_counts_for_all_but_root(tmp_path: Path) -> None:
+    """The hard one (RLIMIT_NPROC), which a load may raise its soft one to, where it is below what the machine has."""
+    put(tmp_path / "sys/kernel", **{"threads-max": "9000", "pid_max": "4000"})
+    found = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["300", "4000"]
