@@ -79,9 +79,8 @@ class Leasing:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stopping.set()
         self._renewer.join()
-        for one in self.given:
-            self.client.call("close_slot", slot=one.ticket.slot, generation=one.ticket.generation, grace_s=0)
-            Processes(mark_of(one.operation.id, one.ticket.slot, one.ticket.generation), one.raylet).end()
+        for one in list(self.given):
+            self.close(one)
         status = until(lambda: not (now := self.client.call("status"))["slots"] and now, 10, "every slot free")
         self.client.close()
         for pid in (status["standby_pid"], status["pid"]):  # rather than wait for them to go by themselves
@@ -124,6 +123,13 @@ class Leasing:
         for one in leased:
             self.client.call("start", slot=one.ticket.slot, generation=one.ticket.generation, start_ns=start_ns)
         return start_ns
+
+    def close(self, leased: Leased) -> None:
+        """Close its slot, and end what Ray keeps of it."""
+        self.let_go(leased)
+        self.client.call("close_slot", slot=leased.ticket.slot, generation=leased.ticket.generation, grace_s=0)
+        Processes(mark_of(leased.operation.id, leased.ticket.slot, leased.ticket.generation), leased.raylet).end()
+        self.given.remove(leased)
 
     def let_go(self, leased: Leased) -> None:
         """Renew its lease no longer."""

@@ -10,6 +10,8 @@ import mmap
 import os
 import resource
 import socket
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,9 @@ from typing import Any
 import pytest
 
 from actors.clock import VirtualClock
+from actors.control import ControlPage, ControlWriter, StatsPage
 from actors.errors import InputError, RefusedError
-from actors.exhaustion import inodes, mappings, place, ports, shared_memory, tuning
+from actors.exhaustion import holder, inodes, mappings, place, ports, shared_memory, tuning
 from actors.exhaustion.connections import Pairs
 from actors.exhaustion.descriptors import OpenFiles
 from actors.exhaustion.disk_io import RatePacer
@@ -33,7 +36,9 @@ from actors.exhaustion.shared_memory import Segments
 from actors.exhaustion.sockets import Unconnected
 from actors.exhaustion.tcp import count_time_wait
 from actors.exhaustion.threads import Waiters
+from actors.lease import LeaseWatch
 from actors.messages import Capacity, Operation
+from actors.metrics import Recorder, Segment
 from actors.release import release_level
 from actors.simulator import REGISTRY, check, peak_amounts
 from cluster.safety.profiles import check_planned, limits_for
@@ -200,6 +205,51 @@ def test_a_look_at_the_lease_comes_with_each_batch() -> None:
     load.warm_up()
     load.run(watch.clock.boot_ns())
     assert (shelf.high, shelf.calls) == (4000, 5)
+
+
+OUTWARD = {"posix", "_socket", "socket", "select", "fcntl", "_io", "_multiprocessing", "_posixsubprocess", "signal", "mmap"}
+
+
+class CountingWatch(LeaseWatch):
+    """A lease on real pages that counts how often figures are told."""
+
+    reports = 0
+
+    def report(self, **figures: Any) -> None:
+        self.reports += 1
+        super().report(**figures)
+
+
+def test_what_10_000_things_tell_goes_into_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default batch: for 1,000 taken one report and one sample at most, and no call through which a process is reached."""
+    (writer, control_fd), (stats, stats_fd) = ControlWriter.create(), StatsPage.create()
+    writer.reset_slot(3, 7, epoch=1, sharers=1)
+    writer.write_lease(3, 7, 2_000 * 10**9)
+    watch, segment, outward = CountingWatch(ControlPage.from_fd(control_fd), stats, 3, 7, VirtualClock()), Segment.create(), Counter[str]()
+    operation = replace(TEN, duration_s=0.05, shape={"kind": "constant", "level": 10_000})
+    monkeypatch.setattr(holder, "open_reporter", lambda *_: (Recorder(segment), True))
+    shelf = Shelf(1 << 20)
+    load = Holding(shelf, operation, CAPACITY, watch, segment.path)
+    load.warm_up()
+
+    def count(_: object, event: str, function: Any) -> None:
+        place = event == "c_call" and (function.__module__ or type(function.__self__).__module__)
+        if place in OUTWARD:
+            outward[f"{place}.{function.__name__}"] += 1
+
+    watch.reports = 0
+    sys.setprofile(count)
+    try:
+        load.run(watch.clock.boot_ns())
+    finally:
+        sys.setprofile(None)
+    samples = sum(segment.read(row).count for row, *_ in segment.series())
+    segment.close()
+    for fd in (control_fd, stats_fd):
+        os.close(fd)
+    assert (shelf.high, outward) == (10_000, {})
+    assert 0 < watch.reports <= 10
+    assert 0 < samples <= 10
 
 
 @pytest.mark.parametrize(
