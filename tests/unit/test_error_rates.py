@@ -60,8 +60,8 @@ def test_causes_in_a_circle_end(length: int) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_code_can_be_raised_and_is_counted(code: str) -> None:
-    """The table is closed: each code is raised and counted under its own name, in one of the eight categories; no other can be made."""
+def test_every_code_is_counted_under_its_own_name(code: str) -> None:
+    """The table is closed: each code has one of the eight categories, and no other can be made. Who raises them: test_error_codes."""
     ledger = ErrorLedger()
     with pytest.raises(StressError) as caught:
         raise StressError(code, "x")
@@ -130,7 +130,10 @@ def test_five_a_second_and_then_none(tmp_path: Path, clock: VirtualClock, window
                 assert stream.close_window(clock.wall_ns())
     last = round(20 / window_s)
     first, second = rates(streams[0]), rates(streams[1])
-    assert all(abs(window["os"] - 5) <= (0.5 if window_s >= 1 else 1) for window in first[:last])
+    whole = round(max(1.0, 1.0 / window_s))  # half a second of 5/s has 2 or 3 errors, each 2/s: a second of such windows is judged
+    seen = [window["os"] for window in first[:last]]
+    assert all(abs(sum(seen[at : at + whole]) / whole - 5) <= 0.5 for at in range(last - whole + 1))
+    assert all(abs(rate - 5) * window_s <= 0.5 for rate in seen), "no window is off by more than the half of an error"
     assert sum(window.get("os", 0.0) for window in first) * window_s == pytest.approx(100)
     assert sum(window["timeout"] for window in second[:last]) * window_s == pytest.approx(40)
     assert first[last] == {"os": 0.0, "timeout": 0.0}

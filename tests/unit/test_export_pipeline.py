@@ -270,6 +270,7 @@ def test_a_rule_swap_loses_and_repeats_nothing() -> None:
         await pipeline.export(numbered(104, 6, metric="probe.requests"))
         report = await pipeline.shutdown(60)
         assert (report.received, report.unrouted) == (30, 6)
+        assert [(row.sum, row.last) for row in pipeline.self_metrics() if row.metric == "export.unrouted"] == [(6, 6)]
         assert sinks["a"].numbers == [*range(10), 103]
         assert sinks["b"].numbers == list(range(10, 20))
         assert balanced(report.exporters["a"]).chain.folded == 4
@@ -484,6 +485,10 @@ def test_its_own_metrics_are_in_the_catalogue_and_true() -> None:
         assert (first["export.delivered", at].sum, second["export.delivered", at].sum, second["export.delivered", at].last) == (10, 10, 20)
         assert second["export.failures", (*at, ("reason", "OSError"))].sum == 1
         assert second["export.batches", at].sum == 2
+        sizes = [found["export.delivered.size", at].sum for found in (first, second)]
+        assert sizes == [numbered(start, 10).nbytes for start in (0, 10)]
+        assert second["export.delivered.size", at].last == sum(sizes) == pipeline.report().exporters["a"].lane.delivered_bytes
+        assert [found["export.unrouted", ()].sum for found in (first, second)] == [0, 0]
         assert (first["export.write", at].count, second["export.write", at].count) == (1, 2)
         assert second["export.queue", at].last == 0
         for row in rows:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from random import Random
 
 import pytest
 
+from actors.clock import VirtualClock
 from actors.errors import HarnessError
+from actors.metrics.registry import Kind
 from cluster.handles import Handle, told, unreleased
 from cluster.metrics.anomaly import Reading, hooks_of
+from cluster.metrics.anomaly_watch import AnomalyWatch
 from cluster.metrics.leaks import Leaks, LeakSlope
+from cluster.metrics.store import Entry
+from cluster.metrics.windows import Row, events_batch, metrics_batch
 
-MB = 1e6
+MB, MIB = 1e6, 1 << 20
+START_NS = 1_700_000_000 * 10**9
 SEEDS = range(50)
 
 
@@ -97,6 +104,38 @@ def test_a_leak_on_top_of_a_sawtooth_of_another_is_its_owners() -> None:
     assert found[0][0] <= 30
     assert {worker for _, worker, _ in found} == {"0.MemoryPressure@n1"}
     assert found[0][2].startswith("0.MemoryPressure@n1 rises by 0.9")
+
+
+def windows(at_s: int, held: dict[tuple[str, str], float]) -> Entry:
+    """Return the doses of a second, by node and operation, as an aggregator has them."""
+    rows = [Row("dose.achieved", Kind.GAUGE, "bytes", worker, "main", (), 1, *[value] * 4) for (_, worker), value in held.items()]
+    (node,) = {node for node, _ in held}
+    metrics = metrics_batch(rows, node=node, start_ns=START_NS + at_s * 10**9, window_s=1.0)
+    return Entry((node, "a"), at_s + 1, metrics, events_batch([]))
+
+
+def test_the_watch_of_a_run_tells_of_a_leak_once_and_with_its_owner() -> None:
+    """Of the doses of two nodes one leaks 1 MB/s: one event within 30 s, with its node, operation, phase and slope; others are silent."""
+    watch, chance = AnomalyWatch(hooks_of("leak"), 1.0, VirtualClock()), Random(4)
+    curves: dict[tuple[str, str], Callable[[float], float]] = {
+        ("n1", "0.MemoryPressure@n1"): lambda t: 300 * MB * (1.0 - math.exp(-t / 4.0)),
+        ("n1", "1.MemoryPressure@n1"): lambda t: 20 * MB * (t % 7.0),
+        ("n2", "0.MemoryPressure@n2"): lambda t: 50 * MB + MB * t,
+        ("n2", "1.MemoryPressure@n2"): lambda t: 50 * MB,
+    }
+    for at_s in range(35):
+        for node in ("n1", "n2"):
+            watch.take([windows(at_s, {key: noise(chance, curve(at_s)) for key, curve in curves.items() if key[0] == node})])
+    watch.end(30.0)
+    rows, (event,) = watch.news()
+    assert (event.kind, event.severity) == ("anomaly", "warning")
+    assert (event.node, event.worker, event.phase) == ("n2", "0.MemoryPressure@n2", "main")
+    assert (event.data["metric"], event.data["hook"]) == ("dose.achieved", "leak")
+    assert 0 < event.wall_ns - START_NS <= 30 * 10**9
+    words = re.search(r"0\.MemoryPressure@n2 rises by ([0-9.]+) MiB/s without a pause", event.message)
+    assert words is not None, event.message
+    assert float(words[1]) * MIB == pytest.approx(MB, rel=0.1)
+    assert [(row.metric, row.labels, row.sum) for row in rows] == [("anomaly.found", (("hook", "leak"),), 1.0)]
 
 
 def test_only_what_is_held_is_watched() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,9 @@ import pytest
 
 from actors.clock import SECOND_NS, SystemClock
 from actors.errors import HarnessError, InputError
+from actors.memory import StepMeters
 from actors.messages import Capacity, Event, Operation
+from actors.meters import open_reporter
 from actors.metrics import Recorder, Segment
 from actors.metrics.policy import Filter, Mode, RecordingPolicy
 from actors.metrics.registry import Verbosity
@@ -48,6 +51,36 @@ class Seen:
 
     def observe(self, metric, value, worker="", phase="", labels=None, *, unit=""):
         self.told.append((metric, value, worker))
+
+
+@pytest.mark.parametrize(
+    ("used", "category"),
+    [
+        pytest.param(0.4999, 0, id="low"),
+        pytest.param(0.50, 1, id="moderate"),
+        pytest.param(0.70, 2, id="high"),
+        pytest.param(0.85, 3, id="critical"),
+    ],
+)
+def test_what_a_host_has_is_recorded_as_its_snapshot_says(tmp_path, used, category):
+    """Each figure with its value: the denominator is the container's limit, and the category is that of the share which is used of it."""
+    metrics, limit = made(tmp_path), 10_000 << 20
+    host = replace(quiet("n"), memory_limit_bytes=limit, memory_available_bytes=limit - round(used * limit), descriptors_used=321)
+    metrics.on_snapshot(replace(host, cpu_busy_fraction=0.25, disk_free_bytes=77 << 30), 2, {"memory_bytes": 0.5}, 0.002)
+    metrics.close_windows()
+    found = {row["metric"]: (row["sum"], row["unit"]) for row in rows_of(metrics) if row["metric"] != "metrics.filtered"}
+    assert found == {
+        "host.cpu.busy": (0.25, "ratio"),
+        "host.memory.limit": (limit, "bytes"),
+        "host.memory.used": (round(used * limit), "bytes"),
+        "host.memory.available": (limit - round(used * limit), "bytes"),
+        "host.memory.pressure": (category, ""),
+        "host.disk.free": (77 << 30, "bytes"),
+        "host.descriptors.used": (321, ""),
+        "safety.verdict": (2, ""),
+        "safety.ceiling": (0.5, "ratio"),
+        "agent.tick.lag": (0.002, "seconds"),
+    }
 
 
 def test_what_is_read_while_a_load_ends_is_no_dose(tmp_path):
@@ -342,6 +375,42 @@ def test_errors_are_counted_where_their_run_is_open(tmp_path):
     metrics.seal("r")
     metrics.error("r", HarnessError("os", "x"))
     assert [dict(row["labels"])["code"] for row in rows_of(metrics) if row["metric"] == "errors.seen"] == ["journal"]
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_ten_thousand_allocations_are_few_calls(tmp_path, mode):
+    """Two samples each leave a load by its shared memory, and the node by a push a window and one for the end; none is lost."""
+    metrics, windows, each = made(tmp_path, 1 << 24), 10, 1_000
+    metrics.begin("few", RecordingPolicy(mode=mode))
+    pushes = []
+
+    def push(run, node, incarnation, records, timeout_s):
+        pushes.append([parse(data) for _, data in records])
+        return records[-1][0]
+
+    holder = Operation("1.MemoryPressure@n", "MemoryPressure", "n", 0.0, 60.0, "bytes", Constant(1 << 30).to_spec())
+    reporter, is_kept = open_reporter(metrics.open_segment("few", holder), 1)
+    steps = StepMeters(reporter)
+    for number in range(windows):
+        for _ in range(each):
+            steps.record(4096, 1e-4)
+        assert len(pushes) == number, "what is recorded makes no call"
+        metrics.close_windows()
+        metrics.deliver("few", push)
+    steps.record(-4096, 1e-4)
+    steps.close()
+    metrics.unwatch("few", holder.id)
+    metrics.seal("few")
+    metrics.deliver("few", push)
+    samples = 2 * (windows * each + 1)
+    assert len(pushes) <= -(-samples // (2 * each)) + 1
+    records = [record for one in pushes for record in one]
+    sums = Counter()
+    for row in (row for one in records if one.kind is RecordKind.WINDOW for row in unseal(one.payload)[0].to_pylist()):
+        sums[row["metric"]] += row["sum"] if row["kind"] == "counter" else row["count"]
+    assert (sums["memory.populated"], sums["memory.released"], sums["memory.step"]) == (windows * each * 4096, 4096, windows * each + 1)
+    single = sum(unseal_samples(one.payload).num_rows for one in records if one.kind is RecordKind.SAMPLES)
+    assert (is_kept, single) == (True, samples + 2 if mode is Mode.DETAILED else 0)  # with the two zeros before the first step
 
 
 def wide(metrics, windows=1, series=2000):

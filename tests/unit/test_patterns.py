@@ -82,6 +82,9 @@ def test_what_all_patterns_record_is_what_is_documented(tmp_path: Path, level: V
     rows = rows_of(metrics, "all")
     names = {row["metric"] for row in rows} - {"metrics.filtered"}
     assert names == {name for name in {*OF_EACH_RUN, "load.operations", "load.slice"} if level.records(CATALOGUE[name])}
+    if level is Verbosity.MINIMAL:
+        series = {(row["worker"], row["metric"], tuple(row["labels"])) for row in rows if row["worker"]}
+        assert max(Counter(worker for worker, *_ in series).values()) <= 10
     for row in rows:
         metric = CATALOGUE[row["metric"]]
         assert (Kind(row["kind"]), row["unit"] in (metric.unit, *metric.other_units)) == (metric.kind, True)

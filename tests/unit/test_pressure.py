@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from actors.pressure import Pressure, category, level
+from tests.support.memory_limit import memory_limited
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 LIMIT = 700 * MIB
-V1_MEMORY = Path("/sys/fs/cgroup/memory")
 TELL = """
 import json, sys
 from pathlib import Path
@@ -51,23 +49,11 @@ def test_a_level_is_a_share_of_the_limit() -> None:
     assert (level(350, 700), level(1, 0)) == (0.5, 1.0)
 
 
-@pytest.fixture
-def limited() -> Iterator[Path]:
-    """A control group of our own with a memory limit; version 1 as root, where there is one."""
-    group = V1_MEMORY / f"stress-cluster-test-level-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(LIMIT))
-    except OSError as error:
-        pytest.skip(f"unsupported here: no memory control group of our own: {error}")
-    yield group
-    group.rmdir()
-
-
-def test_in_a_container_with_a_limit_the_limit_is_the_denominator(limited: Path) -> None:
-    """What a snapshot and a capacity are shares of is exactly the limit, whatever the machine has."""
-    enter = f"echo $$ > {limited}/cgroup.procs; exec {sys.executable} -c '{TELL}'"
-    done = subprocess.run(["sh", "-c", enter], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+def test_in_a_container_with_a_limit_the_limit_is_the_denominator() -> None:
+    """What a snapshot and a capacity are shares of is exactly the limit, whatever the machine has; in either version of control groups."""
+    with memory_limited(LIMIT) as group:
+        enter = f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -c '{TELL}'"
+        done = subprocess.run(["sh", "-c", enter], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     limit, available, capacity = json.loads(done.stdout)
     assert (limit, capacity) == (LIMIT, LIMIT)
     assert 0.5 * LIMIT < available < LIMIT

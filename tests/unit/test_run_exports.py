@@ -85,7 +85,8 @@ def test_every_kind_of_file_holds_every_row_of_the_run(core):
     reports = exports.finish()
     core.finish()
     rows = of_run(core.directory)
-    assert {metric for metric, node, _ in rows if node == "aggregator"} >= {"export.queue", "export.delivered", "export.breaker"}
+    own = {metric for metric, node, _ in rows if node == "aggregator"}
+    assert own >= {"export.queue", "export.delivered", "export.delivered.size", "export.breaker", "export.unrouted"}
     assert [report["name"] for report in reports] == list(FORMS)
     for report in reports:
         assert balanced(report, len(rows))["delivered_rows"] == len(rows)
