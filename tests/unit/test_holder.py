@@ -207,7 +207,7 @@ def test_a_look_at_the_lease_comes_with_each_batch() -> None:
     assert (shelf.high, shelf.calls) == (4000, 5)
 
 
-OUTWARD = {"posix", "_socket", "socket", "select", "fcntl", "_io", "_multiprocessing", "_posixsubprocess", "signal", "mmap"}
+OUTWARD = {"posix", "_socket", "socket", "select", "fcntl", "_io", "_multiprocessing", "_posixsubprocess", "signal"}
 
 
 class CountingWatch(LeaseWatch):
