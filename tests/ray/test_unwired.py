@@ -21,7 +21,7 @@ LOADS: dict[str, dict[str, Any]] = {  # one of each way in which simulators reco
     "LockContention": {"count": 3},
     "DiskFill": {"bytes": "16MiB", "reserve": "64MiB"},
     "MailboxFlood": {"per_second": 50, "actors": 1},
-    **({"StressNg": {"stressor": "cpu", "count": 1}} if shutil.which("stress-ng") else {}),
+    **({"StressNg": {"stressor": "cpu", "fraction": "5%"}} if shutil.which("stress-ng") else {}),
 }
 RECORD_NOTHING = """
 from actors import meters
