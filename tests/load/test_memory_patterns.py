@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from load_bench import Bench, Told
+from support.memory_limit import memory_limited
 from support.observe import anonymous_bytes, promised
 from support.waiting import never, until
 
@@ -17,7 +21,9 @@ from actors.memory import RECORD
 from actors.messages import Capacity, Operation
 from actors.shape import KINDS, Burst, Constant, Custom, Leak, Ramp, Sawtooth, Shape, Sine, Square, Steps
 
+HERE = Path(__file__).parent
 MIB = 1 << 20
+LIMIT = 400 * MIB
 CAPACITY = Capacity(cpu_cores=1.0, memory_bytes=1 << 30, disk_bytes=1 << 30)
 LASTS_S = 6.0
 STAIRS = """
@@ -108,17 +114,57 @@ def test_a_load_records_its_steps_and_nothing_else(tmp_path: Path) -> None:
         told.close()
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6])
-def test_a_share_is_of_the_limit_and_held_within_two_percent_of_it(tmp_path: Path, share: float) -> None:
-    """Whatever the machine has: a fraction is of the capacity, which is the container's limit; it is reached and held."""
-    limit = 200 * MIB
-    fraction = Operation("m", "MemoryPressure", "n1", 0.0, 60.0, "fraction", Constant(share).to_spec())
-    one = Bench(tmp_path, fraction, Capacity(1.0, limit, 1 << 30))
+IN_GROUP = """
+import json, sys
+from pathlib import Path
+from load_bench import Bench
+from actors.capacity import read_capacity
+from actors.messages import Operation
+
+folder = Path(sys.argv[1])
+capacity, shape = read_capacity(folder), {"kind": "constant", "level": 0.5}
+one = Bench(folder, Operation("m", "MemoryPressure", "n1", 0.0, 60.0, "fraction", shape), capacity)
+try:
+    one.ready()
+    print(json.dumps([capacity.memory_bytes, one.load.pids[0]]), flush=True)
+    sys.stdin.readline()
+    one.go()
+    sys.stdin.readline()
+finally:
+    one.close()
+"""
+
+
+def test_in_a_limited_group_a_share_is_of_its_limit_and_held_within_two_percent_of_it(tmp_path: Path) -> None:
+    """Whatever the machine has: the capacity is the group's limit, and half of that is reached and held, seen from outside of the group."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE.parent, HERE)))}
+    with memory_limited(LIMIT) as group:
+        command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", sys.executable, "-c", IN_GROUP, str(tmp_path)]
+        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            limit, pid = json.loads(child.stdout.readline())
+            assert limit == LIMIT
+            assert str(pid) in (group / "cgroup.procs").read_text().split()
+            baseline = anonymous_bytes(pid)
+            off = lambda: abs(anonymous_bytes(pid) - baseline - LIMIT / 2)
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            until(lambda: off() <= 0.02 * LIMIT, 5, lambda: f"the level is off by {off()} bytes")
+            never(lambda: off() > 0.02 * LIMIT, 0.5, "the level moved")
+            child.communicate("end\n", timeout=20)
+        assert child.returncode == 0
+
+
+def test_a_share_is_of_the_capacity_and_held_within_two_percent_of_it(tmp_path: Path) -> None:
+    """Also where no group can be made: a fraction is of the capacity that the load is told of."""
+    fraction = Operation("m", "MemoryPressure", "n1", 0.0, 60.0, "fraction", Constant(0.3).to_spec())
+    one = Bench(tmp_path, fraction, Capacity(1.0, LIMIT, 1 << 30))
     try:
         one.ready()
         one.go()
-        until(lambda: abs(anonymous_bytes(one.load.pids[0]) - one.meter._baseline - share * limit) <= 0.02 * limit, 5, "the level")
-        never(lambda: abs((one.meter.read() or 0.0) - share * limit) > 0.02 * limit, 0.5, "the level moved")
+        until(lambda: abs(anonymous_bytes(one.load.pids[0]) - one.meter._baseline - 0.3 * LIMIT) <= 0.02 * LIMIT, 5, "the level")
+        never(lambda: abs((one.meter.read() or 0.0) - 0.3 * LIMIT) > 0.02 * LIMIT, 0.5, "the level moved")
     finally:
         one.close()
 

@@ -40,7 +40,9 @@ def test_the_files_of_a_runs_exporters_hold_its_rows(standing: Terminal) -> None
         assert {(row["run"], row["scenario"], bool(row["node"])) for row in found} == {(folder.name, "exported", True)}
     assert {row["metric"] for row in dose} == {"dose.requested", "dose.achieved", "dose.own"} & {*rows["metric"].to_pylist()}
     assert len(dose) + told["csv"]["filtered_rows"] == rows.num_rows
-    assert {"export.delivered", "export.queue"} <= {*rows["metric"].to_pylist()}
+    told_of = {row["metric"]: row["unit"] for row in rows.to_pylist() if row["metric"].startswith("export.")}
+    assert told_of.keys() >= {"export.delivered", "export.delivered.size", "export.queue", "export.unrouted"}
+    assert (told_of["export.delivered.size"], told_of["export.unrouted"]) == ("bytes", "")
     traced = standing.run("trace", folder.name, "dose.achieved", "--json")
     run, node, _, record, _ = traced.document["trace"].split(":")
     assert (run, traced.document["records"][0]["node"], traced.document["records"][0]["record"]) == (folder.name, node, int(record))

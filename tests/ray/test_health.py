@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from support import documents
-from support.by_command import NODES
+from support.by_command import NODES, lives_of
 from support.observe import boot_s
 from support.terminal import Terminal
 from support.waiting import until
@@ -43,7 +43,9 @@ def test_what_is_stopped_is_flagged_in_time_and_ended_by_the_lease(standing: Ter
     ended = command.wait(60)
     assert ended.code == 3, str(ended)
     assert "sign of life" in ended.document["message"]
-    events = load(Path(ended.document["run_dir"])).events.to_pylist()
+    run = load(Path(ended.document["run_dir"]))
+    assert lives_of(run)["failed"] == {(node, "MemoryPressure", "constant"): 1 for node in NODES}
+    events = run.events.to_pylist()
     told = {one["node"]: one["time"].timestamp() - wall_s for one in events if one["kind"] == "silent"}
     print(f"flagged after { ({node: round(seconds, 2) for node, seconds in told.items()}) } s")
     assert told.keys() == set(NODES)

@@ -5,7 +5,7 @@ Each module of tests/ray that has such a run names its loads in `RUNS`; tests/un
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -52,6 +52,26 @@ class Runs:
                 wrong |= {(kind, node): off} if off else {}
         assert wrong == {}, wrong
         assert {kind for kind, names in self.recorded().items() if names} <= {kind for kind, _ in found}
+
+
+def lives_of(run: Any) -> dict[str, Counter[tuple[str, str, str]]]:
+    """Return how many operations of a run were started, completed and failed, by node, simulator and shape.
+
+    Asserts that each that began has ended one way, and that each that has a dose began once.
+    """
+    lives: dict[str, Counter[tuple[str, str, str]]] = {word: Counter() for word in ("started", "completed", "failed")}
+    began, dosed = Counter[str](), set[str]()
+    for row in run.metrics.select(["metric", "node", "worker", "labels", "sum"]).to_pylist():
+        what, _, word = row["metric"].partition(".")
+        if what == "operation":
+            labels = dict(row["labels"])
+            lives[word][row["node"], labels["simulator"], labels["shape"]] += int(row["sum"])
+            began[row["worker"]] += int(row["sum"]) if word == "started" else 0
+        elif what == "dose" and kind_of(row["worker"]):
+            dosed.add(row["worker"])
+    assert lives["started"] == lives["completed"] + lives["failed"], lives
+    assert began == Counter(dosed), (began, dosed)
+    return lives
 
 
 def _kinds(data: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ import pytest
 
 from actors.simulator import REGISTRY
 from scenarios import text
-from tests.support.by_command import NODES, Runs
+from tests.support.by_command import NODES, Runs, lives_of
 from tests.support.samples import SAMPLES
 
 RAY = Path(__file__).parents[1] / "ray"
@@ -101,3 +101,29 @@ def test_every_simulator_has_a_sample_for_the_death_matrix() -> None:
         assert len(units & set(sample.options)) == 1, kind
         made = {"version": 1, "name": "sample", "plan": {kind: dict(sample.options), "for": "5s"}}
         assert text.to_data(text.from_data(made))["plan"].keys() >= {kind, "for"}
+
+
+def lived(*told: tuple[str, str, float]) -> Any:
+    """Return a finished run of one operation on each node, of whose life this was told: node, metric, count."""
+    rows = [
+        {"metric": name, "node": node, "worker": f"0.CpuLoad@{node}", "labels": [("simulator", "CpuLoad"), ("shape", "ramp")], "sum": count}
+        for node, name, count in [*told, *((node, "dose.requested", 0.1) for node in NODES)]
+    ]
+    kinds = [("metric", pa.string()), ("node", pa.string()), ("worker", pa.string()), ("sum", pa.float64())]
+    return SimpleNamespace(metrics=pa.Table.from_pylist(rows, pa.schema([*kinds, ("labels", pa.map_(pa.string(), pa.string()))])))
+
+
+def test_a_life_without_its_begin_or_end_is_missed() -> None:
+    """Of each simulator and shape on each node as many have ended, one way or the other, as have begun; and each has begun once."""
+    begun = [(node, "operation.started", 1.0) for node in NODES]
+    lives = lives_of(lived(*begun, ("n1", "operation.completed", 1.0), ("n2", "operation.failed", 1.0)))
+    assert lives["failed"] == {("n2", "CpuLoad", "ramp"): 1}
+    ends = [(node, "operation.completed", 1.0) for node in NODES]
+    for wrong in (
+        [*begun, ends[0]],
+        [*begun, *ends, ("n1", "operation.failed", 1.0)],
+        [begun[0], ends[0]],
+        [*begun, begun[0], *ends, ("n1", "operation.failed", 1.0)],
+    ):
+        with pytest.raises(AssertionError):
+            lives_of(lived(*wrong))
