@@ -1,6 +1,6 @@
 """Whoever dies while something is used up: simulator, agent, guardian or load, the load by an exception too. What was held is gone in time.
 
-In time is within the lease and a second. Agent and simulator are processes of their own with the real guardian between them; every
+In time is within the lease. Agent and simulator are processes of their own with the real guardian between them; every
 simulator of exhaustion has its matrix in `make soak`.
 """
 
@@ -137,7 +137,11 @@ def lives(pid: int) -> bool:
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_left(cast: Callable[[str], Cast], site: Site, kind: str, victim: str) -> None:
-    """Killed while all is held, whoever it was takes the load and its children along in time; with the agent's end no record stays."""
+    """Killed while all is held, whoever it was takes the load and its children along in time; with the agent's end no record stays.
+
+    A load knows what it holds, to give it back in steps. Killed, it knows nothing any more, and all is gone: the kernel undoes it and the
+    guardian sees to that.
+    """
     promised(lambda: dies(cast(kind), victim))()
     for child in site.children:
         with contextlib.suppress(ProcessLookupError):
@@ -154,5 +158,7 @@ def dies(one: Cast, victim: str) -> None:
     one.kill(victim)
     killed_s = boot_s()
     until(lambda: not any(map(lives, family)), LEASE_S + 5, lambda: f"alive: {[pid for pid in family if lives(pid)]}", 0.02)
-    assert boot_s() - killed_s <= LEASE_S + 1.0
+    gone_s = boot_s() - killed_s
+    print(f"{one.kind}, {victim}: gone after {gone_s:.2f} s")
+    assert gone_s <= LEASE_S
     until(lambda: not any(held.status(pid) for pid in family[1:]), 5, "no zombie of a child")

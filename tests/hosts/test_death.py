@@ -23,6 +23,8 @@ from sweep import start_time
 
 from cluster.analysis import load
 
+# After the lease of who died. A driver's ends its run: the order to stop comes to the nodes with their next renewal. A load's own ends the
+# load: the guardian, or the standby that first takes over, kills what does not end by itself, sees that it is gone, and frees its blocks.
 UNDO_S = 1.0
 SOAK_INSTANTS = 8
 

@@ -13,7 +13,7 @@ from load_agent import Agent
 from load_bench import CAPACITY, SLOT, Bench, Told
 from support import held
 from support.observe import allocated_bytes, anonymous_bytes, boot_s, promised
-from support.stairs import stairs
+from support.stairs import assert_stairs
 from support.waiting import until
 
 from actors.lease import read_shortfall
@@ -73,7 +73,8 @@ class Disk:
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    monkeypatch.setattr("actors.shell.LINGER_S", 0.1)  # a shell's thread ends with its test
     made: list[Any] = []
 
     def start(kind: str, *args: Any) -> Any:
@@ -93,10 +94,9 @@ def test_it_gives_back_in_equal_steps(begin: Any, kind: str) -> None:
     """After its time the staircase has k equal steps in k times the interval, +/- 10 %."""
     one, seen = begin(kind, HOLD_S, STEPS, INTERVAL_S), []
     while not one.over() and boot_s() < one.start_s + 10:
-        seen.append(one.held())
+        seen.append((boot_s(), one.held()))
     gone_s = boot_s()
-    levels = [HELD * (STEPS - done) // STEPS for done in range(STEPS)]
-    assert stairs(seen, levels, MARGIN) == levels
+    assert_stairs(seen, HELD, STEPS, INTERVAL_S, one.start_s + HOLD_S, MARGIN)
     assert gone_s - (one.start_s + HOLD_S) == pytest.approx(STEPS * INTERVAL_S, rel=0.1)
 
 

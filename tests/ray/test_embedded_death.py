@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import documents, waiting
+from support import documents, held, waiting
 from support.embedded import temporary_names
 from support.observe import boot_s, promised
 from support.terminal import Command, Terminal, terminal
@@ -22,6 +22,7 @@ from cluster.analysis import load
 
 LEASE_S = 2.0
 GONE_S = LEASE_S + 5.0
+CHILDREN = 6  # of each node's load that holds processes
 ANSWERS_S = 20.0  # the command's own end: it waits for the guardian, and writes down what it knows
 
 
@@ -45,15 +46,27 @@ VICTIMS = {
 
 @contextlib.contextmanager
 def loaded() -> Iterator[tuple[Terminal, Command, set[str]]]:
-    """Start a run on an embedded Ray of two targets; give it when all three simulators act."""
+    """Start a run on an embedded Ray of two targets; give it when all four simulators act."""
     with terminal() as here:
         names = temporary_names()
         made = documents.document("death", 60, cpu="10%", hypotheses=())
+        made["plan"]["together"].append({"Processes": {"count": CHILDREN}, "for": "60s"})
         command = here.start("run", documents.write(here.folder, made), "--nodes", "2", "--json")
-        here.await_load(4)
+        here.await_load(6)
         command.await_text("running", 60)
         waiting.until(lambda: sum(path.stat().st_blocks * 512 for path in here.fills()) >= 16 * documents.MIB, 30, "a disk fill")
         yield here, command, names
+
+
+def children_held(here: Terminal) -> dict[int, str]:
+    """Return the children of the loads that hold processes, with their start times; none until each node's load has all of its own."""
+    found = [children for pid in here.loads() if len(children := held.children(pid)) == CHILDREN]
+    return {pid: held.started_ticks(pid) for children in found for pid in children} if len(found) == 2 else {}
+
+
+def still_there(family: dict[int, str]) -> list[str]:
+    """Return which of these processes live or are zombies."""
+    return [f"child {pid}, {held.status(pid).get('State')}" for pid, started in family.items() if held.started_ticks(pid) == started]
 
 
 def left_of(here: Terminal, names: set[str], spared: set[int]) -> list[str]:
@@ -66,7 +79,9 @@ def hit(victim: Victim, wait_s: float) -> None:
     """Let a victim fall in mid-run and assert everything that is promised for it."""
     with loaded() as (here, command, names):
         assert not Path("/tmp/ray").exists()
+        family = waiting.until(lambda: children_held(here), 30, "the processes that are held")
         time.sleep(wait_s)
+        assert len(still_there(family)) == 2 * CHILDREN
         struck = here.one(victim.role)
         struck.signal(victim.number)
         at_s = boot_s()
@@ -75,12 +90,13 @@ def hit(victim: Victim, wait_s: float) -> None:
         loads_s = gone_s = 0.0
         while boot_s() - at_s < GONE_S + 5 and not gone_s:
             loads_s = loads_s or (0.0 if here.loads() else boot_s() - at_s)
-            gone_s = 0.0 if left_of(here, names, spared) else boot_s() - at_s
+            gone_s = 0.0 if still_there(family) or left_of(here, names, spared) else boot_s() - at_s
             time.sleep(0.1)
         print(f"{victim.role} {victim.number.name}: load gone after {loads_s:.2f} s, everything after {gone_s:.2f} s")
-        assert loads_s, left_of(here, names, spared)
+        left = [*still_there(family), *left_of(here, names, spared)]
+        assert loads_s, left
         assert loads_s <= LEASE_S + 1.0
-        assert gone_s, left_of(here, names, spared)
+        assert gone_s, left
         assert gone_s <= GONE_S
         if victim.number == signal.SIGSTOP:
             struck.signal(signal.SIGCONT)  # it wakes to find everything gone, and must not begin anything again
@@ -114,7 +130,10 @@ def told_honestly(here: Terminal, victim: Victim) -> None:
     "name", [name if name in ("command", "driver") else pytest.param(name, marks=pytest.mark.soak) for name in VICTIMS]
 )
 def test_a_death_leaves_nothing(name: str) -> None:
-    """SIGKILL of command, driver or host, or SIGSTOP of the driver: load and embedded Ray are gone in time, and the status is honest."""
+    """SIGKILL of command, driver or host, or SIGSTOP of the driver: all is gone in time, the status is honest.
+
+    All is load and embedded Ray, and each process that a load held: of those not even a zombie is left.
+    """
     promised(lambda: hit(VICTIMS[name], 1.0))()
 
 

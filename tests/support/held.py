@@ -112,6 +112,13 @@ def status(pid: int) -> dict[str, str]:
     return {}
 
 
+def started_ticks(pid: int) -> str:
+    """Return when it began, in the kernel's ticks, which no later process of its number shares; "" when it is gone, zombie and all."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[19]
+    return ""
+
+
 def resident_bytes(pid: int) -> int:
     """Return its resident bytes of all kinds."""
     return int(status(pid).get("VmRSS", "0 kB").split()[0]) * 1024

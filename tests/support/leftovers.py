@@ -14,7 +14,8 @@ from pathlib import Path
 from . import held
 from .waiting import until
 
-CHECKED = ("test_holder", "test_exhaustion", "test_disk_io")  # how files begin whose tests hold what the kernel counts
+# how files begin whose tests hold what the kernel counts
+CHECKED = ("test_holder", "test_exhaustion", "test_disk_io", "test_release_steps", "test_links")
 MAPS = 128  # entries by which the map of an interpreter moves by itself: arenas, stacks of ended threads that are kept for the next
 PATIENCE_S = 5.0  # threads and children that were told to end take a moment
 

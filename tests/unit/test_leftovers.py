@@ -82,17 +82,17 @@ def test_the_stack_of_threads_to_come_is_put_back() -> None:
 
 
 def test_each_file_of_exhaustion_is_checked() -> None:
-    """A file of tests that imports a simulator of exhaustion, or names all of them, has the check by its name."""
+    """A file of tests that imports a simulator of exhaustion, names all of them, or sees one give back in steps: checked by its name."""
     found = {
         path.name
         for folder in ("unit", "property", "death", "load", "ray")
         for path in (ROOT / "tests" / folder).glob("test_*.py")
-        if "actors.exhaustion" in path.read_text() or "held.OBSERVERS" in path.read_text()
+        if any(word in path.read_text() for word in ("actors.exhaustion", "held.OBSERVERS", "from support.stairs"))
     }
-    others = {"test_leftovers.py", "test_recorded_set.py", "test_disk_fill.py", "test_links.py"}  # which hold nothing themselves
+    others = {"test_leftovers.py", "test_recorded_set.py", "test_disk_fill.py", "test_stairs.py"}  # which hold nothing themselves
     assert {name for name in found if not name.startswith(CHECKED)} - others == set()
     assert {"test_holder.py", "test_exhaustion_refusals.py", "test_exhaustion_disk_io.py", "test_exhaustion_death.py"} <= found
-    assert {"test_exhaustion.py", "test_disk_io.py"} <= found
+    assert {"test_exhaustion.py", "test_disk_io.py", "test_links.py", "test_release_steps.py"} <= found
     assert all(is_checked(ROOT / "tests" / name) for name in ("load/test_exhaustion.py", "ray/test_exhaustion_runs.py"))
     assert not is_checked(ROOT / "tests/ray/test_health.py")
 
