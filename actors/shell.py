@@ -354,7 +354,7 @@ class NodeWork:
         if isinstance(calls[0], Timed):
             return [call.end() for call in calls]
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        ends = {call: _ended(partial(ray.get, call, timeout=0)) for call in ready}
+        ends = dict(zip(ready, _all_ended(ready), strict=True))
         return [ends.get(call) for call in calls]
 
     def cancel(self, calls: Sequence[Any]) -> None:
@@ -410,6 +410,14 @@ class Timed:
     def end(self) -> Ended | None:
         """Return how it ended, None while it has not."""
         return _ended(self._future.result, self._at_ns) if self._at_ns else None
+
+
+def _all_ended(calls: list[Any]) -> list[Ended]:
+    """Return how calls ended that have: with one question for all, as long as all of them finished."""
+    try:
+        return [Ended(Outcome.FINISHED, value) for value in ray.get(calls, timeout=0)]
+    except ray_errors.RayError:
+        return [_ended(partial(ray.get, call, timeout=0)) for call in calls]
 
 
 def _ended(result: Callable[[], Any], at_ns: int = 0) -> Ended:

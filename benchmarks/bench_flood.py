@@ -3,8 +3,8 @@
 Goals: a rate that a node can do is done within 5 %, beyond it as much as a bare loop of Ray gets done with as many tasks outstanding
 (in turn with the flood, the median of the rounds counts); no more than may be is outstanding, and no more memory is taken than that;
 every count is exact; two floods at once do 80 % of what each does alone.
-Loads are simulators' actors under a real guardian. Rates are read from shared memory that the serving processes write, memory from /proc
-(what the process that floods has grown by since it was ready), the object store from its raylet: what it may not evict.
+Loads are simulators' actors under a real guardian. Rates are read from shared memory that the serving processes write; memory from /proc
+(what the process that floods grows by once it has flooded for a second); of the object store, from its raylet, what it may not evict.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class BareLoop:
         while (now_s := time.monotonic()) < begun_s + for_s:
             under_way += [task.remote() for _ in range(outstanding - len(under_way))]
             ended, under_way = ray.wait(under_way, num_returns=64)
+            ray.get(ended)  # who floods has to know that none failed, too
             done += len(ended) if now_s >= begun_s else 0
         ray.get(under_way)
         return done / for_s
@@ -105,23 +106,25 @@ def flood(agent: Any, folder: Path, *operations: Any) -> list[Figures]:
     for one in leased:
         one.until("ready", 90)
     flooders = [one.status().pids[0] for one in leased]
-    at_first, spilled = [resident_bytes(pid) for pid in flooders], object_store()[1]
+    spilled = object_store()[1]
     agent.start(*leased)
     for one in leased:
         one.until("running", 10)
-    resident, in_store = [0] * len(leased), 0
+    resident: list[list[int]] = []
+    in_store = 0
 
     def look() -> None:
-        nonlocal resident, in_store
-        resident = [max(before, resident_bytes(pid)) for before, pid in zip(resident, flooders, strict=True)]
+        nonlocal in_store
+        resident.append([resident_bytes(pid) for pid in flooders])
         in_store = max(in_store, object_store()[0])
 
     rates = served_per_s([OutsideMeter(one.operation, one.status().pids) for one in leased], look)
     in_store += object_store()[1] - spilled
     for one in leased:
         one.call("stop", 1.0)
+    for one in leased:
         agent.close(one)
-    memory = [{"resident_growth_bytes": most - before} for most, before in zip(resident, at_first, strict=True)]
+    memory = [{"resident_bytes": max(seen), "resident_growth_bytes": max(seen) - seen[0]} for seen in zip(*resident, strict=True)]
     return [
         {"served_per_s": round(rate, 1), **told(one.rows()), **grown, "store_bytes": in_store}
         for rate, one, grown in zip(rates, recorded, memory, strict=True)
@@ -129,11 +132,9 @@ def flood(agent: Any, folder: Path, *operations: Any) -> list[Figures]:
 
 
 def served_per_s(meters: list[Any], look: Callable[[], None]) -> list[float]:
-    """Return what is served a second by each meter, from a second on, with looks at other things from now on."""
-    from_s = time.monotonic() + 1.0
-    while time.monotonic() < from_s:
-        time.sleep(LOOK_S)
-        look()
+    """Return what is served a second by each meter, from a second on, with looks at other things meanwhile."""
+    time.sleep(1.0)
+    look()
     before, begun_s = [meter.read() or 0.0 for meter in meters], time.monotonic()
     while time.monotonic() < begun_s + FOR_S:
         time.sleep(LOOK_S)

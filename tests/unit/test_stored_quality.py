@@ -1,7 +1,11 @@
-"""Stored coverage and mutation score are there, above their bounds, whole and of today's code; what they are made with is right."""
+"""Stored coverage and mutation score are there, above their bounds, whole and of today's code; what they are made with is right.
+
+So are the goals of stored benchmarks: those that the script of today has, reached or not as their figures say.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -86,6 +90,39 @@ def test_the_stored_coverage_is_of_tests_that_are_there() -> None:
     for name in covered.TESTS:
         path, _, function = name.partition("::")
         assert not function or f"def {function}(" in (ROOT / path).read_text(), name
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize("name", ["flood", "holding"])
+def test_a_stored_result_is_of_its_script(name: str) -> None:
+    """It has the figures and goals that the script has today; whether each is reached follows from the figures."""
+    document = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+    want = importlib.import_module(f"bench_{name}").goals_of(document["figures"])
+    assert {goal: (one["limit"], one["reached"]) for goal, one in document["goals"].items()} == want
+
+
+def test_how_long_a_stop_of_a_fill_took_is_told_beside_its_goal() -> None:
+    """A second at most, also where it was missed."""
+    document = json.loads((BENCHMARKS / "results" / "disk_io.json").read_text())
+    for how, fill in document["figures"]["fill"].items():
+        took_s = fill["stop_seconds"]
+        assert document["reported"][f"{how}_stop_seconds"] == {"goal": 1.0, "found": took_s, "reached": took_s <= 1.0}
+
+
+@pytest.mark.usefixtures("tools")
+def test_calls_that_reach_others_are_told_from_strace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its table is read with errors and without, and what a load asks of the kernel for itself is none of them."""
+    monkeypatch.delitem(sys.modules, "bench_holding", raising=False)
+    from bench_holding import calls_of, reaching
+
+    head = (
+        "% time     seconds  usecs/call     calls    errors syscall\n------ ----------- ----------- --------- --------- ----------------\n"
+    )
+    rows = " 90.10    0.100000           5     18000         2 openat\n  9.90    0.010000           5        12           sendmsg\n"
+    last = "100.00    0.110000           5     18013         2 total\n"
+    found = calls_of(f"{head}{rows}  0.00    0.000000           0         1           clock_nanosleep\n{last}")
+    assert found == {"openat": 18000, "sendmsg": 12, "clock_nanosleep": 1}
+    assert reaching(found) == 12
 
 
 PIECES = '''"""A module."""
