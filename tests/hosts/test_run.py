@@ -24,7 +24,7 @@ limits: {cpu_busy_fraction: 100%, cpu_busy_for: 1h}
 plan:
   together:
   - CpuLoad:
-      fraction: {steps: {levels: [15%, 5%], each: 6s}}
+      fraction: {steps: {levels: [15%, 7.5%], each: 6s}}
       mode: own
     for: 12s
   - MemoryPressure:
@@ -100,8 +100,8 @@ def test_passes_with_code_zero(shown: Shown) -> None:
 
 
 def asked_cores(after_s: float) -> float:
-    """The shape's formula, written down once more: 15 % of the host for 6 s, then 5 %."""
-    return CORES * (0.15 if after_s < 6 else 0.05)
+    """The shape's formula, written down once more: 15 % of the host for 6 s, then 7.5 %."""
+    return CORES * (0.15 if after_s < 6 else 0.075)
 
 
 def begins(shown: Shown) -> dict[str, float]:
@@ -110,7 +110,7 @@ def begins(shown: Shown) -> dict[str, float]:
 
 
 def test_cpu_follows_its_shape_on_each_target(shown: Shown) -> None:
-    """In each settled second the loads of a target use the asked cores within 5 points of the host, seen in /proc.
+    """In each settled second the loads of a target use the asked cores within a third of them, seen in /proc: 5 points, then 2.5.
 
     While memory is still ramping up, its pages cost CPU time of their own: then the CPU load's process is looked at alone.
     """
@@ -120,7 +120,7 @@ def test_cpu_follows_its_shape_on_each_target(shown: Shown) -> None:
         for second in (2, 3, 4, 8, 9, 10):
             used = [sight.cores(begun_s + second, begun_s + second + 1) for sight in shown.watch.of(host)]
             settled, asked = sum(used) if second > RAMP_S else max(used), asked_cores(second + 0.5)
-            assert abs(settled - asked) / CORES <= 0.05, f"{host.name}, second {second}: {used} cores, asked {asked:.3f}"
+            assert abs(settled / asked - 1.0) <= 1 / 3, f"{host.name}, second {second}: {used} cores, asked {asked:.3f}"
 
 
 def test_memory_follows_its_shape_on_each_target(shown: Shown) -> None:

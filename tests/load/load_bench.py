@@ -18,6 +18,7 @@ from actors.lease import LeaseWatch
 from actors.lifecycle import Event
 from actors.messages import Capacity, Operation, SlotTicket
 from actors.metrics import Segment
+from actors.metrics.segment import Cells
 
 SLOT, GENERATION = 3, 7
 CAPACITY = Capacity(cpu_cores=1.0, memory_bytes=1 << 30, disk_bytes=1 << 30)
@@ -91,8 +92,12 @@ class Told:
     def __init__(self) -> None:
         self.segment = Segment.create()
 
+    def cells(self, name: str, **labels: str) -> Cells | None:
+        return next((self.segment.read(row) for row, _, series, given in self._rows() if (series, given) == (name, labels)), None)
+
     def last(self, name: str, **labels: str) -> float:
-        return next((self.segment.read(row).last for row, _, series, given in self._rows() if (series, given) == (name, labels)), -1.0)
+        found = self.cells(name, **labels)
+        return -1.0 if found is None else found.last
 
     def sum(self, name: str) -> float:
         return next((self.segment.read(row).sum for row, _, series, _ in self._rows() if series == name), 0.0)

@@ -278,12 +278,17 @@ def life_of(name: str) -> dict[str, object]:
     load.warm_up()
     load._meters = LoadMeters(reporter)
     threads = sum(1 for _ in Path("/proc/self/task").iterdir())
+    begun_s = time.monotonic()
     load.run(SystemClock().boot_ns())
+    took_s = time.monotonic() - begun_s
     call = seconds_for(load._kernels[0], round(reporter.samples("load.operations")[-1][0]))
     slices = [value for value, _ in reporter.samples("load.slice")]
     rounds = [value for value, _ in reporter.samples("load.operations")]
     done = sum(worker.operations for worker in load._workers)
-    return {"slices": slices, "rounds": rounds, "done": done, "threads": threads, "call_s": rounds[-1] * min(call() for _ in range(3))}
+    call_s = rounds[-1] * min(call() for _ in range(3))
+    cores = sum(worker.cpu_ns for worker in load._workers) / 1e9 / took_s
+    found = {"slices": slices, "rounds": rounds, "done": done, "threads": threads, "call_s": call_s}
+    return {**found, "per_second": sum(rounds) / took_s, "cores": cores, "alone_per_second": rounds[-1] / call_s}
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +308,10 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_kernel_records_its_rounds_in_short_slices(lives: dict[str, dict[str, Any]], name: str) -> None:
-    """`load.operations` has each kernel's rounds; its last slice takes less than a look of 5 ms of CPU time; no library starts threads."""
+    """`load.operations` has each kernel's rounds; its last slice takes less than a look of 5 ms of CPU time; no library starts threads.
+
+    Its rounds a second are what so many cores do with the kernel alone; two threads may be in each other's way.
+    """
     life = lives[name]
     if "missing" in life:
         pytest.skip(life["missing"])
@@ -312,3 +320,5 @@ def test_every_kernel_records_its_rounds_in_short_slices(lives: dict[str, dict[s
     assert sum(life["rounds"]) == life["done"]
     assert life["call_s"] <= 0.005
     assert life["threads"] == 1
+    print(f"{name}: {life['per_second']:.0f} rounds a second on {life['cores']:.2f} cores; alone {life['alone_per_second']:.0f} on one")
+    assert 0.05 <= life["per_second"] / (life["cores"] * life["alone_per_second"]) <= 2.0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -37,15 +38,36 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
     made.close()
 
 
-def work_ns() -> float:
-    """Return what a probe outside the load pays for a fixed piece of work on memory of its own: median CPU time of 40."""
-    taken = []
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What a probe paid for its work: CPU time of a piece, its major faults, and the share of the time in which it neither worked nor
+    waited for a CPU: it then waited for memory."""
+
+    work_ns: float
+    major_faults: int
+    blocked: float
+
+
+def pay() -> Paid:
+    """Do a fixed piece of work on memory of this thread's own, 40 times; the median of their CPU times counts."""
+    taken, faults, begun_ns, busy_ns = [], faults_here(), time.monotonic_ns(), time.thread_time_ns() + waited_here_ns()
     for _ in range(40):
-        begun = time.thread_time_ns()
+        piece_ns = time.thread_time_ns()
         held = bytearray(1 << 20)
         held[:: 1 << 12] = b"\x01" * 256
-        taken.append(time.thread_time_ns() - begun)
-    return statistics.median(taken)
+        taken.append(time.thread_time_ns() - piece_ns)
+    share = (waited_here_ns() + time.thread_time_ns() - busy_ns) / (time.monotonic_ns() - begun_ns)
+    return Paid(statistics.median(taken), faults_here() - faults, max(0.0, 1.0 - share))
+
+
+def faults_here() -> int:
+    """Return the major faults of this thread so far."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+
+
+def waited_here_ns() -> int:
+    """Return for how long this thread was ready to run and had no CPU (man 5 proc_pid_schedstat)."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1])
 
 
 def stalled_s(group: Path) -> float:
@@ -71,7 +93,7 @@ class Probe:
     """A probe outside of the group, which pays for its own memory while the load runs, and alone before and after that."""
 
     def __init__(self) -> None:
-        self.beside: list[float] = []
+        self.beside: list[Paid] = []
         self._is_over = threading.Event()
         self._alone = [self._while_alone()]
 
@@ -80,7 +102,7 @@ class Probe:
         seen = []
         for _ in range(9):
             time.sleep(0.1)
-            seen.append(work_ns())
+            seen.append(pay().work_ns)
         return statistics.median(seen)
 
     def __enter__(self) -> Self:
@@ -90,16 +112,18 @@ class Probe:
 
     def _work(self) -> None:
         while not self._is_over.wait(0.1):
-            self.beside.append(work_ns())
+            self.beside.append(pay())
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._thread.join()
 
-    def ratio(self) -> float:
-        """Return how much longer its work took beside the load than alone, before or afterwards: the machine has other guests."""
+    def assert_untouched(self) -> None:
+        """Its work took as long beside the load as alone, before or afterwards, for the machine has other guests; memory never kept it."""
         self._alone.append(self._while_alone())
-        return statistics.median(self.beside) / max(self._alone)
+        assert statistics.median(paid.work_ns for paid in self.beside) / max(self._alone) <= 1.1, vars(self)
+        assert sum(paid.major_faults for paid in self.beside) == 0, vars(self)
+        assert statistics.median(paid.blocked for paid in self.beside) <= 0.1, vars(self)
 
 
 def gone(agent: Agent, groups: list[Path]) -> bool:
@@ -135,7 +159,7 @@ def waits(agent: Agent, share: float) -> None:
     assert used is not None
     assert used <= 64 * MIB
     assert gone(agent, groups)
-    assert probe.ratio() <= 1.1, vars(probe)
+    probe.assert_untouched()
 
 
 @promised
@@ -160,7 +184,7 @@ def test_faults_in_a_group_of_their_own(agent: Agent) -> None:
         found = (majors(pid) - before) / (time.monotonic() - then)
     assert found >= 10 * max(baseline, 1.0)
     assert gone(agent, groups)
-    assert probe.ratio() <= 1.1, vars(probe)
+    probe.assert_untouched()
 
 
 def test_a_load_that_the_kernel_ends_for_lack_of_memory_says_so(agent: Agent) -> None:
