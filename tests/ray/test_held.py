@@ -17,6 +17,9 @@ from support.terminal import Terminal
 from support.waiting import until
 
 LEASE_S = 2.0
+# After the caller's lease, which ends its run: the order to stop comes to each node with the next answer that its agent gets, and what is
+# held is given back then, 200 MiB of blocks among it.
+TOLD_S = 1.0
 MIB = 1 << 20
 SCRIPT = """
 import sys
@@ -115,5 +118,6 @@ def test_what_handles_hold_is_there_together_and_gone_with_them(standing: Termin
     assert standing.loads() == []
     caller.nod()
     assert caller.process.wait(10) == 0
-    assert gone_s <= LEASE_S + 1.0
+    print(f"gone {gone_s:.2f} s after the caller fell asleep")
+    assert gone_s <= LEASE_S + TOLD_S
     assert all((Path(path) / "summary.json").exists() for path in standing.out.iterdir())
