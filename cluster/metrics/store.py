@@ -312,14 +312,22 @@ def read_metrics(directory: Path, columns: list[str], condition: Any) -> pa.Tabl
 
 
 def unchanged(directory: Path, read: Callable[[], _T], clock: Clock | None = None) -> _T:
-    """Return what `read` finds in a run directory whose files stood still meanwhile; raises `HarnessError` when they never do."""
+    """Return what `read` finds in a run directory whose files stood still meanwhile; raises `HarnessError` when they never do.
+
+    What `read` raises of files that stood still is raised: one that was replaced under it only looks damaged.
+    """
     clock, attempts = clock or SystemClock(), 0
     give_up_ns = clock.boot_ns() + _PATIENCE_NS
     while attempts < _ATTEMPTS or clock.boot_ns() < give_up_ns:
         attempts += 1
         with suppress(FileNotFoundError):  # the log went into Parquet meanwhile
             before = _files(directory)
-            found = read()
+            try:
+                found = read()
+            except (OSError, HarnessError, pa.ArrowException):
+                if before == _files(directory):
+                    raise
+                continue
             if before == _files(directory):
                 return found
     raise HarnessError("busy", f"the files of {directory} changed {attempts} times while they were read", "try again")

@@ -319,3 +319,22 @@ def test_files_that_never_stand_still_are_given_up(tmp_path: Path, each_s: float
     else:
         assert unchanged(tmp_path, read, clock) == reads
     assert len(made) == reads
+
+
+@pytest.mark.parametrize("error", [OSError("unexpected end of stream"), HarnessError("foreign", "damaged"), pa.ArrowInvalid("not a file")])
+def test_a_file_that_was_replaced_while_it_was_read_is_read_again(tmp_path: Path, error: Exception) -> None:
+    """It looks damaged where two of its states met; one that stood still is."""
+    path, reads = tmp_path / "events.parquet", []
+    path.write_bytes(b"1")
+
+    def read() -> int:
+        reads.append(1)
+        if len(reads) == 1:
+            (tmp_path / "new").write_bytes(b"2")
+            (tmp_path / "new").replace(path)
+            raise error
+        return len(reads)
+
+    assert unchanged(tmp_path, read) == 2
+    with pytest.raises(type(error)):
+        unchanged(tmp_path, lambda: (_ for _ in ()).throw(error))
