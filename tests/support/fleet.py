@@ -179,11 +179,14 @@ class Port:
 @contextlib.contextmanager
 def fleet(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     """Give the agents of both nodes, and end them."""
-    made = Fleet(state, monkeypatch)
+    others, made = set(threading.enumerate()), Fleet(state, monkeypatch)
     try:
         yield made
     finally:
         for agent in made.agents:
             agent.leave()
-    ours = {"warden", "ray-load"}  # threads that other tests in this process must not share it with
-    until(lambda: not [one for one in threading.enumerate() if one.name in ours], 20, lambda: f"{threading.enumerate()}")
+
+    def ours() -> list[threading.Thread]:
+        return [one for one in threading.enumerate() if one.name in {"warden", "ray-load"} and one not in others]
+
+    until(lambda: not ours(), 20, lambda: f"threads that other tests in this process must not share it with: {ours()}")
