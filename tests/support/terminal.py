@@ -162,24 +162,11 @@ class Terminal:
     def __post_init__(self) -> None:
         for path in (self.home, self.out):
             path.mkdir(parents=True, exist_ok=True)
-        if (compiled := self._compiled()) is not None and compiled.is_dir():
-            shutil.copytree(compiled, self.kernels)
-            self.state.chmod(0o700)
 
     @property
     def state(self) -> Path:
         """Return STATE."""
         return self.shared_state or self.folder / "state"
-
-    @property
-    def kernels(self) -> Path:
-        """Return where loads keep what they compiled: a machine's second run compiles nothing, nor does a session's second terminal."""
-        return self.state / "kernels"
-
-    def _compiled(self) -> Path | None:
-        """Return where is kept what this session of tests has compiled; a benchmark is none, and begins like a new machine."""
-        session = os.environ.get("STRESS_CLUSTER_STATE_DIR")
-        return Path(session) / "kernels" if session and self.shared_state is None else None
 
     @property
     def out(self) -> Path:
@@ -253,8 +240,6 @@ class Terminal:
                     one.signal(signal.SIGKILL)
         if self.shared_state is None:
             self._end_all()
-            if (compiled := self._compiled()) is not None and self.kernels.is_dir():
-                shutil.copytree(self.kernels, compiled, dirs_exist_ok=True)
         elif ours:  # load of a killed command ends with its lease
             waiting.until(lambda: not self.loads(), 30, "the end of the load of a killed command")
         shutil.rmtree(self.folder, ignore_errors=True)
