@@ -258,8 +258,11 @@ class StatsPage(_Page):
         _check_header(page.as_words())
         return page
 
-    def begin(self, slot: int, generation: int, pid: int) -> None:
-        """Claim the slot for a load of this generation: all figures zero, the generation last."""
+    def begin(self, slot: int, generation: int, pid: int = 0) -> None:
+        """Claim the slot for a load of this generation: all figures zero, the generation last.
+
+        `pid` is the load's own process, 0 where a worker of Ray's does its work: what that one uses is others'.
+        """
         self.put(slot, GENERATION, 0)
         for word in range(1, SLOT_WORDS):
             self.put(slot, word, 0)

@@ -73,6 +73,7 @@ class CpuLoad:
         self._sensors = sensors
         self._heat = Heat(float(options["heat_limit_c"]))
         self._others_cores = 0.0
+        self._aside_cores = 0.0
         self._kernels: list[Kernel] = []
         self._rounds = self._kernel.rounds_first
         self._workers: list[Worker] = []
@@ -112,8 +113,8 @@ class CpuLoad:
         return 0.0 if self._heat.yields else self._shape.value(elapsed_s) * self._watch.ceiling()
 
     def _share(self, elapsed_s: float) -> float:
-        """Return what one thread owes per second: the asked cores, less others' in host-total mode, spread evenly."""
-        return min(1.0, max(0.0, self.asked_cores(elapsed_s) - self._others_cores) / self._threads)
+        """Return what one thread owes per second: the asked cores, less what this process uses aside and others in host-total mode."""
+        return min(1.0, max(0.0, self.asked_cores(elapsed_s) - self._aside_cores - self._others_cores) / self._threads)
 
     def run(self, start_ns: int) -> None:
         """Load until the operation's end or a stop; leaves the process when the lease ends."""
@@ -136,12 +137,15 @@ class CpuLoad:
     def _follow(self, start_ns: int, end_ns: int, meters: LoadMeters) -> None:
         """Publish figures while the threads work; sample others in host-total mode."""
         clock, sampled_ns, felt_ns = self._watch.clock, start_ns, 0
-        before_ns, before_cpu_ns, own_cores = start_ns, process_cpu_ns(), 0.0
+        before_ns, before_cpu_ns, own_cores, before_aside_ns = start_ns, process_cpu_ns(), 0.0, thread_cpu_ns()
         while (now_ns := clock.boot_ns()) < end_ns and self._watch.may_go_on() and all(w.trouble is None for w in self._workers):
             cpu_ns = process_cpu_ns()
             if now_ns - sampled_ns >= SAMPLE_S * SECOND_NS:
                 own_cores = (cpu_ns - before_cpu_ns) / (now_ns - before_ns)
                 self._record_cores(meters, now_ns - before_ns)
+                if not self._slows:  # there each thread owes its share of its core, whatever else this process does
+                    aside_ns = thread_cpu_ns()
+                    self._aside_cores, before_aside_ns = (aside_ns - before_aside_ns) / (now_ns - before_ns), aside_ns
                 before_ns, before_cpu_ns, sampled_ns = now_ns, cpu_ns, now_ns
                 self._sample((now_ns - start_ns) / SECOND_NS)
                 meters.tick()

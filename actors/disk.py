@@ -179,7 +179,7 @@ class DiskFill:
     def start(self) -> None:
         """Arm the undo and begin to wait for the start. Raises `StressError`: nothing was applied then."""
         self._check_folder()
-        self._watch.stats.begin(self._watch.slot, self._watch.generation, os.getpid())
+        self._watch.stats.begin(self._watch.slot, self._watch.generation)
         for file in range(len(self._held)):
             token = fill_token(self._operation, self._watch.slot, self._watch.generation, file)
             fields = {"path": str(self._folder), "token": token, "reserve_bytes": self._reserve_bytes}

@@ -18,9 +18,10 @@ A shape that moves more slowly than that (a long ramp, a long sine) is judged wi
 never rests for 2 s has no settled window: then the means over all its moving windows from 2 s on are compared, where there are
 at least 5 of them. With fewer the dose is not judged (`reached=None`), which is no pass.
 
-In host-total mode an excess that others cause is no miss: what counts then is that our own share did not pass what was left to fill. A
-window in which others' use moved by more than the tolerance since the window before is not settled: no loop can fill up to a level
-that moves within the second. Where others left fewer than half of the windows in peace, the dose is not judged.
+In host-total mode an excess that others cause is no miss: what counts then is that our own share did not pass what was left to fill.
+Where others' use moved by more than the tolerance from one window to the next, the move lies in one of the two, and neither is settled:
+no loop can fill up to a level that moves within the second. Where others left fewer than half of the windows in peace, the dose is not
+judged.
 
 `requested` is what the shape asks, before any ceiling: a dose that safety throttled was not reached.
 """
@@ -185,13 +186,14 @@ class _Judge:
         return gap_s > GAP_MAX_S or step > self.margin(min(window.requested, before.requested))
 
     def stirred(self, windows: Sequence[DoseWindow]) -> set[float]:
-        """Return the starts of the windows in which others' use moved by more than the tolerance; it matters in host-total mode only."""
+        """Return the starts of the windows beside a move of others' use by more than the tolerance; it matters in host-total mode only."""
         if not self.host_total:
             return set()
         return {
-            window.start_s
+            one.start_s
             for before, window in itertools.pairwise(windows)
             if before.own is not None and window.own is not None and abs(window.others - before.others) > self.margin(window.requested)
+            for one in (before, window)
         }
 
     def is_hit(self, window: DoseWindow) -> bool:

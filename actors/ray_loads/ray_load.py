@@ -114,7 +114,7 @@ class RayLoad:
 
     def start(self) -> None:
         """Begin to start what is loaded."""
-        self._watch.stats.begin(self._watch.slot, self._watch.generation, os.getpid())
+        self._watch.stats.begin(self._watch.slot, self._watch.generation)
         self._thread.start()
 
     def poll(self) -> tuple[Event, str] | None:

@@ -167,12 +167,17 @@ def looking_in_time() -> Iterator[None]:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
+def stolen_s() -> float:
+    """Return for how long so far this machine's host gave its CPUs to others (man 5 proc_stat)."""
+    return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def between(nodes: Sequence[Node], from_ns: int, until_ns: int) -> float:
-    """Look at nodes between two instants; return how many cores of this machine others used meanwhile, its owner's among them."""
+    """Look at nodes between two instants; return how many cores of this machine others had meanwhile, its owner and its host among them."""
     busy, clock, pause = BusyMeter(), SystemClock(), threading.Event()
     with looking_in_time():
         pause.wait(max(0.0, (from_ns - clock.boot_ns()) / SECOND_NS))
-        then_ns, before_s = busy.read()
+        (then_ns, before_s), stolen_before_s = busy.read(), stolen_s()
         for node in nodes:
             node.begin()
         while clock.boot_ns() < until_ns:
@@ -181,14 +186,16 @@ def between(nodes: Sequence[Node], from_ns: int, until_ns: int) -> float:
                 node.listen()
         for node in nodes:
             node.end()
-        now_ns, after_s = busy.read()
+        (now_ns, after_s), stolen_after_s = busy.read(), stolen_s()
     busy.close()
-    return (after_s - before_s) / ((now_ns - then_ns) / SECOND_NS) - sum(node.cores for node in nodes)
+    taken_s = after_s - before_s + stolen_after_s - stolen_before_s
+    return taken_s / ((now_ns - then_ns) / SECOND_NS) - sum(node.cores for node in nodes)
 
 
 UP, DOWN = (0.25, 0.5, 0.75, 1.0), (1.0, 0.75, 0.5, 0.25)
 BESIDE = (0.5, 0.25, 0.2, 0.0)  # what a node that has the same CPUs leaves
 EACH_S = 1.25
+RESTING = 0.02  # what a thread that owes nothing uses of a core: 200 looks a second of up to 0.1 ms, and its part of who publishes
 
 
 @pytest.mark.parametrize("cores", sorted({1, HALF, CORES}))
@@ -220,7 +227,7 @@ def steps(bench: Benches, cores: int) -> None:
             assert_told_as_seen(node, cores, seen)
             if of_all > len(node.cpus) + 0.01:
                 assert node.cores < 0.8 * want, seen
-            elif abs(node.cores - want) <= (0.05 * want or 0.03):
+            elif abs(node.cores - want) <= (0.05 * want or RESTING * node.threads):
                 judged += 1
                 assert all(used == pytest.approx(level, rel=0.08, abs=0.02) for used in node.by_cpu.values()), seen
             else:

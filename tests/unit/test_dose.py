@@ -176,10 +176,14 @@ def beside(others, own):
         pytest.param(lambda at: 0.4 * (at // 5 % 2), lambda at: 0.5 - 0.4 * ((at - 3) // 5 % 2), False, id="follows-after-three-seconds"),
         pytest.param(lambda at: 0.4 * (at // 5 % 2), lambda _: 0.5, False, id="adds-up"),
         pytest.param(lambda at: 0.4 * (at % 2), lambda at: 0.5 - 0.4 * (at % 2), None, id="others-never-rest"),
+        pytest.param(lambda at: 0.4 * (at // 5 % 2), lambda at: 0.5 - 0.4 * (min(at + 1, 29) // 5 % 2), True, id="moves-late"),
+        pytest.param(
+            lambda at: 0.4 * (at // 5 % 2), lambda at: 0.5 - 0.4 * (min(at + 2, 29) // 5 % 2), False, id="gives-way-two-seconds-early"
+        ),
         pytest.param(lambda _: 0.2, lambda at: 0.0 if at == 9 else 0.3, True, id="calm-and-1-of-28-missed"),
     ],
 )
-def test_a_second_in_which_others_moved_does_not_count(others, own, want):
+def test_seconds_beside_a_move_of_others_do_not_count(others, own, want):
     """What is judged is whether the rest is filled once others are steady for a window; without such windows nothing is judged."""
     assert reached(beside(others, own), host_total=True).reached is want
 
