@@ -80,7 +80,7 @@ EVENTS = [
         "type": "plan",
         "targets": ["n1", "n2"],
         "peak": {"cpu_cores": 1.0, "memory_bytes": 1 << 28},
-        "duration_s": 35.0,
+        "duration_s": 40.0,
         "shared": [["n1", "n2"]],
         "drift": [],
     },
@@ -88,7 +88,7 @@ EVENTS = [
     {
         "type": "progress",
         "elapsed_s": 6,
-        "duration_s": 35,
+        "duration_s": 40,
         "operations": [{"operation": "0.0.CpuLoad@n1", "node": "n1", "unit": "fraction", "requested": 0.5, "achieved": 0.49}],
         "nodes": [{"node": "n1", "cpu": 0.5, "memory_available_bytes": 1 << 30, "verdict": 2, "ceiling": 0.8, "lost": False}],
     },
@@ -158,11 +158,11 @@ def test_run_tells_asked_achieved_and_where_the_report_lies(drive, capsys, tmp_p
     assert "CpuLoad 49.0 %; reached by all 1 operations" in told.out
     assert told.out.rstrip().endswith("\nReport: runs/r1/report.html")  # as one would type it here
     for words in (
-        "asks       CpuLoad up to 50.0 %, MemoryPressure up to 256.0 MiB, DiskFill up to 64.0 MiB on each target, for 35 s",
+        "asks       CpuLoad up to 50.0 %, MemoryPressure up to 256.0 MiB, DiskFill up to 64.0 MiB on each target, for 40 s",
         "targets    n1, n2",
         "1.00 cores, memory 256.0 MiB",
         "n1, n2 share one machine",
-        "ends       35 s",
+        "ends       40 s",
         "to stop    Ctrl-C",
         "memory is short [n1]",
     ):
@@ -774,7 +774,7 @@ def test_live_table_draws_what_it_is_told():
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(render.progress_table(EVENTS[3], "running [x]"))
     told = console.export_text()
-    for words in ("running [x]", "6 of 35 s", "0.0.CpuLoad", "50.0 %", "49.0 %", "1.0 GiB", "shed", "80.0 %"):
+    for words in ("running [x]", "6 of 40 s", "0.0.CpuLoad", "50.0 %", "49.0 %", "1.0 GiB", "shed", "80.0 %"):
         assert words in told, words
 
 
