@@ -340,12 +340,12 @@ class NodeWork:
         return Timed(getattr(victim, method).remote(*args))
 
     def submit(self, function: Callable[..., Any], *args: Any, at_once: int) -> Any:
-        """Submit a task that asks for its share of the logical CPUs; it is never retried."""
-        key = (function, at_once)
+        """Submit a task that asks for its share of the logical CPUs; it is never retried. Its arguments travel with the function, once."""
+        key = (function, args, at_once)
         if key not in self._remotes:
             share = logical_share(float(self._node["Resources"].get("CPU", 0.0)), at_once)
-            self._remotes[key] = ray.remote(num_cpus=share, max_retries=0, **self._here)(function)
-        return self._remotes[key].remote(*args)
+            self._remotes[key] = ray.remote(num_cpus=share, max_retries=0, **self._here)(_bound(function, args))
+        return self._remotes[key].remote()
 
     def look(self, calls: Sequence[Any]) -> list[Ended | None]:
         """Return for each call how it ended, None while it has not."""
@@ -410,6 +410,16 @@ class Timed:
     def end(self) -> Ended | None:
         """Return how it ended, None while it has not."""
         return _ended(self._future.result, self._at_ns) if self._at_ns else None
+
+
+def _bound(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
+    """Return a function without arguments that calls another; Ray knows it by that one's name."""
+
+    def call() -> Any:
+        return function(*args)
+
+    call.__name__, call.__qualname__ = function.__name__, function.__qualname__
+    return call
 
 
 def _all_ended(calls: list[Any]) -> list[Ended]:

@@ -96,7 +96,7 @@ class RayWork(Protocol):
         ...
 
     def submit(self, function: Callable[..., Any], *args: Any, at_once: int) -> Any:
-        """Submit a task to this node and return the call; at most `at_once` of them run at the same time."""
+        """Submit a task to this node and return the call; at most `at_once` of them run at the same time. Arguments are hashable."""
         ...
 
     def look(self, calls: Sequence[Any]) -> list[Ended | None]:

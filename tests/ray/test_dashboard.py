@@ -52,7 +52,7 @@ pytestmark = pytest.mark.skipif(
 
 def scenario() -> dict[str, Any]:
     """Return a run of small loads of every family with a probe and an exporter, on two nodes."""
-    placed = ((SMALL, ["n1"], FOR_S), (BRIEF, ["n1"], 4), (CALLED, ["n2"], FOR_S), (ON_BOTH, ["n1", "n2"], FOR_S))
+    placed = ((SMALL, ["n1"], FOR_S), (BRIEF, ["n1"], 8), (CALLED, ["n2"], FOR_S), (ON_BOTH, ["n1", "n2"], FOR_S))
     parts = [
         {kind: options, "for": f"{for_s}s", "targets": {"names": nodes}, **({} if "bytes" in options else {"tolerance": "100%"})}
         for loads, nodes, for_s in placed
