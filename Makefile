@@ -40,13 +40,13 @@ run: $(VENV)/.installed
 COMPILE = $(BIN)/python -m compileall -q actors cluster scenarios
 
 # Tests that hold promised times to the machine run one at a time, after all others, which share its cores: three, for each of them waits at
-# times. Those of them that wait for most of their time, and compare nothing with the machine as it was before, run so too, in between.
+# times. Those of them that wait for most of their time, and compare nothing with the machine as it was before, run in between, four at once.
 # Named ones run as named.
 PAIRED := $(addprefix tests/death/test_,guardian_death.py guardian_extremes.py export_end.py export_memory.py) \
 	$(addprefix tests/load/test_,blocks_taken.py concurrency_load.py contests_here.py disk_io.py exhaustion.py leak_found.py \
 	memory_fragment.py release_steps.py shell.py stress_ng.py vm_pressure.py)
 TIMED := $(addprefix tests/,death/test_memory_release.py load hosts ray)
-SPREAD := -n 3 --dist worksteal
+SPREAD := --dist worksteal -n
 
 test: $(VENV)/.installed-test
 	@$(COMPILE)
@@ -54,8 +54,8 @@ ifneq ($(findstring tests/,$(PYTEST_ARGS)),)
 	$(BIN)/python -m pytest -rfEs $(PYTEST_ARGS)
 else
 	export SUITE_BEGUN_S=$$(date +%s); \
-	$(BIN)/python -m pytest -rfEs $(SPREAD) tests $(PAIRED:%=--ignore=%) $(TIMED:%=--ignore=%) $(PYTEST_ARGS); untimed=$$?; \
-	$(BIN)/python -m pytest -rfEs $(SPREAD) $(PAIRED) $(PYTEST_ARGS); paired=$$?; \
+	$(BIN)/python -m pytest -rfEs $(SPREAD) 3 tests $(PAIRED:%=--ignore=%) $(TIMED:%=--ignore=%) $(PYTEST_ARGS); untimed=$$?; \
+	$(BIN)/python -m pytest -rfEs $(SPREAD) 4 $(PAIRED) $(PYTEST_ARGS); paired=$$?; \
 	$(BIN)/python -m pytest -rfEs $(TIMED) $(PAIRED:%=--ignore=%) $(PYTEST_ARGS); timed=$$?; \
 	case $$untimed,$$paired,$$timed in 5,5,5) exit 1;; *[!05,]*) exit 1;; esac # 5: the arguments chose none of these
 endif

@@ -43,7 +43,7 @@ class Figures:
 
     def record(self, flow: Flow, payload_bytes: int) -> None:
         """Record what has changed since the last time."""
-        now = asdict(flow.counts)
+        now = {fate: getattr(flow.counts, fate) for fate in FATES}
         for fate in FATES:
             if now[fate] != self._before[fate]:
                 self._fates[fate](now[fate] - self._before[fate])

@@ -34,12 +34,12 @@ LEASE_S: Final = 2.0
 DEFAULT_LEASE_S: Final = 5.0  # of the setting: one row per promise shows it there
 SETTINGS: Final = {"STRESS_CLUSTER_LEASE_S": "2", "STRESS_CLUSTER_IDLE_EXIT_S": "20", "STRESS_CLUSTER_SHIP": "never"}
 
-# Ray's health check on the test hosts: short enough to wait for a declared death, long enough that a cut of some 20 s is none.
-DECLARED_DEAD_S: Final = 40  # well beyond the longest cut that is to heal, and the back-off of TCP after it
+# Ray's health check on the test hosts: short enough to wait for a declared death, long enough that a cut of 12 s is none.
+DECLARED_DEAD_S: Final = 27  # well beyond the longest cut that is to heal, and the back-off of TCP after it
 HEALTH_CHECK: Final = {
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "9000",  # few long ones: a host that refuses is dead within seconds, one that is silent is not
-    "RAY_health_check_failure_threshold": "4",
+    "RAY_health_check_timeout_ms": "8000",  # few long ones: a host that refuses is dead within seconds, one that is silent is not
+    "RAY_health_check_failure_threshold": "3",
 }
 
 # What to look for on a command line, by who it is.

@@ -73,7 +73,7 @@ def test_cut_until_declared_dead_ends_the_run_and_is_recovered(hosts: Fabric) ->
     """The run stops everywhere and names what is outstanding; once Ray is started again on the host, `recover` brings it, exactly."""
     cut = hosts["h3"]
     with watching.Watch(hosts.hosts) as watch:
-        run = runs.Run(hosts, runs.scenario("dead", 60, memory="64MiB"))
+        run = runs.Run(hosts, runs.scenario("dead", 60))
         runs.await_load(watch, run, hosts.targets)
         never(lambda: False, runs.seeded("dead", 0.5, 1.5))
         at_s = boot_s()

@@ -18,7 +18,7 @@ from fabric import Fabric
 from support.observe import boot_s, promised
 from support.waiting import until
 
-HALTS = 10
+HALTS = 6
 HALTS_SOAK = 40
 SKEW_MS = 100.0
 TOLD_WITHIN_MS = 100.0
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 def in_mid_run(hosts: Fabric, watch: watching.Watch, name: str, on_node_lost: str = "stop") -> runs.Run:
     """Start a run that would last long, and wait for its load."""
-    run = runs.Run(hosts, runs.scenario(name, 90, memory="64MiB", on_node_lost=on_node_lost))
+    run = runs.Run(hosts, runs.scenario(name, 90, on_node_lost=on_node_lost))
     runs.await_load(watch, run, hosts.targets)
     return run
 
