@@ -46,7 +46,7 @@ PAIRED := $(addprefix tests/death/test_,guardian_death.py guardian_extremes.py e
 	$(addprefix tests/load/test_,blocks_taken.py concurrency_load.py contests_here.py disk_io.py exhaustion.py leak_found.py \
 	memory_fragment.py release_steps.py shell.py stress_ng.py vm_pressure.py)
 TIMED := $(addprefix tests/,death/test_memory_release.py load hosts ray)
-SPREAD := --dist worksteal -n
+SPREAD := --dist worksteal
 
 test: $(VENV)/.installed-test
 	@$(COMPILE)
@@ -54,8 +54,8 @@ ifneq ($(findstring tests/,$(PYTEST_ARGS)),)
 	$(BIN)/python -m pytest -rfEs $(PYTEST_ARGS)
 else
 	export SUITE_BEGUN_S=$$(date +%s); \
-	$(BIN)/python -m pytest -rfEs $(SPREAD) 3 tests $(PAIRED:%=--ignore=%) $(TIMED:%=--ignore=%) $(PYTEST_ARGS); untimed=$$?; \
-	$(BIN)/python -m pytest -rfEs $(SPREAD) 4 $(PAIRED) $(PYTEST_ARGS); paired=$$?; \
+	$(BIN)/python -m pytest -rfEs -n 3 $(SPREAD) tests $(PAIRED:%=--ignore=%) $(TIMED:%=--ignore=%) $(PYTEST_ARGS); untimed=$$?; \
+	$(BIN)/python -m pytest -rfEs -n 4 $(SPREAD) $(PAIRED) $(PYTEST_ARGS); paired=$$?; \
 	$(BIN)/python -m pytest -rfEs $(TIMED) $(PAIRED:%=--ignore=%) $(PYTEST_ARGS); timed=$$?; \
 	case $$untimed,$$paired,$$timed in 5,5,5) exit 1;; *[!05,]*) exit 1;; esac # 5: the arguments chose none of these
 endif
