@@ -189,6 +189,7 @@ def test_ray_runs_on_all_hosts_with_their_own_addresses(hosts: Fabric) -> None:
     assert not Path(f"{folder_of(hosts.tag)}/here/ray").exists()
 
 
+@pytest.mark.soak  # test_ray_stop_on_a_target does the same, and more
 def test_ray_stop_on_one_host_spares_the_others_and_rejoin_brings_it_back(hosts: Fabric) -> None:
     """`ray stop --force` on a target ends Ray there and only there; rejoin makes it a node again."""
     hosts["h3"].ray_stop()

@@ -126,9 +126,7 @@ def told_honestly(here: Terminal, victim: Victim) -> None:
     assert not here.fills()
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("command", "driver") else pytest.param(name, marks=pytest.mark.soak) for name in VICTIMS]
-)
+@pytest.mark.parametrize("name", [name if name == "command" else pytest.param(name, marks=pytest.mark.soak) for name in VICTIMS])
 def test_a_death_leaves_nothing(name: str) -> None:
     """SIGKILL of command, driver or host, or SIGSTOP of the driver: all is gone in time, the status is honest.
 
