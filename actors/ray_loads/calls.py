@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 STEP_CALLS: Final = 64  # sent between two looks at the lease: about 15 ms of the sender
 LOOK_CALLS: Final = 256  # of each lane, oldest first: a lane's calls end about in the order in which they were sent
-REPORT_S: Final = 0.08
+REPORT_S: Final = 0.05
 STORE_S: Final = 0.5
-MANY_STEP_S: Final = 0.025  # between two looks at the calls while that many or more are outstanding: none is missed, and looking costs
 GRACE_S: Final = 1.0  # for calls that run when the flood ends
 GONE_S: Final = 5.0
 INLINE_BYTES: Final = 100 * 1024  # smaller arguments travel within the call, larger ones through the object store
@@ -150,8 +149,7 @@ class Flood(ABC):
                 self._send(due_s)
             self._report(now_ns)
             if len(due) < STEP_CALLS:
-                step_s = STEP_S if self.flow.outstanding < LOOK_CALLS else MANY_STEP_S
-                clock.sleep(min(step_s, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
+                clock.sleep(min(STEP_S, max(0.0, (end_ns - clock.boot_ns()) / SECOND_NS)))
         self._finish(lambda: (clock.boot_ns() - start_ns) / SECOND_NS)
         self._count_spilled()
 

@@ -72,6 +72,17 @@ def test_cpu_is_what_was_asked(bench: Any, level: float, kernel: str) -> None:
     assert one.stats.operations > 0
 
 
+@promised
+def test_what_its_process_uses_aside_is_a_part_of_the_load(bench: Any) -> None:
+    """The thread that publishes uses a hundredth of a core: a load of a tenth is a tenth with it, as an observer sees the process."""
+    one = bench(replace(CPU, shape={"kind": "constant", "level": 0.1}))
+    one.ready()
+    one.go_first()
+    one.go()
+    one.cores(0.5)
+    assert one.cores(4.0) == pytest.approx(0.1, abs=0.002)
+
+
 def test_less_than_one_core_is_spread_over_time(bench: Any) -> None:
     """A share of half a core of half a core is no second of rest and a second of load: tenths of a second show it too."""
     one = bench(CPU, replace(CAPACITY, cpu_cores=0.5))

@@ -39,6 +39,7 @@ time.sleep(60)
 STRESS = Operation(
     "1.StressNg@n1", "StressNg", "n1", 0.0, 60.0, "fraction", {"kind": "constant", "level": 0.25}, options={"stressor": "cpu"}
 )
+FILL = Operation("2.DiskFill@n1", "DiskFill", "n1", 0.0, 60.0, "bytes", {"kind": "constant", "level": 1 << 20}, {"reserve_bytes": 1 << 20})
 FILLS = replace(CPU, shape={"kind": "constant", "level": 0.3}, options={"mode": "host_total", "heat_limit_c": 0})
 
 
@@ -79,6 +80,15 @@ def test_what_the_children_of_a_load_use_is_the_loads(tree: subprocess.Popen[str
     assert 0.75 <= loads.read()[SLOT, tree.pid] - before <= 1.3
     running.state = 0
     assert loads.read() == {}
+
+
+def test_what_works_in_a_process_of_others_is_no_load_of_its_own(agent: Agent) -> None:
+    """A disk fill is a thread of its actor's process, here of this one: what that uses is others', to agent and loads alike."""
+    agent.run(FILL)
+    loads = LoadsCpu(agent.client.stats)
+    assert loads.read() == {}
+    shell = agent.run(FILLS)
+    assert set(loads.read()) == {(agent.ticket.slot, shell.status().pids[0])}
 
 
 @promised
